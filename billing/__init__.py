@@ -1,0 +1,18 @@
+"""A recurring billing scheduler on saved payment tokens.
+
+The floors, each importing only those below it (import-linter holds them apart):
+
+    cli/                 roof: what people type
+    workers/             (top level) the only place that knows dramatiq
+    web.py, demo.py      webhooks and health; the demonstration
+    app.py               composition root: settings -> App(sessions, gateway, quota, clock)
+    services/            the steps: onboarding, invoicing, charging (the heart), webhooks, reconciling, runs ...
+    store/ xendit/       what is remembered; the outside world and its simulator
+    quota.py embedded.py the shared request budget; servers for demo, dev and tests
+    domain/              rules: money, schedule, lifecycle, declines, dunning, the gateway port
+    settings.py errors.py
+
+Start reading at services/charging.py.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,125 @@
+"""Composition root: settings in, everything a process needs out. Nobody else wires rooms together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import timedelta
+from importlib.metadata import entry_points
+
+import structlog
+from sqlalchemy import Engine
+
+from billing import log
+from billing.domain.gateway import PaymentGateway
+from billing.errors import GatewayError
+from billing.quota import make_quota
+from billing.services import charging, dispatch, onboarding, reconciling, refunding, webhooks
+from billing.services.parts import Parts, Rules, Send
+from billing.settings import Settings
+from billing.store.clock import make_clock
+from billing.store.engine import make_engine, make_sessions
+from billing.xendit.client import XenditGateway
+from billing.xendit.webhook import read_event
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    settings: Settings
+    engine: Engine
+    parts: Parts
+
+    def close(self) -> None:
+        gateway = self.parts.gateway
+        if isinstance(gateway, XenditGateway):
+            gateway.close()
+        self.engine.dispose()
+
+
+def build(settings: Settings, *, gateway: PaymentGateway | None = None) -> App:
+    """Opens nothing yet: connections are made on first use, so a dead server is found by what needs it."""
+    log.configure(settings.log_format)
+    engine = make_engine(settings.database, pool_size=settings.database_pool_size)
+    sessions = make_sessions(engine)
+    parts = Parts(
+        sessions=sessions,
+        clock=make_clock(sessions, test_clock=settings.test_clock),
+        gateway=gateway or _gateway(settings),
+        quota=make_quota(sessions, settings.requests_per_minute),
+        rules=_rules(settings),
+    )
+    return App(settings, engine, parts)
+
+
+def _gateway(settings: Settings) -> XenditGateway:
+    return XenditGateway(
+        base_url=settings.xendit_base_url,
+        secret_key=settings.secret_key,
+        timeout_seconds=settings.xendit_timeout_seconds,
+    )
+
+
+def _rules(settings: Settings) -> Rules:
+    return Rules(
+        settlement_window=timedelta(hours=settings.settlement_window_hours),
+        hold_in_doubt=settings.in_doubt_policy == "hold",
+        refund_overpayments=settings.overpayment_policy == "refund",
+        call_limit=timedelta(seconds=settings.xendit_timeout_seconds),
+        return_base=settings.return_base,
+        components_origins=settings.components_origins,
+        max_in_flight=settings.max_in_flight,
+    )
+
+
+# ------------------------------------------------------------------------------------------ doing the work
+
+
+def work_on(parts: Parts, kind: str, identity: str) -> None:
+    """One unit of work, by kind and id. The same for a dramatiq worker and for `billing run` without Redis."""
+    match kind:
+        case dispatch.CHARGE:
+            charging.charge(parts, identity)
+        case dispatch.CHECK:
+            reconciling.check_attempt(parts, identity)
+        case dispatch.EVENT:
+            webhooks.apply_stored_event(parts, identity, read_event)
+        case dispatch.SESSION_CHECK:
+            _check_session(parts, identity)
+        case dispatch.REFUND:
+            refunding.send_refund(parts, identity)
+        case _:
+            raise ValueError(f"no such kind of work: {kind}")
+
+
+def _check_session(parts: Parts, session_id: str) -> None:
+    try:
+        onboarding.refresh_session(parts, session_id)
+    except GatewayError as error:
+        structlog.get_logger().warning("session.check_failed", session=session_id, error=str(error))
+
+
+class InProcess:
+    """`send` for a process without Redis: a pool of threads does the work; `drain` waits until all is done."""
+
+    def __init__(self, parts: Parts, threads: int) -> None:
+        self._parts = parts
+        self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="billing")
+
+    def __call__(self, kind: str, ids: Sequence[str]) -> None:
+        """Returns when the work is done, so that claims never run ahead of it."""
+        for future in [self._pool.submit(work_on, self._parts, kind, identity) for identity in ids]:
+            future.result()
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True)
+
+
+def find_sender(settings: Settings) -> Send | None:
+    """The workers' `send`, found through its entry point (only workers/ knows dramatiq); None without Redis."""
+    if not settings.redis:
+        return None
+    for entry_point in entry_points(group="billing.send"):
+        send: Callable[[str, Sequence[str]], None] = entry_point.load()
+        return send
+    return None

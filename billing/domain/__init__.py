@@ -1,0 +1,1 @@
+"""Ground floor: values in, values out. No I/O, no clock, no ORM."""

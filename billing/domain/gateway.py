@@ -1,0 +1,248 @@
+"""The port: what billing asks of a payment gateway, and its answers in our words.
+
+billing/xendit/client.py implements it. Amounts are Money, instants aware UTC datetimes. A decline is a
+`ChargeReport`; what brought no result is a GatewayError (billing/errors.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from enum import StrEnum
+from typing import Protocol
+
+from billing.domain.money import Money
+
+
+class ChargeStatus(StrEnum):
+    """What the gateway says of a payment request or a payment."""
+
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    PENDING = "PENDING"
+    REQUIRES_ACTION = "REQUIRES_ACTION"
+    CANCELED = "CANCELED"
+    EXPIRED = "EXPIRED"
+
+
+@dataclass(frozen=True, slots=True)
+class RecurringTerms:
+    """What the card schemes want to know of a series: days between charges, and the day the contract ends."""
+
+    frequency_days: int
+    expires_on: date
+
+
+@dataclass(frozen=True, slots=True)
+class ChargeRequest:
+    """One charge of a stored token. `reference_id` is the attempt's name at the gateway for ever."""
+
+    reference_id: str
+    payment_token_id: str
+    channel_code: str
+    amount: Money
+    country: str
+    description: str
+    metadata: Mapping[str, str]
+    recurring: RecurringTerms | None = None
+    return_url: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChargeReport:
+    """What the gateway said of one charge: from the answer to a call, a webhook, or a look-up.
+
+    `payment_id` and `amount` may be missing in a synchronous answer. Codes are stripped, upper case;
+    `advice_code` has two digits. `reference_id` is as Xendit prints it (session-born ones carry a suffix).
+    """
+
+    status: ChargeStatus
+    reference_id: str | None = None
+    payment_request_id: str | None = None
+    payment_id: str | None = None
+    payment_token_id: str | None = None
+    customer_id: str | None = None
+    amount: Money | None = None
+    captured_at: datetime | None = None
+    failure_code: str | None = None
+    network_code: str | None = None
+    advice_code: str | None = None
+    action_url: str | None = None
+    channel_code: str | None = None
+
+
+class SessionType(StrEnum):
+    SAVE = "SAVE"
+    PAY = "PAY"
+
+
+class SessionMode(StrEnum):
+    PAYMENT_LINK = "PAYMENT_LINK"
+    COMPONENTS = "COMPONENTS"
+
+
+@dataclass(frozen=True, slots=True)
+class NewCustomer:
+    reference_id: str
+    name: str
+    email: str
+    country: str
+    mobile: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRequest:
+    """A hosted or embedded checkout. `amount` is zero for SAVE. `allow_save` is FORCED, OPTIONAL, DISABLED or None."""
+
+    reference_id: str
+    type: SessionType
+    mode: SessionMode
+    customer_id: str
+    amount: Money
+    country: str
+    expires_at: datetime
+    description: str
+    allowed_channels: Sequence[str]
+    metadata: Mapping[str, str]
+    allow_save: str | None = None
+    recurring: RecurringTerms | None = None
+    success_return_url: str | None = None
+    cancel_return_url: str | None = None
+    origins: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SessionReport:
+    """A payment session as Xendit shows it. `status` is ACTIVE, COMPLETED, EXPIRED or CANCELED."""
+
+    session_id: str
+    reference_id: str | None
+    type: str | None
+    status: str
+    customer_id: str | None = None
+    payment_link_url: str | None = None
+    components_sdk_key: str | None = None
+    payment_token_id: str | None = None
+    payment_request_id: str | None = None
+    payment_id: str | None = None
+    amount: Money | None = None
+    expires_at: datetime | None = None
+    updated_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenReport:
+    """A payment token as Xendit shows it. Only `ACTIVE` may be charged; INACTIVE arrives as CANCELED."""
+
+    payment_token_id: str
+    status: str
+    reference_id: str | None = None
+    customer_id: str | None = None
+    channel_code: str | None = None
+    country: str | None = None
+    currency: str | None = None
+    card_last4: str | None = None
+    card_expiry: str | None = None  # "2029-12"
+    network: str | None = None
+    card_type: str | None = None
+    issuer: str | None = None
+    fingerprint: str | None = None
+    failure_code: str | None = None
+    updated_at: datetime | None = None
+
+
+class RefundStatus(StrEnum):
+    PENDING = "PENDING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+
+@dataclass(frozen=True, slots=True)
+class RefundReport:
+    refund_id: str
+    status: RefundStatus
+    reference_id: str | None = None
+    payment_request_id: str | None = None
+    payment_id: str | None = None
+    amount: Money | None = None
+    failure_code: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TransactionRow:
+    """One line of the gateway's list of transactions. `status`: PENDING SUCCESS FAILED VOIDED REVERSED."""
+
+    transaction_id: str
+    type: str
+    status: str
+    reference_id: str | None
+    payment_id: str | None
+    amount: Money | None
+    created_at: datetime | None
+
+
+class EventKind(StrEnum):
+    """What a webhook event is about, after aliases are resolved."""
+
+    PAYMENT = "payment"  # report: ChargeReport
+    PAYMENT_REQUEST = "payment_request"  # report: ChargeReport
+    TOKEN = "payment_token"  # report: TokenReport  # noqa: S105 - a kind, not a secret
+    SESSION = "payment_session"  # report: SessionReport
+    REFUND = "refund"  # report: RefundReport
+    OTHER = "other"  # stored, answered 200, never applied
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayEvent:
+    """A webhook in our words. `name` is the event after aliases (`payment.capture`), `dedupe_key` is the same
+    for every delivery of one fact, `masked` the payload as it may be stored: no full card number, no CVV."""
+
+    name: str
+    kind: EventKind
+    dedupe_key: str
+    primary_id: str | None
+    report: ChargeReport | TokenReport | SessionReport | RefundReport | None
+
+
+class PaymentGateway(Protocol):
+    """Each call is one HTTP request, sent once. Raises GatewayError; never retries a charge by itself."""
+
+    def create_customer(self, customer: NewCustomer) -> str: ...
+
+    def create_session(self, request: SessionRequest) -> SessionReport: ...
+
+    def get_session(self, session_id: str) -> SessionReport: ...
+
+    def cancel_session(self, session_id: str) -> SessionReport: ...
+
+    def get_token(self, payment_token_id: str) -> TokenReport: ...
+
+    def cancel_token(self, payment_token_id: str) -> TokenReport: ...
+
+    def charge(self, request: ChargeRequest) -> ChargeReport: ...
+
+    def get_charge(self, payment_request_id: str) -> ChargeReport: ...
+
+    def cancel_charge(self, payment_request_id: str) -> ChargeReport: ...
+
+    def get_payment(self, payment_id: str) -> ChargeReport: ...
+
+    def find_transactions(self, reference_id: str) -> Sequence[TransactionRow]: ...
+
+    def list_transactions(
+        self, *, created_from: datetime, created_to: datetime
+    ) -> Sequence[TransactionRow]: ...
+
+    def refund(self, *, reference_id: str, payment_request_id: str, amount: Money, reason: str) -> RefundReport: ...
+
+
+class Quota(Protocol):
+    """The gateway's request budget, shared by all processes (billing/quota.py)."""
+
+    def acquire(self, endpoint: str, *, wait_seconds: float) -> bool:
+        """True when one request may be sent now; False when the budget gave none within `wait_seconds`."""
+
+    def pause(self, endpoint: str, seconds: float) -> None:
+        """The gateway said 429: nobody sends to this endpoint for so long."""

@@ -1,0 +1,1 @@
+"""The steps of the work, one file per step. Functions take (session, ..., now); none speaks Xendit."""

@@ -1,0 +1,204 @@
+"""Plans, customers, and finding things by id or by reference: both are accepted wherever a thing is named."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from typing import TypeVar
+
+from sqlalchemy import or_, select
+from sqlalchemy.orm import InstrumentedAttribute, Session
+
+from billing.domain.catch_up import CatchUp
+from billing.domain.channels import check_country
+from billing.domain.dunning import policy
+from billing.domain.money import Money
+from billing.domain.schedule import Schedule, parse_zone, schedule_to_text
+from billing.errors import Conflict, InvalidInput, NotFound
+from billing.store.models import (
+    BillingRun,
+    ChargeAttempt,
+    Customer,
+    Invoice,
+    PaymentSession,
+    PaymentToken,
+    Plan,
+    Subscription,
+    WebhookEvent,
+    new_id,
+)
+
+Row = TypeVar(
+    "Row", Plan, Customer, Subscription, Invoice, ChargeAttempt, PaymentSession, PaymentToken, WebhookEvent, BillingRun
+)
+
+ZONES = {
+    "ID": "Asia/Jakarta",
+    "PH": "Asia/Manila",
+    "VN": "Asia/Ho_Chi_Minh",
+    "TH": "Asia/Bangkok",
+    "SG": "Asia/Singapore",
+    "MY": "Asia/Kuala_Lumpur",
+}
+MAX_TRIAL_DAYS = 3_650
+MAX_CYCLES = 32_000
+_REFERENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+-]{0,99}")
+_EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s.]+")
+_MOBILE = re.compile(r"\+[1-9][0-9]{5,14}")
+
+
+def create_plan(
+    session: Session,
+    *,
+    code: str,
+    name: str,
+    amount: str,
+    currency: str,
+    schedule: Schedule,
+    timezone: str,
+    trial_days: int,
+    cycles: int | None,
+    catch_up: str,
+    dunning: str,
+    now: datetime,
+) -> Plan:
+    """Raises InvalidInput (bad value) or Conflict (code in use); writes nothing then."""
+    check_reference("plan code", code)
+    if not name.strip():
+        raise InvalidInput("--name is empty; give the plan a name people will read on their invoice")
+    money = Money.parse(amount, currency)
+    if money.amount_minor == 0:
+        raise InvalidInput("--amount 0: a plan must cost something; for a free time use --trial-days")
+    parse_zone(timezone)
+    if not 0 <= trial_days <= MAX_TRIAL_DAYS:
+        raise InvalidInput(f"--trial-days {trial_days}: must be between 0 and {MAX_TRIAL_DAYS}")
+    if cycles is not None and not 1 <= cycles <= MAX_CYCLES:
+        raise InvalidInput(f"--cycles {cycles}: must be between 1 and {MAX_CYCLES}; leave it out for no end")
+    if catch_up not in set(CatchUp):
+        raise InvalidInput(f"--catch-up {catch_up}: must be one of {', '.join(CatchUp)}")
+    policy(dunning)
+    if session.scalar(select(Plan.id).where(Plan.code == code)) is not None:
+        raise Conflict(f"plan {code} exists already; choose another code (a plan's price never changes)")
+    plan = Plan(
+        id=new_id("plan"),
+        code=code,
+        name=name.strip(),
+        amount_minor=money.amount_minor,
+        currency=money.currency,
+        schedule=schedule_to_text(schedule),
+        timezone=timezone,
+        trial_days=trial_days,
+        cycles=cycles,
+        catch_up=catch_up,
+        dunning=dunning,
+        created_at=now,
+    )
+    session.add(plan)
+    session.flush()
+    return plan
+
+
+def create_customer(
+    session: Session,
+    *,
+    reference: str,
+    name: str,
+    email: str,
+    country: str,
+    mobile: str | None,
+    timezone: str | None,
+    now: datetime,
+    xendit_customer_id: str | None = None,
+) -> Customer:
+    """Raises InvalidInput or Conflict; writes nothing then. The zone defaults to that of the country's capital."""
+    check_reference("customer reference", reference)
+    check_country(country)
+    if not name.strip() or len(name) > 100:
+        raise InvalidInput(f"name {name[:20]!r}: must have 1 to 100 characters")
+    if not _EMAIL.fullmatch(email) or len(email) > 50:
+        raise InvalidInput(f"email {email[:60]!r}: not an address of at most 50 characters such as ana@example.com")
+    if mobile is not None and not _MOBILE.fullmatch(mobile):
+        raise InvalidInput(f"mobile {mobile[:20]!r}: must be in international form such as +628123456789")
+    zone = timezone or ZONES.get(country, "UTC")
+    parse_zone(zone)
+    if session.scalar(select(Customer.id).where(Customer.reference == reference)) is not None:
+        raise Conflict(f"customer {reference} exists already; see `billing customer show {reference}`")
+    if xendit_customer_id is not None:
+        check_xendit_id(xendit_customer_id, "cust-", "xendit_customer_id")
+    customer = Customer(
+        id=new_id("cus"),
+        reference=reference,
+        name=name.strip(),
+        email=email,
+        country=country,
+        mobile=mobile,
+        timezone=zone,
+        xendit_customer_id=xendit_customer_id,
+        created_at=now,
+    )
+    session.add(customer)
+    session.flush()
+    return customer
+
+
+def check_reference(what: str, reference: str) -> None:
+    """No `_`: Xendit puts `_suffix` on references it makes, and ours must stay tellable from it."""
+    if not _REFERENCE.fullmatch(reference):
+        raise InvalidInput(
+            f"{what} {reference[:40]!r}: use 1 to 100 letters, digits and . : @ + - (no blanks, no underscore)"
+        )
+
+
+def check_xendit_id(value: str, prefix: str, what: str) -> None:
+    if not value.startswith(prefix) or len(value) > 60 or not value.isascii() or not value.isprintable():
+        raise InvalidInput(f"{what} {value[:20]!r}: Xendit's ids of this kind start with {prefix}")
+
+
+# ------------------------------------------------------------------------------------------------- finding
+
+
+def find_plan(session: Session, name: str) -> Plan:
+    return _find(session, Plan, name, "plan", "billing plan list", Plan.id, Plan.code)
+
+
+def find_customer(session: Session, name: str) -> Customer:
+    columns = (Customer.id, Customer.reference, Customer.xendit_customer_id)
+    return _find(session, Customer, name, "customer", "billing customer list", *columns)
+
+
+def find_subscription(session: Session, name: str) -> Subscription:
+    columns = (Subscription.id, Subscription.reference)
+    return _find(session, Subscription, name, "subscription", "billing subscription list", *columns)
+
+
+def find_invoice(session: Session, name: str) -> Invoice:
+    return _find(session, Invoice, name, "invoice", "billing invoice list", Invoice.id, Invoice.number)
+
+
+def find_token(session: Session, name: str) -> PaymentToken:
+    columns = (PaymentToken.id, PaymentToken.payment_token_id)
+    return _find(session, PaymentToken, name, "token", "billing token list --customer C", *columns)
+
+
+def find_session(session: Session, name: str) -> PaymentSession:
+    columns = (PaymentSession.id, PaymentSession.reference_id, PaymentSession.xendit_session_id)
+    return _find(session, PaymentSession, name, "payment session", "billing subscription show ID", *columns)
+
+
+def find_event(session: Session, name: str) -> WebhookEvent:
+    columns = (WebhookEvent.id, WebhookEvent.dedupe_key)
+    return _find(session, WebhookEvent, name, "webhook event", "billing events list", *columns)
+
+
+def _find(
+    session: Session,
+    table: type[Row],
+    name: str,
+    what: str,
+    hint: str,
+    *columns: InstrumentedAttribute[str] | InstrumentedAttribute[str | None],
+) -> Row:
+    row = session.scalar(select(table).where(or_(*(column == name for column in columns))).limit(1))
+    if row is None:
+        raise NotFound(f"no {what} {name[:60]!r}; see `{hint}`")
+    return row

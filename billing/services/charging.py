@@ -1,0 +1,589 @@
+"""The path of a charge, and the only code that moves money states. Read it top down.
+
+    charge            one attempt from `scheduled` to whatever Xendit says; called by a worker or by `billing run`
+      begin_attempt   scheduled -> submitted; everything that could forbid the charge is checked again   commit
+      gateway.charge  POST /v3/payment_requests                                        no transaction open
+      settle_attempt  what Xendit said -> attempt, invoice, subscription, next try, story               commit
+
+The synchronous answer, the webhook and reconciliation all end in `settle_attempt`. It may be called any number of
+times, in any order. When nobody knows whether money moved the attempt is `in_doubt`, which blocks every other attempt
+for its invoice until the truth is found (services/reconciling.py).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+
+import structlog
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from billing.domain import channels
+from billing.domain.declines import Classified, DeclineClass, classify
+from billing.domain.gateway import ChargeReport, ChargeRequest, ChargeStatus, RecurringTerms
+from billing.domain.lifecycle import (
+    BILLABLE,
+    AttemptStatus,
+    InvoiceStatus,
+    RefundState,
+    SubscriptionStatus,
+    attempt_may_become,
+)
+from billing.domain.money import Money
+from billing.domain.schedule import frequency_days, schedule_from_text
+from billing.errors import InvalidMoney, NotSent, OutcomeUnknown, RateLimited, RequestRejected, Unavailable
+from billing.services import retrying
+from billing.services.parts import Parts, Rules, tell
+from billing.services.subscriptions import close_invoice, prepaid_first_period
+from billing.services.tokens import verify_for_charge
+from billing.store import queries
+from billing.store.clock import real_now
+from billing.store.models import (
+    Capture,
+    ChargeAttempt,
+    ChargingStop,
+    Customer,
+    Invoice,
+    PaymentToken,
+    Plan,
+    Refund,
+    Subscription,
+    new_id,
+)
+
+CHARGE_ENDPOINT = "POST /v3/payment_requests"
+CHANNEL_LIMIT_WAIT = timedelta(minutes=5)
+NOT_SENT_WAIT = timedelta(minutes=1)
+VERIFY_AGAIN = timedelta(hours=1)  # Xendit itself says the token is not usable yet
+CONTRACT_YEARS = 5  # how far ahead a subscription without an end says it will end
+
+log = structlog.get_logger()
+
+
+# ---------------------------------------------------------------------------------------------- one charge
+
+
+def charge(parts: Parts, attempt_id: str) -> None:
+    """One attempt, once: a doubled or late message finds it no longer `scheduled` and does nothing.
+
+    Nothing here repeats a call. Raises nothing for a decline or a gateway error: both are recorded.
+    """
+    if not parts.quota.acquire(CHARGE_ENDPOINT, wait_seconds=5):
+        with parts.transaction() as session:
+            queries.release_lease(session, attempt_id)
+        return
+    now = parts.clock.now()
+    with parts.transaction() as session:
+        begun = begin_attempt(session, attempt_id, now, parts.rules)
+    if isinstance(begun, UnverifiedToken):
+        begun = _verify_and_begin(parts, attempt_id, begun.payment_token_id, now)
+    if not isinstance(begun, Begun):
+        return
+    _send_and_settle(parts, begun)
+
+
+def _verify_and_begin(
+    parts: Parts, attempt_id: str, payment_token_id: str, now: datetime
+) -> Begun | UnverifiedToken | None:
+    """A token never seen ACTIVE is asked about before its first charge; if Xendit cannot say, the charge waits."""
+    asked = verify_for_charge(parts, payment_token_id)
+    with parts.transaction() as session:
+        begun = begin_attempt(session, attempt_id, now, parts.rules)
+        if isinstance(begun, UnverifiedToken):
+            wait = VERIFY_AGAIN if asked else NOT_SENT_WAIT
+            queries.postpone(session, attempt_id, now + wait)
+            return None
+    return begun
+
+
+def _send_and_settle(parts: Parts, begun: Begun) -> None:
+    """Between begin and settle: one HTTP request, no transaction. Every way it can end has its own line."""
+    attempt_id = begun.attempt_id
+    try:
+        if time.monotonic() > begun.send_before:
+            raise NotSent("this worker was stopped too long before sending")
+        report = parts.gateway.charge(begun.request)
+    except NotSent as error:
+        _set_back(parts, begun, NOT_SENT_WAIT, str(error))
+    except RateLimited as error:
+        channel_limit = error.error_code == "PAYMENT_REQUEST_RATE_LIMITED"
+        if not channel_limit:
+            parts.quota.pause(CHARGE_ENDPOINT, error.retry_after_seconds)
+        wait = CHANNEL_LIMIT_WAIT if channel_limit else timedelta(seconds=error.retry_after_seconds)
+        _set_back(parts, begun, wait, str(error))
+    except Unavailable as error:
+        refused = ChargeReport(ChargeStatus.FAILED, failure_code=error.error_code or "CHANNEL_UNAVAILABLE")
+        _settle(parts, attempt_id, refused, source="answer")
+    except OutcomeUnknown as error:
+        with parts.transaction() as session:
+            doubt_attempt(session, attempt_id, parts.clock.now(), str(error), rules=parts.rules)
+    except RequestRejected as error:
+        with parts.transaction() as session:
+            _reject(session, attempt_id, error, parts.clock.now())
+    else:
+        _settle(parts, attempt_id, report, source="answer")
+
+
+def _settle(parts: Parts, attempt_id: str, report: ChargeReport, *, source: str) -> None:
+    with parts.transaction() as session:
+        settle_attempt(session, attempt_id, report, parts.clock.now(), parts.rules, source=source)
+
+
+# ---------------------------------------------------------------------------------------------------- begin
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """The attempt is written down as submitted; this is what to send, and until when it may be sent."""
+
+    attempt_id: str
+    request: ChargeRequest
+    lease_id: str
+    send_before: float  # monotonic seconds
+
+
+@dataclass(frozen=True, slots=True)
+class UnverifiedToken:
+    """The token has never been seen ACTIVE at Xendit (an import, a late activation): ask first."""
+
+    payment_token_id: str
+
+
+def begin_attempt(session: Session, attempt_id: str, now: datetime, rules: Rules) -> Begun | UnverifiedToken | None:
+    """scheduled -> submitted, or None when there is nothing to do or the charge is no longer allowed.
+
+    Checked under the subscription's lock: still scheduled and due, subscription chargeable, invoice open, amount
+    unchanged, token ACTIVE, network caps, channel limits, no stop of the whole account.
+    """
+    subscription_id = queries.lock_subscription_of_attempt(session, attempt_id)
+    if subscription_id is None:
+        return None
+    found = queries.attempt_with_tokens(session, attempt_id, now)
+    attempt, invoice, subscription = found.attempt, found.invoice, found.subscription
+    if attempt.status != AttemptStatus.SCHEDULED or attempt.scheduled_at > now:
+        return None
+    if session.scalar(select(ChargingStop.id)) is not None:
+        attempt.lease_until = None
+        return None
+    refusal = _why_not_chargeable(attempt, invoice, subscription)
+    if refusal:
+        _withdraw(session, attempt, now, refusal)
+        return None
+    choice = retrying.choose_token(found, by_hand=attempt.origin == "operator")
+    if choice.unverified is not None:
+        return UnverifiedToken(choice.unverified.payment_token_id)
+    if choice.token is None:
+        retrying.without_token(session, found, choice, now)
+        return None
+    amount = Money(attempt.amount_minor, attempt.currency)
+    try:
+        channels.check_amount(found.customer.country, choice.token.channel_code, amount)
+    except InvalidMoney as error:
+        _withdraw(session, attempt, now, str(error))
+        retrying.hold_invoice(session, invoice, now, str(error))
+        return None
+    return _submit(attempt, choice.token, found.customer, found.plan, invoice, now, rules)
+
+
+def _why_not_chargeable(attempt: ChargeAttempt, invoice: Invoice, subscription: Subscription) -> str | None:
+    if subscription.status not in BILLABLE:
+        return f"the subscription is {subscription.status}"
+    if invoice.status != InvoiceStatus.OPEN:
+        return f"the invoice is {invoice.status}"
+    if attempt.amount_minor != invoice.amount_minor - invoice.amount_paid_minor:
+        return "the amount due has changed"
+    return None
+
+
+def _submit(
+    attempt: ChargeAttempt,
+    token: PaymentToken,
+    customer: Customer,
+    plan: Plan,
+    invoice: Invoice,
+    now: datetime,
+    rules: Rules,
+) -> Begun:
+    lease_id = new_id("lease")
+    attempt.status = AttemptStatus.SUBMITTED
+    attempt.submitted_at = now
+    attempt.payment_token_id = token.id
+    attempt.fingerprint = token.fingerprint
+    attempt.lease_until = real_now() + rules.submitted_lease
+    attempt.lease_id = lease_id
+    attempt.error = None
+    request = ChargeRequest(
+        reference_id=attempt.reference_id,
+        payment_token_id=token.payment_token_id,
+        channel_code=token.channel_code,
+        amount=Money(attempt.amount_minor, attempt.currency),
+        country=customer.country,
+        description=f"{plan.name}, {invoice.number}",
+        metadata={
+            "subscription_id": attempt.subscription_id,
+            "invoice_id": attempt.invoice_id,
+            "attempt_id": attempt.id,
+        },
+        recurring=RecurringTerms(frequency_days(schedule_from_text(plan.schedule)), _contract_end(now.date())),
+        return_url=rules.return_base,
+    )
+    # The lease outlives the longest call by a wide margin; what has not left by then must not leave at all.
+    return Begun(attempt.id, request, lease_id, time.monotonic() + rules.call_limit.total_seconds())
+
+
+def _contract_end(today: date) -> date:
+    return date(today.year + CONTRACT_YEARS, 12, 31)
+
+
+def _withdraw(session: Session, attempt: ChargeAttempt, now: datetime, why: str) -> None:
+    attempt.status = AttemptStatus.CANCELED
+    attempt.settled_at = now
+    attempt.lease_until = None
+    attempt.error = why
+    tell(session, attempt.subscription_id, now, "attempt.canceled", attempt=attempt.id, reason=why)
+
+
+# -------------------------------------------------------------------------------- when no result was brought
+
+
+def _set_back(parts: Parts, begun: Begun, wait: timedelta, error: str) -> None:
+    """Nothing was accepted: scheduled again under the same reference. Not a decline, not counted.
+
+    Only while the lease of this very begin stands: a worker that woke up too late changes nothing.
+    """
+    now = parts.clock.now()
+    with parts.transaction() as session:
+        session.execute(
+            update(ChargeAttempt)
+            .where(
+                ChargeAttempt.id == begun.attempt_id,
+                ChargeAttempt.status == AttemptStatus.SUBMITTED,
+                ChargeAttempt.lease_id == begun.lease_id,
+            )
+            .values(
+                status=AttemptStatus.SCHEDULED, scheduled_at=now + wait, lease_until=None, submitted_at=None, error=error
+            )
+        )
+    log.info("charge.set_back", attempt=begun.attempt_id, error=error)
+
+
+def doubt_attempt(
+    session: Session,
+    attempt_id: str,
+    now: datetime,
+    error: str,
+    *,
+    rules: Rules,
+    report: ChargeReport | None = None,
+) -> None:
+    """Nobody knows whether money moved. Looked up on a ladder; until then nothing else may charge this invoice."""
+    if queries.lock_subscription_of_attempt(session, attempt_id) is None:
+        return
+    attempt = session.get_one(ChargeAttempt, attempt_id, populate_existing=True)
+    if not attempt_may_become(AttemptStatus(attempt.status), AttemptStatus.IN_DOUBT):
+        return
+    if report is not None:
+        _note_ids_and_codes(attempt, report)
+    attempt.status = AttemptStatus.IN_DOUBT
+    attempt.doubt_since = now
+    attempt.lease_until = None
+    attempt.checks = 0
+    attempt.next_check_at = retrying.next_look_up(attempt, now, rules)
+    attempt.error = error
+    tell(session, attempt.subscription_id, now, "attempt.in_doubt", attempt=attempt.id, reason=error)
+    log.warning("charge.in_doubt", attempt=attempt.id, error=error)
+
+
+def _reject(session: Session, attempt_id: str, error: RequestRejected, now: datetime) -> None:
+    """Our request or our account is at fault: no dunning. Hold the invoice; a refused account stops everything."""
+    subscription_id = queries.lock_subscription_of_attempt(session, attempt_id)
+    attempt = session.get_one(ChargeAttempt, attempt_id, populate_existing=True)
+    if subscription_id is None or attempt.status != AttemptStatus.SUBMITTED:
+        return
+    attempt.lease_until = None
+    attempt.error = str(error)
+    if error.stops_account:
+        # Refused before anything was looked at: the same attempt goes on when a person has put it right.
+        attempt.status = AttemptStatus.SCHEDULED
+        attempt.submitted_at = None
+        queries.stop_charging(session, str(error), now)
+        tell(session, subscription_id, now, "charging.stopped", reason=str(error))
+        log.error("charging.stopped", error=str(error))
+        return
+    attempt.status = AttemptStatus.FAILED
+    attempt.failure_code = error.error_code
+    attempt.decline_class = DeclineClass.OUR_FAULT
+    attempt.settled_at = now
+    invoice = session.get_one(Invoice, attempt.invoice_id)
+    retrying.hold_invoice(session, invoice, now, str(error))
+    log.error("charge.rejected", attempt=attempt.id, error=str(error))
+
+
+# --------------------------------------------------------------------------------------------------- settle
+
+
+def settle_attempt(
+    session: Session,
+    attempt_id: str,
+    report: ChargeReport,
+    now: datetime,
+    rules: Rules,
+    *,
+    source: str,
+) -> None:
+    """Record what Xendit said of an attempt and let it ripple. Saying it twice changes nothing.
+
+    `source` is answer, webhook or lookup; it is kept in the story as evidence.
+    """
+    if queries.lock_subscription_of_attempt(session, attempt_id) is None:
+        return
+    found = queries.attempt_with_invoice(session, attempt_id)
+    match report.status:
+        case ChargeStatus.SUCCEEDED:
+            _succeeded(session, found, report, now, rules, source)
+        case ChargeStatus.FAILED | ChargeStatus.EXPIRED:
+            _failed(session, found, report, now, rules, source)
+        case ChargeStatus.CANCELED:
+            _canceled(session, found, report, now)
+        case ChargeStatus.PENDING:
+            _waiting(session, found, report, now, rules, AttemptStatus.PENDING)
+        case ChargeStatus.REQUIRES_ACTION:
+            _waiting(session, found, report, now, rules, AttemptStatus.REQUIRES_ACTION)
+
+
+def _succeeded(
+    session: Session, found: queries.Found, report: ChargeReport, now: datetime, rules: Rules, source: str
+) -> None:
+    attempt, invoice, subscription = found.attempt, found.invoice, found.subscription
+    capture = _record_capture(session, found, report, now)
+    if capture is None:
+        return
+    _note_ids_and_codes(attempt, report)
+    late = attempt.status in (AttemptStatus.FAILED, AttemptStatus.CANCELED)
+    attempt.status = AttemptStatus.SUCCEEDED
+    attempt.settled_at = now
+    attempt.next_check_at = attempt.lease_until = None
+    attempt.cancel_wanted = False
+    attempt.decline_class = None
+    invoice.amount_paid_minor += capture.amount_minor
+    if capture.overpayment:
+        _answer_overpayment(session, found, capture, now, rules)
+        return
+    if attempt.origin == "session" and subscription.status == SubscriptionStatus.INCOMPLETE:
+        _begin_prepaid(session, found, now)
+    if invoice.amount_paid_minor >= invoice.amount_minor:
+        invoice.status = InvoiceStatus.PAID
+        invoice.closed_at = now
+        invoice.grace_ends_at = invoice.hold_reason = None
+    else:
+        retrying.hold_invoice(session, invoice, now, "captured less than the amount due")
+    tell(
+        session,
+        subscription.id,
+        now,
+        "invoice.paid",
+        invoice=invoice.number,
+        attempt=attempt.id,
+        amount=str(Money(capture.amount_minor, capture.currency)),
+        source=source,
+        **({"late": True} if late else {}),
+    )
+    if late or invoice.first_failed_at is not None:
+        retrying.withdraw_other_attempts(session, invoice, attempt, now)
+    retrying.recover_subscription(session, subscription, now)
+
+
+def _record_capture(
+    session: Session, found: queries.Found, report: ChargeReport, now: datetime
+) -> Capture | None:
+    """The capture if it is news, None if we have it. One attempt has one payment; another payment id under the same
+    reference is a second capture. A capture without an id (synchronous answer) and one with it are the same."""
+    attempt, invoice = found.attempt, found.invoice
+    for known in found.captures:
+        if known.attempt_id == attempt.id and (
+            known.payment_id is None or report.payment_id is None or known.payment_id == report.payment_id
+        ):
+            if known.payment_id is None and report.payment_id is not None:
+                known.payment_id = attempt.payment_id = report.payment_id
+            return None
+    amount = report.amount or Money(attempt.amount_minor, attempt.currency)
+    capture = Capture(
+        id=new_id("cap"),
+        payment_id=report.payment_id,
+        payment_request_id=report.payment_request_id or attempt.payment_request_id,
+        invoice_id=invoice.id,
+        attempt_id=attempt.id,
+        amount_minor=amount.amount_minor,
+        currency=amount.currency,
+        overpayment=invoice.status in (InvoiceStatus.PAID, InvoiceStatus.VOID)
+        or any(not known.overpayment for known in found.captures),
+        captured_at=report.captured_at or now,
+    )
+    session.add(capture)
+    found.captures.append(capture)
+    return capture
+
+
+def _answer_overpayment(
+    session: Session, found: queries.Found, capture: Capture, now: datetime, rules: Rules
+) -> None:
+    """Recorded, shown, and given back (or held for a person): never hidden."""
+    duplicate = found.invoice.status == InvoiceStatus.PAID
+    refund = Refund(
+        id=new_id("ref"),
+        reference_id=new_id("ref"),
+        capture_id=capture.id,
+        amount_minor=capture.amount_minor,
+        currency=capture.currency,
+        reason="DUPLICATE" if duplicate else "CANCELLATION",
+        status=RefundState.REQUESTED if rules.refund_overpayments else RefundState.HELD,
+        next_try_at=now if rules.refund_overpayments else None,
+        created_at=now,
+    )
+    session.flush()
+    session.add(refund)
+    tell(
+        session,
+        found.subscription.id,
+        now,
+        "invoice.overpaid",
+        invoice=found.invoice.number,
+        attempt=found.attempt.id,
+        amount=str(Money(capture.amount_minor, capture.currency)),
+        refund=refund.status,
+    )
+    log.error("invoice.overpaid", invoice=found.invoice.id, attempt=found.attempt.id)
+
+
+def _begin_prepaid(session: Session, found: queries.Found, now: datetime) -> None:
+    """The payment session collected the first period: it runs from here on, whatever the session's own fate."""
+    period = prepaid_first_period(session, found.subscription, found.plan, now)
+    found.invoice.period_key = period.key
+    found.invoice.period_index = period.index
+    found.invoice.period_start, found.invoice.period_end = period.start, period.end
+
+
+def _failed(
+    session: Session, found: queries.Found, report: ChargeReport, now: datetime, rules: Rules, source: str
+) -> None:
+    attempt = found.attempt
+    code = report.failure_code or (
+        "PAYMENT_REQUEST_EXPIRED" if report.status == ChargeStatus.EXPIRED else "FAILURE_DETAILS_UNAVAILABLE"
+    )
+    verdict = classify(failure_code=code, network_code=report.network_code, advice_code=report.advice_code)
+    if attempt.origin == "session":
+        # A failed try on the hosted page: the session stays open and the customer may try again.
+        tell(session, attempt.subscription_id, now, "session.try_failed", failure_code=code)
+        return
+    if attempt.status == AttemptStatus.FAILED:
+        _learn_codes(session, found, report, now)
+        return
+    if not attempt_may_become(AttemptStatus(attempt.status), AttemptStatus.FAILED):
+        return
+    if verdict.cls == DeclineClass.UNKNOWN_FIRST and not retrying.window_is_over(attempt, now, rules):
+        if attempt.status != AttemptStatus.IN_DOUBT:
+            reason = f"Xendit reports {code}, which can still turn into money"
+            doubt_attempt(session, attempt.id, now, reason, rules=rules, report=report)
+        return
+    fail_attempt(session, found, verdict, report, code, now, source)
+
+
+def fail_attempt(
+    session: Session,
+    found: queries.Found,
+    verdict: Classified,
+    report: ChargeReport,
+    code: str,
+    now: datetime,
+    source: str,
+) -> None:
+    """The definite end of one attempt; what comes next is the dunning policy's to say."""
+    attempt = found.attempt
+    _note_ids_and_codes(attempt, report)
+    attempt.status = AttemptStatus.FAILED
+    attempt.failure_code = code
+    attempt.decline_class = verdict.cls
+    attempt.settled_at = now
+    attempt.next_check_at = attempt.lease_until = None
+    session.flush()
+    upcoming = retrying.after_failure(session, found, verdict, now)
+    tell(
+        session,
+        attempt.subscription_id,
+        now,
+        "attempt.failed",
+        attempt=attempt.id,
+        invoice=found.invoice.number,
+        failure_code=code,
+        decline_class=verdict.cls,
+        source=source,
+        next=upcoming,
+    )
+
+
+def _learn_codes(session: Session, found: queries.Found, report: ChargeReport, now: datetime) -> None:
+    """The synchronous answer has only the failure code; the webhook brings the network's and the scheme's advice.
+    A planned retry gives way to what they say."""
+    attempt = found.attempt
+    if (report.network_code, report.advice_code) == (None, None):
+        return
+    if (report.network_code, report.advice_code) == (attempt.network_code, attempt.advice_code):
+        return
+    _note_ids_and_codes(attempt, report)
+    verdict = classify(
+        failure_code=attempt.failure_code, network_code=attempt.network_code, advice_code=attempt.advice_code
+    )
+    attempt.decline_class = verdict.cls
+    session.flush()
+    retrying.revise_plan(session, found, verdict, now)
+
+
+def _canceled(session: Session, found: queries.Found, report: ChargeReport, now: datetime) -> None:
+    attempt, invoice, subscription = found.attempt, found.invoice, found.subscription
+    if not attempt_may_become(AttemptStatus(attempt.status), AttemptStatus.CANCELED):
+        return
+    _note_ids_and_codes(attempt, report)
+    attempt.status = AttemptStatus.CANCELED
+    attempt.settled_at = now
+    attempt.next_check_at = attempt.lease_until = None
+    attempt.cancel_wanted = False
+    session.flush()
+    tell(session, subscription.id, now, "attempt.canceled", attempt=attempt.id, reason="canceled at Xendit")
+    if subscription.status == SubscriptionStatus.CANCELED:
+        close_invoice(session, invoice, InvoiceStatus.VOID, now, reason="subscription canceled")
+    elif attempt.origin != "session":
+        needs_customer = classify(failure_code="AUTHENTICATION_FAILED")
+        retrying.after_failure(session, found, needs_customer, now)
+
+
+def _waiting(
+    session: Session,
+    found: queries.Found,
+    report: ChargeReport,
+    now: datetime,
+    rules: Rules,
+    status: AttemptStatus,
+) -> None:
+    attempt = found.attempt
+    if attempt.status == status or not attempt_may_become(AttemptStatus(attempt.status), status):
+        return
+    _note_ids_and_codes(attempt, report)
+    attempt.status = status
+    attempt.action_url = report.action_url
+    attempt.lease_until = None
+    attempt.checks = 0
+    attempt.next_check_at = retrying.next_look_up(attempt, now, rules)
+    tell(session, attempt.subscription_id, now, f"attempt.{status}", attempt=attempt.id, action_url=report.action_url)
+    if status == AttemptStatus.REQUIRES_ACTION:
+        retrying.mark_past_due(session, found.subscription, now)
+
+
+def _note_ids_and_codes(attempt: ChargeAttempt, report: ChargeReport) -> None:
+    attempt.payment_request_id = report.payment_request_id or attempt.payment_request_id
+    attempt.payment_id = report.payment_id or attempt.payment_id
+    attempt.failure_code = report.failure_code or attempt.failure_code
+    attempt.network_code = report.network_code or attempt.network_code
+    attempt.advice_code = report.advice_code or attempt.advice_code
+

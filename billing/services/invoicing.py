@@ -1,0 +1,174 @@
+"""From a due subscription to an invoice and its first attempt; `next_billing_at` moves in the same transaction.
+
+Done in batches: the cost of opening grows with what is due. A subscription that cannot be opened is put on hold with
+the reason; the rest of the batch goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import structlog
+from sqlalchemy import insert
+from sqlalchemy.orm import Session
+
+from billing.domain import catch_up
+from billing.domain.lifecycle import AttemptStatus, InvoiceStatus, SubscriptionStatus
+from billing.domain.schedule import Period
+from billing.errors import BillingError
+from billing.services.parts import tell
+from billing.services.subscriptions import Calendar, calendar_of, end, plan_next, record_skipped
+from billing.store import queries
+from billing.store.models import ChargeAttempt, Invoice, InvoiceLine, Plan, Subscription, new_id
+
+BATCH = 500
+CATCH_UP_LIMIT = 12  # periods of one subscription and run; more than that is a person's decision
+DUE_LIMIT = 1_000  # periods looked at at once
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Opened:
+    """What one batch did. `more` says that there may be more to open."""
+
+    invoices: int = 0
+    more: bool = False
+    skipped: list[tuple[str, str]] = field(default_factory=list)  # (subscription id, reason)
+
+
+@dataclass(slots=True)
+class _Rows:
+    invoices: list[dict[str, Any]] = field(default_factory=list)
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    attempts: list[dict[str, Any]] = field(default_factory=list)
+
+
+def open_due_invoices(session: Session, now: datetime, *, run_id: str | None = None, limit: int = BATCH) -> Opened:
+    """Open what is due, at most `limit` subscriptions. Call again while `more`."""
+    claimed = queries.claim_due_subscriptions(session, now, limit)
+    opened = Opened(more=len(claimed) == limit)
+    rows = _Rows()
+    for subscription, plan in claimed:
+        try:
+            _open_one(session, subscription, plan, now, run_id, rows, opened)
+        except BillingError as error:
+            subscription.hold_reason = str(error)
+            subscription.open_error = str(error)
+            opened.skipped.append((subscription.id, str(error)))
+            tell(session, subscription.id, now, "subscription.held", reason=str(error))
+            log.error("subscription.held", subscription=subscription.id, error=str(error))
+    if rows.invoices:
+        session.execute(insert(Invoice), rows.invoices)
+        session.execute(insert(InvoiceLine), rows.lines)
+        session.execute(insert(ChargeAttempt), rows.attempts)
+    opened.invoices = len(rows.invoices)
+    return opened
+
+
+def _open_one(
+    session: Session,
+    subscription: Subscription,
+    plan: Plan,
+    now: datetime,
+    run_id: str | None,
+    rows: _Rows,
+    opened: Opened,
+) -> None:
+    if subscription.cancel_at_period_end or _all_cycles_billed(subscription, plan):
+        reason = "the period it was canceled for is over" if subscription.cancel_at_period_end else "all cycles billed"
+        end(session, subscription, now, reason=reason)
+        opened.skipped.append((subscription.id, reason))
+        return
+    calendar = calendar_of(subscription, plan.schedule)
+    due = due_periods(subscription, plan, calendar, now)
+    policy = catch_up.CatchUp(plan.catch_up)
+    approved = subscription.catch_up_until is not None and due[0].start <= subscription.catch_up_until
+    decision = catch_up.decide(catch_up.CatchUp.ALL if approved else policy, due, limit=CATCH_UP_LIMIT)
+    for period in decision.bill:
+        _add_invoice(subscription, plan, period, now, run_id, rows)
+    if decision.skip:
+        reason = f"missed; catch-up policy {policy}"
+        record_skipped(session, subscription.id, decision.skip, reason, now, run_id)
+        tell(session, subscription.id, now, "periods.skipped", count=len(decision.skip), reason=reason)
+        opened.skipped.append((subscription.id, f"{len(decision.skip)} period(s): {reason}"))
+    if decision.hold is not None:
+        subscription.hold_reason = decision.hold
+        tell(session, subscription.id, now, "subscription.held", reason=decision.hold)
+        opened.skipped.append((subscription.id, decision.hold))
+    _move_on(subscription, calendar, decision)
+
+
+def due_periods(subscription: Subscription, plan: Plan, calendar: Calendar, now: datetime) -> list[Period]:
+    assert subscription.next_local is not None  # noqa: S101 - set together with next_billing_at
+    due: list[Period] = []
+    left = DUE_LIMIT if plan.cycles is None else min(DUE_LIMIT, plan.cycles - subscription.billed_cycles)
+    period = calendar.at(subscription.next_index, subscription.next_local)
+    while period.start <= now and len(due) < left:
+        due.append(period)
+        period = calendar.after(period)
+    return due
+
+
+def _move_on(subscription: Subscription, calendar: Calendar, decision: catch_up.Decision) -> None:
+    passed = (*decision.bill, *decision.skip)
+    if not passed:
+        return
+    last = max(passed, key=lambda period: period.index)
+    plan_next(subscription, calendar.after(last))
+    subscription.current_period_start, subscription.current_period_end = last.start, last.end
+    subscription.billed_cycles += len(decision.bill)
+    if subscription.status == SubscriptionStatus.TRIALING and decision.bill:
+        subscription.status = SubscriptionStatus.ACTIVE
+
+
+def _all_cycles_billed(subscription: Subscription, plan: Plan) -> bool:
+    return plan.cycles is not None and subscription.billed_cycles >= plan.cycles
+
+
+def _add_invoice(
+    subscription: Subscription, plan: Plan, period: Period, now: datetime, run_id: str | None, rows: _Rows
+) -> None:
+    invoice_id, attempt_id = new_id("inv"), new_id("att")
+    rows.invoices.append(
+        {
+            "id": invoice_id,
+            "number": f"{subscription.reference}-{period.index + 1}",
+            "subscription_id": subscription.id,
+            "period_key": period.key,
+            "period_index": period.index,
+            "period_start": period.start,
+            "period_end": period.end,
+            "amount_minor": subscription.amount_minor,
+            "currency": subscription.currency,
+            "status": InvoiceStatus.OPEN,
+            "opened_at": now,
+        }
+    )
+    rows.lines.append(
+        {"invoice_id": invoice_id, "description": plan.name, "amount_minor": subscription.amount_minor}
+    )
+    rows.attempts.append(
+        {
+            "id": attempt_id,
+            "reference_id": attempt_id,
+            "invoice_id": invoice_id,
+            "subscription_id": subscription.id,
+            "number": 1,
+            "origin": "schedule",
+            "status": AttemptStatus.SCHEDULED,
+            "amount_minor": subscription.amount_minor,
+            "currency": subscription.currency,
+            "scheduled_at": now,
+            "run_id": run_id,
+            "created_at": now,
+        }
+    )
+
+
+def skipped_ids(opened: Sequence[Opened]) -> list[dict[str, str]]:
+    """For the report of a run."""
+    return [{"subscription_id": s, "reason": r} for batch in opened for s, r in batch.skipped]

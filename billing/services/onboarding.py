@@ -1,0 +1,565 @@
+"""How subscribers come in: customers at Xendit, payment sessions, and matching what comes back to them.
+
+A session's row and its fresh `reference_id` are committed before Xendit is asked. A session moves no money by itself:
+when the call fails, what was written is taken back and the person may simply try again.
+"""
+
+from __future__ import annotations
+
+from datetime import date, datetime, timedelta
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from billing.domain.channels import off_session_channels
+from billing.domain.gateway import (
+    ChargeReport,
+    NewCustomer,
+    RecurringTerms,
+    SessionMode,
+    SessionReport,
+    SessionRequest,
+    SessionType,
+    TokenReport,
+)
+from billing.domain.lifecycle import (
+    AttemptStatus,
+    InvoiceStatus,
+    SessionStatus,
+    SubscriptionStatus,
+    TokenStatus,
+)
+from billing.domain.money import Money
+from billing.domain.schedule import frequency_days, schedule_from_text
+from billing.errors import Conflict, GatewayError, InvalidInput, NotFound
+from billing.services.parts import Parts, tell
+from billing.services.subscriptions import activate, close_invoice, lock_subscription, lock_subscriptions_of
+from billing.services.tokens import apply_token
+from billing.store.models import (
+    ChargeAttempt,
+    Customer,
+    Fact,
+    Invoice,
+    InvoiceLine,
+    PaymentSession,
+    PaymentToken,
+    Plan,
+    Subscription,
+    new_id,
+)
+
+SESSION_LIFETIME = timedelta(hours=23)  # Xendit accepts up to 24 h
+SESSION_ENDPOINT = "POST /sessions"
+SESSION_READ_ENDPOINT = "GET /sessions"
+CUSTOMER_ENDPOINT = "POST /customers"
+FIRST_CHECK = timedelta(minutes=10)
+CHECK_AFTER_COMPLETION = timedelta(minutes=1)
+CONTRACT_YEARS = 5
+
+
+# -------------------------------------------------------------------------------------- customer at Xendit
+
+
+def ensure_xendit_customer(parts: Parts, customer: Customer) -> str:
+    """Created there once and reused by id. A lost answer is harmless: the reference finds it again."""
+    if customer.xendit_customer_id is not None:
+        return customer.xendit_customer_id
+    _spend(parts, CUSTOMER_ENDPOINT)
+    # Letters and digits only, as the documents ask; the same on every try, so a repeat finds the first one.
+    reference = customer.id.replace("-", "")
+    new = NewCustomer(reference, customer.name, customer.email, customer.country, customer.mobile)
+    xendit_id = parts.gateway.create_customer(new)
+    with parts.transaction() as session:
+        session.get_one(Customer, customer.id).xendit_customer_id = xendit_id
+    customer.xendit_customer_id = xendit_id
+    return xendit_id
+
+
+# ----------------------------------------------------------------------------------------- opening sessions
+
+
+def subscribe(
+    parts: Parts,
+    customer: Customer,
+    plan: Plan,
+    *,
+    via: SessionType,
+    mode: SessionMode,
+    start_at: datetime | None,
+    reference: str | None,
+) -> tuple[Subscription, PaymentSession]:
+    """A subscription that is `incomplete` until its session brings a token (SAVE), or token and money (PAY).
+
+    Raises Conflict for a reference in use, GatewayError when Xendit cannot be asked; then nothing is left behind.
+    """
+    if via == SessionType.PAY and plan.trial_days:
+        raise InvalidInput(
+            f"plan {plan.code} begins with {plan.trial_days} free days, so there is nothing to pay yet: use --via save"
+        )
+    now = parts.clock.now()
+    channels = _channels(customer, plan)
+    xendit_customer = ensure_xendit_customer(parts, customer)
+    subscription = _new_subscription(customer, plan, start_at, reference, now)
+    with parts.transaction() as session:
+        taken = session.scalar(select(Subscription.id).where(Subscription.reference == subscription.reference))
+        if taken is not None:
+            raise Conflict(f"subscription reference {subscription.reference} is in use; choose another --reference")
+        session.add(subscription)
+        session.flush()
+        row = _new_session(customer, plan, subscription, via, mode, now)
+        session.add(row)
+        session.flush()
+        if via == SessionType.PAY:
+            _draft_first_invoice(session, subscription, plan, row, now)
+        tell(session, subscription.id, now, "subscription.created", plan=plan.code, via=via, session=row.id)
+    try:
+        report = _ask_for_session(parts, row, customer, plan, xendit_customer, channels)
+    except GatewayError:
+        _take_back(parts, subscription.id)
+        raise
+    return subscription, _store_opened(parts, row.id, report)
+
+
+def open_session(
+    parts: Parts,
+    customer: Customer,
+    *,
+    mode: SessionMode,
+    subscription: Subscription | None = None,
+    via: SessionType = SessionType.SAVE,
+) -> PaymentSession:
+    """A fresh session: one more payment method for a customer, or another start for an `incomplete` subscription."""
+    now = parts.clock.now()
+    with parts.transaction() as session:
+        subscription = subscription or _only_incomplete(session, customer)
+        plan = _plan_for_session(session, customer, subscription)
+        if via == SessionType.PAY and subscription is None:
+            raise InvalidInput("--via pay collects a first period: name the incomplete subscription it is for")
+        if subscription is not None:
+            _check_can_start_again(session, subscription)
+    channels = _channels(customer, plan)
+    xendit_customer = ensure_xendit_customer(parts, customer)
+    row = _new_session(customer, plan, subscription, via, mode, now)
+    with parts.transaction() as session:
+        session.add(row)
+        session.flush()
+        if via == SessionType.PAY and subscription is not None:
+            lock_subscription(session, subscription.id)
+            _draft_first_invoice(session, subscription, plan, row, now)
+    try:
+        report = _ask_for_session(parts, row, customer, plan, xendit_customer, channels)
+    except GatewayError:
+        with parts.transaction() as session:
+            _session_over(session, session.get_one(PaymentSession, row.id), SessionStatus.CANCELED, now)
+        raise
+    return _store_opened(parts, row.id, report)
+
+
+def _new_subscription(
+    customer: Customer, plan: Plan, start_at: datetime | None, reference: str | None, now: datetime
+) -> Subscription:
+    identity = new_id("sub")
+    return Subscription(
+        id=identity,
+        reference=reference or identity,
+        customer_id=customer.id,
+        plan_id=plan.id,
+        status=SubscriptionStatus.INCOMPLETE,
+        amount_minor=plan.amount_minor,
+        currency=plan.currency,
+        timezone=plan.timezone,
+        start_at=start_at,
+        next_index=0,
+        billed_cycles=0,
+        cancel_at_period_end=False,
+        open_failures=0,
+        created_at=now,
+    )
+
+
+def _new_session(
+    customer: Customer,
+    plan: Plan,
+    subscription: Subscription | None,
+    via: SessionType,
+    mode: SessionMode,
+    now: datetime,
+) -> PaymentSession:
+    identity = new_id("ses")
+    amount = subscription.amount_minor if subscription and via == SessionType.PAY else 0
+    return PaymentSession(
+        id=identity,
+        reference_id=identity,
+        customer_id=customer.id,
+        subscription_id=subscription.id if subscription else None,
+        type=via,
+        mode=mode,
+        status=SessionStatus.ACTIVE,
+        amount_minor=amount,
+        currency=plan.currency,
+        expires_at=now + SESSION_LIFETIME,
+        created_at=now,
+    )
+
+
+def _draft_first_invoice(
+    session: Session, subscription: Subscription, plan: Plan, row: PaymentSession, now: datetime
+) -> None:
+    """The first period's invoice and the attempt that the customer makes on the session's page: once it is captured
+    no run can charge that period again. The period itself is fixed at that moment."""
+    invoice = session.scalar(
+        select(Invoice).where(Invoice.subscription_id == subscription.id, Invoice.status == InvoiceStatus.DRAFT)
+    )
+    if invoice is None:
+        invoice = Invoice(
+            id=new_id("inv"),
+            number=f"{subscription.reference}-1",
+            subscription_id=subscription.id,
+            period_key="first",
+            period_index=0,
+            period_start=now,
+            period_end=now + timedelta(days=frequency_days(schedule_from_text(plan.schedule))),
+            amount_minor=subscription.amount_minor,
+            amount_paid_minor=0,
+            currency=subscription.currency,
+            status=InvoiceStatus.DRAFT,
+            dunning_step=0,
+            technical_step=0,
+            opened_at=now,
+        )
+        session.add(invoice)
+        session.flush()
+        session.add(InvoiceLine(invoice_id=invoice.id, description=plan.name, amount_minor=invoice.amount_minor))
+    earlier = session.scalars(select(ChargeAttempt.number).where(ChargeAttempt.invoice_id == invoice.id)).all()
+    session.add(
+        ChargeAttempt(
+            id=new_id("att"),
+            reference_id=row.reference_id,
+            invoice_id=invoice.id,
+            subscription_id=subscription.id,
+            number=max(earlier, default=0) + 1,
+            origin="session",
+            status=AttemptStatus.PENDING,
+            amount_minor=invoice.amount_minor,
+            currency=invoice.currency,
+            scheduled_at=now,
+            checks=0,
+            cancel_wanted=False,
+            created_at=now,
+        )
+    )
+
+
+def _ask_for_session(
+    parts: Parts, row: PaymentSession, customer: Customer, plan: Plan, xendit_customer: str, channels: list[str]
+) -> SessionReport:
+    _spend(parts, SESSION_ENDPOINT)
+    base = parts.rules.return_base
+    pay = row.type == SessionType.PAY
+    metadata = {"session_id": row.id}
+    if row.subscription_id:
+        metadata["subscription_id"] = row.subscription_id
+    request = SessionRequest(
+        reference_id=row.reference_id,
+        type=SessionType(row.type),
+        mode=SessionMode(row.mode),
+        customer_id=xendit_customer,
+        amount=Money(row.amount_minor, row.currency),
+        country=customer.country,
+        expires_at=row.expires_at,
+        description=plan.name,
+        allowed_channels=channels,
+        metadata=metadata,
+        allow_save="FORCED" if pay else None,
+        recurring=RecurringTerms(
+            frequency_days(schedule_from_text(plan.schedule)), _contract_end(row.created_at)
+        ),
+        success_return_url=f"{base}/return/{row.id}" if base else None,
+        cancel_return_url=f"{base}/return/{row.id}" if base else None,
+        origins=parts.rules.components_origins or ((base,) if base else ()),
+    )
+    return parts.gateway.create_session(request)
+
+
+def _contract_end(start: datetime) -> date:
+    return start.date().replace(year=start.year + CONTRACT_YEARS, month=12, day=31)
+
+
+def _store_opened(parts: Parts, session_id: str, report: SessionReport) -> PaymentSession:
+    now = parts.clock.now()
+    with parts.transaction() as session:
+        row = session.get_one(PaymentSession, session_id)
+        row.xendit_session_id = report.session_id
+        row.payment_link_url = report.payment_link_url
+        row.components_sdk_key = report.components_sdk_key
+        row.expires_at = report.expires_at or row.expires_at
+        row.next_check_at = now + FIRST_CHECK
+    return row
+
+
+def _take_back(parts: Parts, subscription_id: str) -> None:
+    """The session could not be opened: nobody has a link, so no money can come. Leave nothing half done."""
+    with parts.transaction() as session:
+        invoices = select(Invoice.id).where(Invoice.subscription_id == subscription_id)
+        session.execute(delete(ChargeAttempt).where(ChargeAttempt.subscription_id == subscription_id))
+        session.execute(delete(InvoiceLine).where(InvoiceLine.invoice_id.in_(invoices)))
+        session.execute(delete(Invoice).where(Invoice.subscription_id == subscription_id))
+        session.execute(delete(PaymentSession).where(PaymentSession.subscription_id == subscription_id))
+        session.execute(delete(Fact).where(Fact.subscription_id == subscription_id))
+        session.execute(delete(Subscription).where(Subscription.id == subscription_id))
+
+
+def _channels(customer: Customer, plan: Plan) -> list[str]:
+    """Only what can be charged later without the customer is offered."""
+    offered = off_session_channels(customer.country, plan.currency)
+    if not offered:
+        raise InvalidInput(
+            f"no payment channel in {customer.country} can be charged again in {plan.currency};"
+            " the plan's currency must be one of the customer's country"
+        )
+    return offered
+
+
+def _only_incomplete(session: Session, customer: Customer) -> Subscription | None:
+    query = select(Subscription).where(
+        Subscription.customer_id == customer.id, Subscription.status == SubscriptionStatus.INCOMPLETE
+    )
+    found = session.scalars(query).all()
+    return found[0] if len(found) == 1 and _open_session_of(session, found[0].id) is None else None
+
+
+def _plan_for_session(session: Session, customer: Customer, subscription: Subscription | None) -> Plan:
+    query = select(Plan).join(Subscription, Subscription.plan_id == Plan.id)
+    query = (
+        query.where(Subscription.id == subscription.id)
+        if subscription
+        else query.where(Subscription.customer_id == customer.id).order_by(Subscription.created_at.desc())
+    )
+    plan = session.scalar(query.limit(1))
+    if plan is None:
+        raise Conflict(f"customer {customer.reference} has no subscription yet; use `billing subscribe`")
+    return plan
+
+
+def _check_can_start_again(session: Session, subscription: Subscription) -> None:
+    if subscription.status != SubscriptionStatus.INCOMPLETE:
+        raise Conflict(f"subscription {subscription.reference} is {subscription.status}, so it needs no new start")
+    running = _open_session_of(session, subscription.id)
+    if running is not None:
+        raise Conflict(
+            f"session {running.id} of this subscription is still open;"
+            f" hand out its link or `billing session cancel {running.id}` first"
+        )
+
+
+def _open_session_of(session: Session, subscription_id: str) -> PaymentSession | None:
+    query = select(PaymentSession).where(
+        PaymentSession.subscription_id == subscription_id, PaymentSession.status == SessionStatus.ACTIVE
+    )
+    return session.scalar(query.limit(1))
+
+
+def _spend(parts: Parts, endpoint: str) -> None:
+    if not parts.quota.acquire(endpoint, wait_seconds=10):
+        raise GatewayError("the request quota to Xendit is used up for the moment; try again in a minute")
+
+
+# ------------------------------------------------------------------------------------- refresh and cancel
+
+
+def refresh_session(parts: Parts, session_id: str) -> PaymentSession:
+    """Read the session (and the token it saved) from Xendit and apply what it says, as a webhook would."""
+    with parts.sessions() as session:
+        row = session.get_one(PaymentSession, session_id)
+    if row.xendit_session_id is None:
+        raise Conflict(f"session {session_id} was never opened at Xendit; start again with `billing session create`")
+    _spend(parts, SESSION_READ_ENDPOINT)
+    report = parts.gateway.get_session(row.xendit_session_id)
+    token: TokenReport | None = None
+    if report.payment_token_id is not None:
+        _spend(parts, "GET /v3/payment_tokens")
+        token = parts.gateway.get_token(report.payment_token_id)
+    now = parts.clock.now()
+    with parts.transaction() as session:
+        row = session.get_one(PaymentSession, session_id)
+        if token is not None:
+            apply_token(session, session.get_one(Customer, row.customer_id), token, now)
+        apply_session(session, row, report, now)
+        row.next_check_at = None if row.status != SessionStatus.ACTIVE else next_session_check(row, now)
+    return row
+
+
+def cancel_session(parts: Parts, session_id: str) -> PaymentSession:
+    """Ends a session at Xendit; nobody can pay through its link any more. Xendit sends no event for it."""
+    with parts.sessions() as session:
+        row = session.get_one(PaymentSession, session_id)
+    if row.status != SessionStatus.ACTIVE:
+        raise Conflict(f"session {session_id} is {row.status}; only an ACTIVE session can be canceled")
+    if row.xendit_session_id is not None:
+        _spend(parts, "POST /sessions/cancel")
+        report = parts.gateway.cancel_session(row.xendit_session_id)
+    else:
+        report = SessionReport(session_id, row.reference_id, row.type, SessionStatus.CANCELED)
+    with parts.transaction() as session:
+        row = session.get_one(PaymentSession, session_id)
+        apply_session(session, row, report, parts.clock.now())
+    return row
+
+
+def next_session_check(row: PaymentSession, now: datetime) -> datetime:
+    """Webhooks come within a day; until the session has ended it is asked about now and then."""
+    return min(now + timedelta(hours=1), max(row.expires_at + timedelta(minutes=2), now + timedelta(minutes=2)))
+
+
+# ---------------------------------------------------------------------------------- what Xendit tells of it
+
+
+def apply_session(session: Session, row: PaymentSession, report: SessionReport, now: datetime) -> None:
+    """`payment_session.completed` is the authoritative link between session, token, payment and customer."""
+    # Locks first, in the one order all take them; then the row as it is now.
+    lock_subscriptions_of(session, row.customer_id)
+    session.refresh(row)
+    row.payment_token_id = report.payment_token_id or row.payment_token_id
+    row.payment_request_id = report.payment_request_id or row.payment_request_id
+    row.payment_id = report.payment_id or row.payment_id
+    if report.status == SessionStatus.COMPLETED:
+        _session_completed(session, row, now)
+    elif report.status in (SessionStatus.EXPIRED, SessionStatus.CANCELED) and row.status == SessionStatus.ACTIVE:
+        _session_over(session, row, SessionStatus(report.status), now)
+
+
+def _session_completed(session: Session, row: PaymentSession, now: datetime) -> None:
+    first_time = row.status != SessionStatus.COMPLETED
+    row.status = SessionStatus.COMPLETED
+    if first_time:
+        row.next_check_at = None
+    subscription = lock_subscription(session, row.subscription_id) if row.subscription_id else None
+    if row.payment_token_id is not None:
+        token = _token_of_session(session, row, now)
+        link_token(session, row, token, now)
+    elif first_time and subscription is not None:
+        # PAY with optional or disabled saving: paid, but nothing to renew with.
+        tell(session, subscription.id, now, "customer.asked", reason="no payment method was saved", session=row.id)
+    if row.type == SessionType.PAY and row.payment_request_id is not None:
+        _look_up_payment_soon(session, row, now)
+
+
+def _token_of_session(session: Session, row: PaymentSession, now: datetime) -> PaymentToken:
+    """The token the session names. When its own event is late it is stored as PENDING: charged only once a GET or
+    the event has said ACTIVE."""
+    query = select(PaymentToken).where(PaymentToken.payment_token_id == row.payment_token_id)
+    token = session.scalar(query)
+    if token is None and row.payment_token_id is not None:
+        customer = session.get_one(Customer, row.customer_id)
+        pending = TokenReport(row.payment_token_id, TokenStatus.PENDING)
+        token = apply_token(session, customer, pending, now)
+        row.next_check_at = now + CHECK_AFTER_COMPLETION
+    assert token is not None  # noqa: S101 - payment_token_id is set: callers ask only then
+    return token
+
+
+def link_token(session: Session, row: PaymentSession, token: PaymentToken, now: datetime) -> None:
+    """The token of a session belongs to the session's subscription; with a SAVE session it starts the subscription."""
+    row.payment_token_id = token.payment_token_id
+    if row.subscription_id is None or token.status != TokenStatus.ACTIVE:
+        return
+    subscription = lock_subscription(session, row.subscription_id)
+    if subscription.status == SubscriptionStatus.CANCELED or subscription.payment_token_id == token.id:
+        return
+    subscription.payment_token_id = token.id
+    tell(session, subscription.id, now, "token.saved", token=token.id, channel=token.channel_code)
+    if row.type == SessionType.SAVE:
+        activate(session, subscription, session.get_one(Plan, subscription.plan_id), now)
+
+
+def _look_up_payment_soon(session: Session, row: PaymentSession, now: datetime) -> None:
+    """The capture has its own event; should that be late, the attempt is looked up by the id the session names."""
+    attempt = session.scalar(select(ChargeAttempt).where(ChargeAttempt.reference_id == row.reference_id))
+    if attempt is not None and attempt.status in (AttemptStatus.PENDING, AttemptStatus.CANCELED):
+        attempt.payment_request_id = attempt.payment_request_id or row.payment_request_id
+        attempt.payment_id = attempt.payment_id or row.payment_id
+        attempt.next_check_at = now + CHECK_AFTER_COMPLETION
+
+
+def _session_over(session: Session, row: PaymentSession, status: SessionStatus, now: datetime) -> None:
+    """Expired or canceled: the subscription stays `incomplete`; `billing session create` starts again."""
+    if row.subscription_id is None:
+        row.status, row.next_check_at = status, None
+        return
+    subscription = lock_subscription(session, row.subscription_id)
+    row.status, row.next_check_at = status, None
+    attempt = session.scalar(select(ChargeAttempt).where(ChargeAttempt.reference_id == row.reference_id))
+    if attempt is not None and attempt.status == AttemptStatus.PENDING:
+        attempt.status = AttemptStatus.CANCELED
+        attempt.settled_at = now
+        attempt.next_check_at = None
+        attempt.error = f"the payment session is {status}"
+        session.flush()
+        invoice = session.get_one(Invoice, attempt.invoice_id)
+        if subscription.status == SubscriptionStatus.CANCELED and invoice.status == InvoiceStatus.DRAFT:
+            close_invoice(session, invoice, InvoiceStatus.VOID, now, reason="subscription canceled")
+    tell(session, subscription.id, now, f"session.{status.lower()}", session=row.id)
+
+
+# ----------------------------------------------------------------------------------------------- matching
+
+
+def match_session(session: Session, report: TokenReport | ChargeReport) -> PaymentSession | None:
+    """Which session a token or payment event was born from. Session-born events carry no session id and a suffix on
+    our reference. In order: an id we know, the exact reference, the reference without its last `_...`, the customer
+    with exactly one open session."""
+    known = []
+    if report.payment_token_id is not None:
+        known.append(PaymentSession.payment_token_id == report.payment_token_id)
+    if isinstance(report, ChargeReport) and report.payment_request_id is not None:
+        known.append(PaymentSession.payment_request_id == report.payment_request_id)
+    for condition in known:
+        row = session.scalar(select(PaymentSession).where(condition).limit(1))
+        if row is not None:
+            return row
+    for reference in references_of(report.reference_id):
+        row = session.scalar(select(PaymentSession).where(PaymentSession.reference_id == reference))
+        if row is not None:
+            return row
+    return _only_open_session(session, report.customer_id) if isinstance(report, TokenReport) else None
+
+
+def references_of(reference_id: str | None) -> list[str]:
+    """The reference as printed, and without the suffix Xendit puts on session-born ones."""
+    if not reference_id:
+        return []
+    return [reference_id, reference_id.rpartition("_")[0]] if "_" in reference_id else [reference_id]
+
+
+def _only_open_session(session: Session, xendit_customer_id: str | None) -> PaymentSession | None:
+    if xendit_customer_id is None:
+        return None
+    query = (
+        select(PaymentSession)
+        .join(Customer, Customer.id == PaymentSession.customer_id)
+        .where(Customer.xendit_customer_id == xendit_customer_id, PaymentSession.status == SessionStatus.ACTIVE)
+        .limit(2)
+    )
+    rows = session.scalars(query).all()
+    return rows[0] if len(rows) == 1 else None
+
+
+def customer_by_xendit_id(session: Session, xendit_customer_id: str | None) -> Customer | None:
+    if xendit_customer_id is None:
+        return None
+    return session.scalar(select(Customer).where(Customer.xendit_customer_id == xendit_customer_id))
+
+
+def cancel_open_sessions(parts: Parts, subscription_id: str) -> None:
+    """A canceled subscription's links must not take money any more. What cannot be canceled now expires by itself,
+    and money that still comes is given back."""
+    with parts.sessions() as session:
+        query = select(PaymentSession.id).where(
+            PaymentSession.subscription_id == subscription_id, PaymentSession.status == SessionStatus.ACTIVE
+        )
+        open_ids = list(session.scalars(query))
+    for session_id in open_ids:
+        try:
+            cancel_session(parts, session_id)
+        except (GatewayError, NotFound, Conflict):
+            continue

@@ -1,0 +1,57 @@
+"""What the steps are handed: built once per process by billing/app.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import insert
+from sqlalchemy.orm import Session
+
+from billing.domain.gateway import PaymentGateway, Quota
+from billing.store.clock import Clock
+from billing.store.engine import Sessions
+from billing.store.models import Fact
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The merchant's choices, out of the settings."""
+
+    settlement_window: timedelta = timedelta(hours=26)
+    hold_in_doubt: bool = False
+    refund_overpayments: bool = True
+    call_limit: timedelta = timedelta(seconds=30)  # BILLING_XENDIT_TIMEOUT_SECONDS
+    return_base: str | None = None
+    components_origins: Sequence[str] = ()
+    max_in_flight: int = 500
+
+    @property
+    def submitted_lease(self) -> timedelta:
+        """Longer than any call can take: connecting, sending and reading are limited one by one."""
+        return 3 * self.call_limit + timedelta(seconds=30)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    sessions: Sessions
+    clock: Clock
+    gateway: PaymentGateway
+    quota: Quota
+    rules: Rules
+
+    def transaction(self) -> AbstractContextManager[Session]:
+        """One short transaction: committed at the end of the block, rolled back on an error."""
+        return self.sessions.begin()
+
+
+Send = Callable[[str, Sequence[str]], None]
+"""Hands ids to whoever does the work: send("charge", attempt_ids). May lose, double or delay them."""
+
+
+def tell(session: Session, subscription_id: str, at: datetime, kind: str, /, **detail: Any) -> None:
+    """Write one line of the subscription's story, in the transaction that makes it true."""
+    session.execute(insert(Fact).values(subscription_id=subscription_id, at=at, kind=kind, detail=detail))

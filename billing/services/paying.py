@@ -1,0 +1,61 @@
+"""`billing invoice pay`: an extra attempt now, by an operator. It does not use up the retry ladder."""
+
+from __future__ import annotations
+
+from sqlalchemy import select, update
+
+from billing.domain.lifecycle import BILLABLE, AttemptStatus, InvoiceStatus, TokenStatus
+from billing.errors import Conflict, IllegalTransition
+from billing.services.parts import Parts, tell
+from billing.services.subscriptions import lock_subscription, schedule_attempt
+from billing.services.tokens import may_still_move_money, take_planned
+from billing.store import queries
+from billing.store.clock import real_now
+from billing.store.models import ChargeAttempt, ChargingStop, Invoice, PaymentToken
+
+
+def pay_invoice(parts: Parts, invoice_id: str, token_id: str | None) -> str:
+    """Plan an attempt for now and return its id, leased to the caller who will send or do it.
+
+    A planned retry gives way and is planned again should this one fail. Raises Conflict while another attempt could
+    still move money, IllegalTransition when the invoice or its subscription takes no charge.
+    """
+    now = parts.clock.now()
+    with parts.transaction() as session:
+        invoice = session.get_one(Invoice, invoice_id)
+        subscription = lock_subscription(session, invoice.subscription_id)
+        session.refresh(invoice)
+        stop = session.scalar(select(ChargingStop.reason))
+        if stop is not None:
+            raise Conflict(f"charging is stopped: {stop}; put it right, then `billing charging resume`")
+        if subscription.status not in BILLABLE:
+            raise IllegalTransition(f"cannot charge invoice {invoice.number}: the subscription is {subscription.status}")
+        if invoice.status == InvoiceStatus.UNCOLLECTIBLE:
+            invoice.status, invoice.closed_at = InvoiceStatus.OPEN, None
+        if invoice.status != InvoiceStatus.OPEN:
+            raise IllegalTransition(f"cannot charge invoice {invoice.number}: it is {invoice.status}")
+        if may_still_move_money(session, invoice):
+            raise Conflict(
+                f"invoice {invoice.number} has an attempt whose end is not known yet;"
+                f" see `billing invoice show {invoice.number}`, or `billing reconcile` to look it up now"
+            )
+        if token_id is not None:
+            token = session.get_one(PaymentToken, token_id)
+            if token.customer_id != subscription.customer_id:
+                raise Conflict(f"token {token.id} belongs to another customer")
+            if token.status != TokenStatus.ACTIVE:
+                raise Conflict(f"token {token.id} is {token.status}; only an ACTIVE token can be charged")
+            if token.blocked_reason is not None:
+                raise Conflict(f"token {token.id} must not be tried again: {token.blocked_reason}")
+        replaced = take_planned(session, invoice, now)
+        invoice.hold_reason = None
+        attempt = schedule_attempt(
+            session, invoice, now, origin="operator", payment_token_id=token_id, replaces_at=replaced
+        )
+        tell(session, subscription.id, now, "invoice.pay_asked", invoice=invoice.number, attempt=attempt.id)
+        session.execute(
+            update(ChargeAttempt)
+            .where(ChargeAttempt.id == attempt.id, ChargeAttempt.status == AttemptStatus.SCHEDULED)
+            .values(lease_until=real_now() + queries.CLAIM_LEASE)
+        )
+        return attempt.id

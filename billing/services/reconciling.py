@@ -1,0 +1,260 @@
+"""Finding the truth: attempts that are pending, wait for the customer or are in doubt, and a day against Xendit's list.
+
+`check_attempt` asks Xendit and ends in the same `settle_attempt` as everything else. It never sends a charge again.
+Silence proves nothing at first; only after the settlement window it means that the request never arrived.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, time, timedelta
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from billing.domain.gateway import ChargeReport, ChargeStatus, TransactionRow
+from billing.domain.lifecycle import AttemptStatus
+from billing.domain.money import Money
+from billing.errors import GatewayError, NotFound
+from billing.services import retrying
+from billing.services.charging import doubt_attempt, settle_attempt
+from billing.services.onboarding import references_of
+from billing.services.parts import Parts, tell
+from billing.store import queries
+from billing.store.clock import real_now
+from billing.store.models import Capture, ChargeAttempt, Invoice
+
+READ_REQUEST = "GET /v3/payment_requests"
+READ_PAYMENT = "GET /v3/payments"
+READ_TRANSACTIONS = "GET /transactions"
+CANCEL_REQUEST = "POST /v3/payment_requests/cancel"
+NEVER_ARRIVED = "NOT_FOUND_AT_GATEWAY"
+ASK_AGAIN = timedelta(minutes=1)
+MADE_NO_MONEY = frozenset({"FAILED", "VOIDED", "REVERSED"})
+
+
+# ------------------------------------------------------------------------------------------- one attempt
+
+
+def check_attempt(parts: Parts, attempt_id: str) -> None:
+    """One look-up of one attempt; what it brings is settled. Raises nothing for a gateway error: asked again later."""
+    with parts.sessions() as session:
+        attempt = session.get(ChargeAttempt, attempt_id)
+    if attempt is None or attempt.next_check_at is None:
+        return
+    try:
+        report = _ask(parts, attempt)
+    except GatewayError as error:
+        with parts.transaction() as session:
+            _ask_again(session, attempt_id, parts, str(error))
+        return
+    now = parts.clock.now()
+    with parts.transaction() as session:
+        if report is not None:
+            settle_attempt(session, attempt_id, report, now, parts.rules, source="lookup")
+        _conclude(session, attempt_id, parts, now, found=report is not None)
+
+
+def _ask(parts: Parts, attempt: ChargeAttempt) -> ChargeReport | None:
+    """What Xendit knows of the attempt: by its own id when we have it, else by our reference in its list."""
+    if attempt.cancel_wanted and attempt.payment_request_id is not None:
+        _spend(parts, CANCEL_REQUEST)
+        return parts.gateway.cancel_charge(attempt.payment_request_id)
+    if attempt.payment_request_id is not None:
+        _spend(parts, READ_REQUEST)
+        try:
+            report = parts.gateway.get_charge(attempt.payment_request_id)
+        except NotFound:
+            return _by_reference(parts, attempt)
+        return _with_codes(parts, report) if report.status == ChargeStatus.FAILED else report
+    return _by_reference(parts, attempt)
+
+
+def _by_reference(parts: Parts, attempt: ChargeAttempt) -> ChargeReport | None:
+    """`GET /transactions?reference_id=`: the one documented way when the answer to the call was lost."""
+    _spend(parts, READ_TRANSACTIONS)
+    rows = [row for row in parts.gateway.find_transactions(attempt.reference_id) if row.type == "PAYMENT"]
+    money = [row for row in rows if row.status == "SUCCESS"]
+    for row in money or rows:
+        if row.status == "PENDING":
+            return None
+        if row.payment_id is not None:
+            _spend(parts, READ_PAYMENT)
+            return parts.gateway.get_payment(row.payment_id)
+    return None
+
+
+def _with_codes(parts: Parts, report: ChargeReport) -> ChargeReport:
+    """The payment request has only the failure code; its payment has the network's."""
+    if report.payment_id is None:
+        return report
+    _spend(parts, READ_PAYMENT)
+    try:
+        payment = parts.gateway.get_payment(report.payment_id)
+    except NotFound:
+        return report
+    return replace(report, network_code=payment.network_code, advice_code=payment.advice_code)
+
+
+def _conclude(session: Session, attempt_id: str, parts: Parts, now: datetime, *, found: bool) -> None:
+    """Still open after the look-up: plan the next one, or draw the conclusion that the time allows."""
+    if queries.lock_subscription_of_attempt(session, attempt_id) is None:
+        return
+    attempt = session.get_one(ChargeAttempt, attempt_id, populate_existing=True)
+    attempt.lease_until = None
+    if attempt.next_check_at is None:
+        return
+    attempt.checks += 1
+    waited = attempt.submitted_at is not None and now >= attempt.submitted_at + retrying.ACTION_WINDOW
+    if attempt.status == AttemptStatus.REQUIRES_ACTION and waited:
+        attempt.cancel_wanted = True
+    in_doubt = attempt.status == AttemptStatus.IN_DOUBT
+    if in_doubt and not found and retrying.window_is_over(attempt, now, parts.rules):
+        _presume_lost(session, attempt, parts, now)
+        return
+    if attempt.status not in (AttemptStatus.PENDING, AttemptStatus.REQUIRES_ACTION, AttemptStatus.IN_DOUBT):
+        attempt.next_check_at = None
+        return
+    attempt.next_check_at = (
+        now + ASK_AGAIN if attempt.cancel_wanted else retrying.next_look_up(attempt, now, parts.rules)
+    )
+
+
+def _presume_lost(session: Session, attempt: ChargeAttempt, parts: Parts, now: datetime) -> None:
+    """No trace in any look-up, and the settlement window is over: the request never arrived. No decline, so the same
+    step is tried again under a new reference. A merchant may have it held for a person instead."""
+    if parts.rules.hold_in_doubt:
+        attempt.next_check_at = now + retrying.LATER_LOOK_UPS
+        invoice = session.get_one(Invoice, attempt.invoice_id)
+        if invoice.hold_reason is None:
+            retrying.hold_invoice(session, invoice, now, "an attempt is in doubt beyond the settlement window")
+        return
+    found = queries.attempt_with_invoice(session, attempt.id)
+    attempt.status = AttemptStatus.FAILED
+    attempt.failure_code = attempt.failure_code or NEVER_ARRIVED
+    attempt.decline_class = "not_sent"
+    attempt.settled_at = now
+    attempt.next_check_at = None
+    attempt.error = f"no trace at Xendit {parts.rules.settlement_window} after it was sent: it never arrived"
+    session.flush()
+    tell(session, attempt.subscription_id, now, "attempt.never_arrived", attempt=attempt.id, look_ups=attempt.checks)
+    retrying.try_again_uncounted(session, found, now)
+
+
+def _ask_again(session: Session, attempt_id: str, parts: Parts, error: str) -> None:
+    now = parts.clock.now()
+    attempt = session.get_one(ChargeAttempt, attempt_id, with_for_update=True)
+    attempt.lease_until = None
+    attempt.error = error
+    if attempt.next_check_at is not None:
+        attempt.next_check_at = now + ASK_AGAIN
+
+
+def _spend(parts: Parts, endpoint: str) -> None:
+    if not parts.quota.acquire(endpoint, wait_seconds=5):
+        raise GatewayError("the request quota to Xendit is used up for the moment")
+
+
+def doubt_expired_submissions(parts: Parts, limit: int) -> int:
+    """Submitted, and its lease is over: whoever sent it is gone, so nobody knows the outcome."""
+    with parts.sessions() as session:
+        expired = queries.expired_submissions(session, real_now(), limit)
+    for attempt_id in expired:
+        with parts.transaction() as session:
+            if queries.lock_subscription_of_attempt(session, attempt_id) is None:
+                continue
+            attempt = session.get_one(ChargeAttempt, attempt_id, populate_existing=True)
+            if attempt.lease_until is not None and attempt.lease_until < real_now():
+                reason = "the process that sent it ended before it had the answer"
+                doubt_attempt(session, attempt_id, parts.clock.now(), reason, rules=parts.rules)
+    return len(expired)
+
+
+# ------------------------------------------------------------------------------------------------ one day
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    kind: str  # missing_here, missing_there, amount, unknown_payment
+    payment_id: str | None
+    reference_id: str | None
+    ours: str | None
+    theirs: str | None
+    explanation: str
+
+
+def compare_day(parts: Parts, day: date) -> list[Difference]:
+    """Our captures of a day (UTC) against Xendit's list of that day. What the list knows and we do not is settled if
+    it belongs to an attempt of ours; everything that differs is listed with an explanation."""
+    start = datetime.combine(day, time.min, tzinfo=UTC)
+    end = start + timedelta(days=1)
+    _spend(parts, READ_TRANSACTIONS)
+    rows = parts.gateway.list_transactions(created_from=start, created_to=end)
+    theirs = {row.payment_id: row for row in rows if row.type == "PAYMENT" and row.payment_id}
+    differences: list[Difference] = []
+    for row in theirs.values():
+        difference = _compare_row(parts, row)
+        if difference is not None:
+            differences.append(difference)
+    differences.extend(_missing_there(parts, start, end, theirs))
+    return differences
+
+
+def _compare_row(parts: Parts, row: TransactionRow) -> Difference | None:
+    theirs = f"{row.amount.currency} {row.amount}" if row.amount else None
+    with parts.sessions() as session:
+        capture = session.scalar(select(Capture).where(Capture.payment_id == row.payment_id))
+        attempt = session.scalar(
+            select(ChargeAttempt).where(ChargeAttempt.reference_id.in_(references_of(row.reference_id)))
+        )
+    if row.status == "SUCCESS" and capture is None:
+        if attempt is None:
+            why = "no attempt of ours has this reference: charged outside this software, or another system's key"
+            return Difference("unknown_payment", row.payment_id, row.reference_id, None, theirs, why)
+        _settle_from_list(parts, attempt.id, row)
+        why = f"Xendit collected it, our attempt was {attempt.status}; it is settled now"
+        return Difference("missing_here", row.payment_id, row.reference_id, None, theirs, why)
+    if capture is None:
+        return None
+    ours = Money(capture.amount_minor, capture.currency)
+    if row.status in MADE_NO_MONEY:
+        why = f"we count it as collected, Xendit lists it as {row.status}: ask Xendit"
+        return Difference("status", row.payment_id, row.reference_id, str(ours), theirs, why)
+    if row.amount is not None and row.amount != ours:
+        why = "the amounts differ: ask Xendit"
+        return Difference("amount", row.payment_id, row.reference_id, str(ours), theirs, why)
+    return None
+
+
+def _settle_from_list(parts: Parts, attempt_id: str, row: TransactionRow) -> None:
+    assert row.payment_id is not None  # noqa: S101 - rows without one are not compared
+    _spend(parts, READ_PAYMENT)
+    report = parts.gateway.get_payment(row.payment_id)
+    with parts.transaction() as session:
+        settle_attempt(session, attempt_id, report, parts.clock.now(), parts.rules, source="lookup")
+
+
+def _missing_there(
+    parts: Parts, start: datetime, end: datetime, theirs: dict[str, TransactionRow]
+) -> list[Difference]:
+    """Captures of that day which the list of that day lacks. Near midnight the two may disagree about the day, so a
+    capture is looked up by its reference before it is called missing."""
+    missing: list[Difference] = []
+    with parts.sessions() as session:
+        query = (
+            select(Capture, ChargeAttempt.reference_id)
+            .join(ChargeAttempt, ChargeAttempt.id == Capture.attempt_id)
+            .where(Capture.captured_at >= start, Capture.captured_at < end)
+        )
+        ours = [(row[0], row[1]) for row in session.execute(query)]
+    for capture, reference in ours:
+        if capture.payment_id in theirs:
+            continue
+        _spend(parts, READ_TRANSACTIONS)
+        elsewhere = [row for row in parts.gateway.find_transactions(reference) if row.status == "SUCCESS"]
+        if not elsewhere:
+            amount = str(Money(capture.amount_minor, capture.currency))
+            why = "we count it as collected, Xendit's list does not have it: ask Xendit"
+            missing.append(Difference("missing_there", capture.payment_id, reference, amount, None, why))
+    return missing
+

@@ -1,0 +1,388 @@
+"""What follows a failure: which token next, when, how often, and when to give up. Called by charging and reconciling.
+
+The rules are data (domain/declines.py, domain/dunning.py); this file applies them to rows. Dunning counts scheduled
+steps: what a customer or an operator tries by hand never uses up the ladder (U1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import assert_never
+
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from billing.domain import dunning
+from billing.domain.declines import Classified, DeclineClass
+from billing.domain.lifecycle import (
+    BILLABLE,
+    AttemptStatus,
+    InvoiceStatus,
+    SubscriptionStatus,
+    TokenStatus,
+)
+from billing.services.parts import Rules, tell
+from billing.services.subscriptions import (
+    close_invoice,
+    end,
+    has_unfinished_attempt,
+    lock_subscription,
+    pause,
+    schedule_attempt,
+)
+from billing.store import queries
+from billing.store.models import ChargeAttempt, Invoice, PaymentToken, Plan, Subscription
+
+# Our network caps, well inside those of the schemes: they count declines per card, whoever caused them.
+CARD_DECLINES_A_DAY = 10
+CARD_DECLINES_IN_30_DAYS = 15
+CAP_WAIT = timedelta(days=1)
+
+# How long after an attempt went into doubt (or was sent) we ask Xendit about it.
+LOOK_UPS = tuple(timedelta(minutes=m) for m in (1, 5, 30, 120, 360, 720, 1440))
+ACTION_LOOK_UPS = tuple(timedelta(minutes=m) for m in (10, 60, 360, 1440))
+ACTION_WINDOW = timedelta(days=1)  # what waits for the customer longer than this is canceled
+LATER_LOOK_UPS = timedelta(days=1)
+
+COUNTED_ORIGINS = frozenset({"schedule", "dunning"})
+
+
+# -------------------------------------------------------------------------------------------- which token
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The token to charge; or one to verify first; or none, with the reason, or capped until a later day."""
+
+    token: PaymentToken | None = None
+    unverified: PaymentToken | None = None
+    capped: bool = False
+
+
+def choose_token(found: queries.FoundWithTokens, *, by_hand: bool) -> Choice:
+    """The one the attempt names, else the subscription's own, else the customer's in their order.
+
+    A dead or blocked token is never chosen (U7: a hard decline ends that token, not the search).
+    """
+    capped = False
+    for candidate in _in_order(found):
+        token = candidate.token
+        if token.blocked_reason is not None:
+            continue
+        if token.status == TokenStatus.PENDING:
+            return Choice(unverified=token)
+        if token.status != TokenStatus.ACTIVE:
+            continue
+        if _over_the_caps(candidate, by_hand=by_hand):
+            capped = True
+            continue
+        return Choice(token=token)
+    return Choice(capped=capped)
+
+
+def _in_order(found: queries.FoundWithTokens) -> list[queries.TokenWithDeclines]:
+    named, own = found.attempt.payment_token_id, found.subscription.payment_token_id
+    if named is not None:
+        return [candidate for candidate in found.tokens if candidate.token.id == named]
+    return sorted(found.tokens, key=lambda c: (c.token.id != own, c.token.rank))
+
+
+def _over_the_caps(candidate: queries.TokenWithDeclines, *, by_hand: bool) -> bool:
+    """By hand the schemes' own limits hold; automatic tries also wait a day after a decline on this invoice."""
+    return (
+        candidate.declines_in_a_day >= CARD_DECLINES_A_DAY
+        or candidate.declines_in_30_days >= CARD_DECLINES_IN_30_DAYS
+        or (not by_hand and candidate.declined_here_today)
+    )
+
+
+def without_token(session: Session, found: queries.FoundWithTokens, choice: Choice, now: datetime) -> None:
+    """No token may be charged now: wait out the network cap, or ask the customer for a payment method."""
+    attempt, invoice = found.attempt, found.invoice
+    if choice.capped:
+        attempt.scheduled_at = now + CAP_WAIT
+        attempt.lease_until = None
+        reason = "network limit of declines per card"
+        tell(session, attempt.subscription_id, now, "attempt.postponed", attempt=attempt.id, reason=reason)
+        return
+    attempt.status = AttemptStatus.CANCELED
+    attempt.settled_at = now
+    attempt.lease_until = None
+    attempt.error = "no payment token that may be charged"
+    session.flush()
+    _start_grace(session, invoice, found.plan, now)
+    mark_past_due(session, found.subscription, now)
+    tell(
+        session,
+        attempt.subscription_id,
+        now,
+        "customer.asked",
+        invoice=invoice.number,
+        reason="no payment token that may be charged",
+        until=_iso(invoice.grace_ends_at),
+    )
+
+
+# ------------------------------------------------------------------------------------------ after a failure
+
+
+def after_failure(session: Session, found: queries.Found, verdict: Classified, now: datetime) -> str:
+    """Let the dunning policy say what comes next and write it down. Returns it in words, for the story."""
+    attempt, invoice, subscription = found.attempt, found.invoice, found.subscription
+    _note_decline_on_token(session, attempt, verdict)
+    if subscription.status not in BILLABLE:
+        return _without_future(session, found, now)
+    if invoice.status != InvoiceStatus.OPEN:
+        return f"nothing: the invoice is {invoice.status}"
+    _start_grace(session, invoice, found.plan, now)
+    mark_past_due(session, subscription, now)
+    return _follow(session, found, _next_step(session, found, verdict, now), now)
+
+
+def _next_step(session: Session, found: queries.Found, verdict: Classified, now: datetime) -> dunning.Next:
+    attempt, invoice = found.attempt, found.invoice
+    same_code = select(func.count()).where(
+        ChargeAttempt.invoice_id == invoice.id,
+        ChargeAttempt.status == AttemptStatus.FAILED,
+        ChargeAttempt.failure_code == attempt.failure_code,
+        ChargeAttempt.origin.in_(COUNTED_ORIGINS),
+    )
+    return dunning.next_step(
+        dunning.policy(found.plan.dunning),
+        verdict,
+        dunning.Progress(
+            step=invoice.dunning_step,
+            technical_step=invoice.technical_step,
+            first_failed_at=invoice.first_failed_at,
+            soft_tries_of_code=session.scalar(same_code) or 0,
+        ),
+        now,
+        has_other_token=_other_token(session, found) is not None,
+        counts=attempt.origin in COUNTED_ORIGINS,
+    )
+
+
+def _follow(session: Session, found: queries.Found, step: dunning.Next, now: datetime) -> str:
+    attempt, invoice, subscription = found.attempt, found.invoice, found.subscription
+    match step:
+        case dunning.RetryAt(at=at, reason=reason):
+            if attempt.replaces_at is not None and attempt.replaces_at > now:
+                at = max(attempt.replaces_at, at) if step.technical_step != invoice.technical_step else attempt.replaces_at
+            if attempt.origin in COUNTED_ORIGINS:
+                invoice.dunning_step, invoice.technical_step = step.step, step.technical_step
+            schedule_attempt(session, invoice, at, origin="dunning")
+            return f"retry at {_iso(at)}: {reason}"
+        case dunning.NextToken(reason=reason):
+            other = _other_token(session, found)
+            schedule_attempt(session, invoice, now, origin="dunning", payment_token_id=other.id if other else None)
+            return f"next payment method: {reason}"
+        case dunning.AskCustomer(until=until, reason=reason):
+            invoice.grace_ends_at = until
+            tell(session, subscription.id, now, "customer.asked", invoice=invoice.number, reason=reason, until=_iso(until))
+            return f"the customer is asked until {_iso(until)}: {reason}"
+        case dunning.GiveUp(reason=reason):
+            give_up(session, subscription, found.plan, invoice, now, reason)
+            return f"given up: {reason}"
+        case dunning.Hold(reason=reason):
+            hold_invoice(session, invoice, now, reason)
+            return f"held: {reason}"
+        case _:
+            assert_never(step)
+
+
+def _other_token(session: Session, found: queries.Found) -> PaymentToken | None:
+    """The customer's next chargeable token that has not failed on this invoice yet."""
+    tried = select(ChargeAttempt.payment_token_id).where(
+        ChargeAttempt.invoice_id == found.invoice.id,
+        ChargeAttempt.payment_token_id.is_not(None),
+        ChargeAttempt.status.in_({AttemptStatus.FAILED, AttemptStatus.CANCELED}),
+    )
+    query = (
+        select(PaymentToken)
+        .where(
+            PaymentToken.customer_id == found.subscription.customer_id,
+            PaymentToken.status == TokenStatus.ACTIVE,
+            PaymentToken.blocked_reason.is_(None),
+            PaymentToken.id.not_in(tried),
+        )
+        .order_by(PaymentToken.rank)
+        .limit(1)
+    )
+    return session.scalar(query)
+
+
+def _note_decline_on_token(session: Session, attempt: ChargeAttempt, verdict: Classified) -> None:
+    """A token that must never be tried again is blocked; a stolen or stopped card under every token it has."""
+    if verdict.cls != DeclineClass.DEAD_TOKEN or attempt.payment_token_id is None:
+        return
+    dead = PaymentToken.id == attempt.payment_token_id
+    if verdict.blocks_card and attempt.fingerprint:
+        dead = dead | (PaymentToken.fingerprint == attempt.fingerprint)
+    session.execute(update(PaymentToken).where(dead).values(blocked_reason=verdict.code))
+
+
+def _without_future(session: Session, found: queries.Found, now: datetime) -> str:
+    """The subscription was paused or canceled meanwhile: no new attempt; a canceled one's invoice ends here."""
+    if found.subscription.status == SubscriptionStatus.CANCELED and found.invoice.status == InvoiceStatus.OPEN:
+        close_invoice(session, found.invoice, InvoiceStatus.VOID, now, reason="subscription canceled")
+    return f"nothing: the subscription is {found.subscription.status}"
+
+
+def revise_plan(session: Session, found: queries.Found, verdict: Classified, now: datetime) -> None:
+    """Better codes arrived after a retry was planned: it may only become later, or fall away."""
+    planned = session.scalar(
+        select(ChargeAttempt).where(
+            ChargeAttempt.invoice_id == found.invoice.id,
+            ChargeAttempt.status == AttemptStatus.SCHEDULED,
+            ChargeAttempt.origin == "dunning",
+            ChargeAttempt.number == found.attempt.number + 1,
+        )
+    )
+    _note_decline_on_token(session, found.attempt, verdict)
+    if planned is None:
+        return
+    if verdict.cls in (DeclineClass.RETRY_LATER, DeclineClass.RETRY_AFTER, DeclineClass.UNKNOWN_FIRST):
+        earliest = (found.attempt.settled_at or now) + (verdict.wait or timedelta())
+        if earliest > planned.scheduled_at:
+            planned.scheduled_at = earliest
+            tell(
+                session,
+                planned.subscription_id,
+                now,
+                "attempt.postponed",
+                attempt=planned.id,
+                until=_iso(earliest),
+                reason=f"advised by code {verdict.code}",
+            )
+        return
+    if planned.lease_until is not None:
+        return  # handed to a worker already: begin chooses no blocked token, and its result is judged anew
+    planned.status = AttemptStatus.CANCELED
+    planned.settled_at = now
+    planned.error = f"code {verdict.code} forbids another try"
+    session.flush()
+    _follow(session, found, _next_step(session, found, verdict, now), now)
+
+
+def try_again_uncounted(session: Session, found: queries.Found, now: datetime) -> None:
+    """The last attempt never reached Xendit: the same step again, under a new reference."""
+    if found.subscription.status not in BILLABLE:
+        _without_future(session, found, now)
+    elif found.invoice.status == InvoiceStatus.OPEN:
+        schedule_attempt(session, found.invoice, now, origin=found.attempt.origin, replaces_at=found.attempt.replaces_at)
+
+
+def withdraw_other_attempts(session: Session, invoice: Invoice, paid_by: ChargeAttempt, now: datetime) -> None:
+    """Money came by another way: a planned retry must not charge again."""
+    session.execute(
+        update(ChargeAttempt)
+        .where(
+            ChargeAttempt.invoice_id == invoice.id,
+            ChargeAttempt.id != paid_by.id,
+            ChargeAttempt.status == AttemptStatus.SCHEDULED,
+        )
+        .values(status=AttemptStatus.CANCELED, settled_at=now, lease_until=None, error="the invoice is paid")
+    )
+    session.execute(
+        update(ChargeAttempt)
+        .where(
+            ChargeAttempt.invoice_id == invoice.id,
+            ChargeAttempt.id != paid_by.id,
+            ChargeAttempt.status == AttemptStatus.REQUIRES_ACTION,
+        )
+        .values(cancel_wanted=True, next_check_at=now)
+    )
+
+
+# ------------------------------------------------------------------------------- subscription and invoice
+
+
+def mark_past_due(session: Session, subscription: Subscription, now: datetime) -> None:
+    if subscription.status in (SubscriptionStatus.ACTIVE, SubscriptionStatus.TRIALING):
+        subscription.status = SubscriptionStatus.PAST_DUE
+        tell(session, subscription.id, now, "subscription.past_due")
+
+
+def recover_subscription(session: Session, subscription: Subscription, now: datetime) -> None:
+    """Back to active when the last overdue invoice is settled."""
+    if subscription.status != SubscriptionStatus.PAST_DUE:
+        if subscription.status == SubscriptionStatus.TRIALING:
+            subscription.status = SubscriptionStatus.ACTIVE
+        return
+    session.flush()
+    overdue = select(Invoice.id).where(
+        Invoice.subscription_id == subscription.id,
+        Invoice.status == InvoiceStatus.OPEN,
+        Invoice.first_failed_at.is_not(None),
+    )
+    if session.scalar(overdue.limit(1)) is None:
+        subscription.status = SubscriptionStatus.ACTIVE
+        tell(session, subscription.id, now, "subscription.recovered")
+
+
+def hold_invoice(session: Session, invoice: Invoice, now: datetime, reason: str) -> None:
+    """Not the customer's fault: no dunning, no grace running out; a person decides (`billing invoice pay`)."""
+    invoice.hold_reason = reason
+    tell(session, invoice.subscription_id, now, "invoice.held", invoice=invoice.number, reason=reason)
+
+
+def _start_grace(session: Session, invoice: Invoice, plan: Plan, now: datetime) -> None:
+    if invoice.first_failed_at is None:
+        invoice.first_failed_at = now
+    if invoice.grace_ends_at is None:
+        invoice.grace_ends_at = invoice.first_failed_at + dunning.policy(plan.dunning).grace
+
+
+def give_up(
+    session: Session, subscription: Subscription, plan: Plan, invoice: Invoice, now: datetime, reason: str
+) -> None:
+    """On purpose: the invoice is uncollectible and the policy's final action follows."""
+    close_invoice(session, invoice, InvoiceStatus.UNCOLLECTIBLE, now, reason=reason)
+    session.flush()
+    if subscription.status not in BILLABLE:
+        return
+    match dunning.policy(plan.dunning).final_action:
+        case dunning.FinalAction.CANCEL:
+            end(session, subscription, now, reason=f"invoice {invoice.number} could not be collected")
+        case dunning.FinalAction.PAUSE:
+            pause(session, subscription, now, reason=f"invoice {invoice.number} could not be collected")
+        case dunning.FinalAction.PAST_DUE:
+            pass
+
+
+def close_overdue_invoices(session: Session, now: datetime, limit: int) -> int:
+    """Grace is over and nothing is under way: give up. Returns how many were looked at."""
+    due = [(row[0], row[1]) for row in session.execute(queries.overdue_invoices(now, limit))]
+    for invoice_id, subscription_id in due:
+        subscription = lock_subscription(session, subscription_id)
+        invoice = session.get_one(Invoice, invoice_id, populate_existing=True)
+        if invoice.status != InvoiceStatus.OPEN or has_unfinished_attempt(session, invoice.id):
+            continue
+        plan = session.get_one(Plan, subscription.plan_id)
+        give_up(session, subscription, plan, invoice, now, "the time for a new payment method is over")
+    return len(due)
+
+
+# ---------------------------------------------------------------------------------------------- looking up
+
+
+def next_look_up(attempt: ChargeAttempt, now: datetime, rules: Rules) -> datetime:
+    """When to ask Xendit about an attempt next: minutes at first, then hours, then once a day."""
+    since = attempt.submitted_at or attempt.created_at
+    ladder = LOOK_UPS
+    if attempt.status == AttemptStatus.IN_DOUBT:
+        since = attempt.doubt_since or since
+        ladder = (*LOOK_UPS, rules.settlement_window)
+    elif attempt.status == AttemptStatus.REQUIRES_ACTION:
+        ladder = ACTION_LOOK_UPS
+    return next((since + step for step in ladder if since + step > now), now + LATER_LOOK_UPS)
+
+
+def window_is_over(attempt: ChargeAttempt, now: datetime, rules: Rules) -> bool:
+    """Whether an attempt has been in doubt so long that silence means the request never arrived."""
+    return attempt.doubt_since is not None and now >= attempt.doubt_since + rules.settlement_window
+
+
+def _iso(instant: datetime | None) -> str | None:
+    return instant.isoformat() if instant else None

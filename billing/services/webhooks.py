@@ -1,0 +1,214 @@
+"""The inbox: every event is stored once as received, applied once, and can be replayed.
+
+No order is assumed. What cannot be matched yet is kept and tried again; what fails because of our own bug parks
+itself and blocks no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+import structlog
+from sqlalchemy import select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+
+from billing.domain.gateway import (
+    ChargeReport,
+    EventKind,
+    GatewayEvent,
+    RefundReport,
+    SessionReport,
+    TokenReport,
+)
+from billing.domain.lifecycle import AttemptStatus, EventState
+from billing.errors import BillingError
+from billing.services import onboarding, refunding
+from billing.services.charging import settle_attempt
+from billing.services.parts import Parts, Rules
+from billing.services.tokens import apply_token
+from billing.store import queries
+from billing.store.clock import real_now
+from billing.store.models import (
+    Capture,
+    ChargeAttempt,
+    Customer,
+    PaymentSession,
+    PaymentToken,
+    WebhookEvent,
+    new_id,
+)
+
+ReadEvent = Callable[[Mapping[str, Any]], GatewayEvent]
+"""Xendit's payload in our words (billing/xendit/webhook.py), handed in by the composition root."""
+
+FIRST_TRY = timedelta(seconds=20)  # until then the process that stored it, or the message, is expected to apply it
+UNMATCHED_TRIES = tuple(timedelta(minutes=m) for m in (1, 5, 30, 120, 360, 720, 1440, 2880))
+
+log = structlog.get_logger()
+
+
+def record_event(session: Session, event: GatewayEvent, payload: Mapping[str, Any], now: datetime) -> str | None:
+    """Store a delivery. Returns the id of a new event, None for one we have already (its deliveries are counted)."""
+    identity = new_id("evt")
+    values = {
+        "id": identity,
+        "dedupe_key": event.dedupe_key,
+        "event": event.name,
+        "payload": dict(payload),
+        "state": EventState.IGNORED if event.kind == EventKind.OTHER else EventState.RECEIVED,
+        "received_at": now,
+        "next_try_at": None if event.kind == EventKind.OTHER else now + FIRST_TRY,
+    }
+    stored = session.scalar(
+        insert(WebhookEvent)
+        .values(values)
+        .on_conflict_do_update(
+            index_elements=[WebhookEvent.dedupe_key], set_={"deliveries": WebhookEvent.deliveries + 1}
+        )
+        .returning(WebhookEvent.id)
+    )
+    return identity if stored == identity and event.kind != EventKind.OTHER else None
+
+
+def apply_stored_event(parts: Parts, event_id: str, read_event: ReadEvent, *, again: bool = False) -> None:
+    """Apply one stored event in one transaction. A failure of ours parks it, with the error on the row."""
+    now = parts.clock.now()
+    try:
+        with parts.transaction() as session:
+            row = session.scalar(
+                select(WebhookEvent).where(WebhookEvent.id == event_id).with_for_update(skip_locked=not again)
+            )
+            if row is None or (not again and row.state not in (EventState.RECEIVED, EventState.UNMATCHED)):
+                return
+            row.tries += 1
+            matched, subscription_id = _apply(session, read_event(row.payload), now, parts.rules)
+            row.lease_until = None
+            row.error = None
+            if matched:
+                row.state, row.applied_at, row.next_try_at = EventState.APPLIED, now, None
+                row.subscription_id = subscription_id
+            elif row.state != EventState.APPLIED:
+                _try_unmatched_later(row, now)
+    except OperationalError as error:
+        # A deadlock or a lost connection: nothing is wrong with the event, it stays due.
+        log.warning("webhook.not_applied_yet", event_id=event_id, error=error.__class__.__name__)
+    except BillingError as error:
+        _park(parts, event_id, str(error))
+    except Exception as error:
+        # Whatever our bug is, this event must neither block others nor be lost: it waits for `billing replay`.
+        log.exception("webhook.parked", event_id=event_id)
+        _park(parts, event_id, f"{error.__class__.__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}")
+
+
+def _try_unmatched_later(row: WebhookEvent, now: datetime) -> None:
+    """Kept and tried again for two days, as long as its parent may still come; then kept without more tries."""
+    row.state = EventState.UNMATCHED
+    row.next_try_at = next((row.received_at + step for step in UNMATCHED_TRIES if row.received_at + step > now), None)
+    if row.next_try_at is None:
+        row.state = EventState.IGNORED
+        row.error = "nothing here belongs to it"
+
+
+def _park(parts: Parts, event_id: str, error: str) -> None:
+    with parts.transaction() as session:
+        row = session.get(WebhookEvent, event_id, with_for_update=True)
+        if row is not None:
+            row.tries += 1
+            row.lease_until = None
+            row.error = error
+            if row.state != EventState.APPLIED:
+                row.state, row.next_try_at = EventState.PARKED, None
+
+
+def _apply(session: Session, event: GatewayEvent, now: datetime, rules: Rules) -> tuple[bool, str | None]:
+    """(matched, subscription id)."""
+    match event.report:
+        case ChargeReport() as report:
+            return _apply_payment(session, report, now, rules)
+        case TokenReport() as report:
+            return _apply_token(session, report, now)
+        case SessionReport() as report:
+            return _apply_session(session, report, now)
+        case RefundReport() as report:
+            return refunding.apply_refund(session, report, now), None
+        case None:
+            return True, None
+
+
+def _apply_payment(session: Session, report: ChargeReport, now: datetime, rules: Rules) -> tuple[bool, str | None]:
+    attempt = _find_attempt(session, report)
+    if attempt is None:
+        return False, None
+    known = attempt.status == AttemptStatus.SUCCEEDED and _capture_is_known(session, report)
+    if not known:
+        settle_attempt(session, attempt.id, report, now, rules, source="webhook")
+    return True, attempt.subscription_id
+
+
+def _find_attempt(session: Session, report: ChargeReport) -> ChargeAttempt | None:
+    """By reference, exact or without the session's suffix; else by the ids Xendit gave it."""
+    references = onboarding.references_of(report.reference_id)
+    if references:
+        query = select(ChargeAttempt).where(ChargeAttempt.reference_id.in_(references))
+        attempt = session.scalar(query)
+        if attempt is not None:
+            return attempt
+    if report.payment_request_id is not None:
+        query = select(ChargeAttempt).where(ChargeAttempt.payment_request_id == report.payment_request_id)
+        attempt = session.scalar(query.limit(1))
+        if attempt is not None:
+            return attempt
+    row = onboarding.match_session(session, report)
+    if row is None:
+        return None
+    return session.scalar(select(ChargeAttempt).where(ChargeAttempt.reference_id == row.reference_id))
+
+
+def _capture_is_known(session: Session, report: ChargeReport) -> bool:
+    """Nothing to settle, and no lock needed, when the answer to our call has told us this capture already."""
+    if report.payment_id is None:
+        return False
+    return session.scalar(select(Capture.id).where(Capture.payment_id == report.payment_id)) is not None
+
+
+def _apply_token(session: Session, report: TokenReport, now: datetime) -> tuple[bool, str | None]:
+    known = session.scalar(
+        select(PaymentToken).where(PaymentToken.payment_token_id == report.payment_token_id)
+    )
+    row = onboarding.match_session(session, report)
+    customer: Customer | None
+    if known is not None:
+        customer = session.get_one(Customer, known.customer_id)
+    elif row is not None:
+        customer = session.get_one(Customer, row.customer_id)
+    else:
+        customer = onboarding.customer_by_xendit_id(session, report.customer_id)
+    if customer is None:
+        return False, None
+    token = apply_token(session, customer, report, now)
+    if row is not None and row.customer_id == token.customer_id:
+        onboarding.link_token(session, row, token, now)
+    return True, row.subscription_id if row else None
+
+
+def _apply_session(session: Session, report: SessionReport, now: datetime) -> tuple[bool, str | None]:
+    query = select(PaymentSession).where(PaymentSession.xendit_session_id == report.session_id)
+    row = session.scalar(query)
+    if row is None and report.reference_id:
+        # The event can be faster than the answer to the call that opened the session.
+        row = session.scalar(select(PaymentSession).where(PaymentSession.reference_id == report.reference_id))
+    if row is None:
+        return False, None
+    onboarding.apply_session(session, row, report, now)
+    return True, row.subscription_id
+
+
+def claim_events(parts: Parts, limit: int) -> list[str]:
+    """Events whose message was lost, or that wait for their parent."""
+    now = parts.clock.now()
+    with parts.transaction() as session:
+        return queries.claim_due_events(session, now, real_now(), limit)

@@ -1,0 +1,205 @@
+"""Every BILLING_ variable, one frozen class, one-line refusals.
+
+Read from the environment, then from `.billing/dev.env` (written by `billing dev` while it runs, so that a second
+terminal needs no settings), then from `.env`. Entry points call `load_settings(needs=...)`.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from billing.errors import InvalidSetting
+
+DEV_FOLDER = Path(".billing")
+DEV_ENV_FILE = DEV_FOLDER / "dev.env"
+
+_EXAMPLES = {
+    "database_url": "BILLING_DATABASE_URL=postgresql+psycopg://billing:secret@localhost:5432/billing",
+    "redis_url": "BILLING_REDIS_URL=redis://localhost:6379/0",
+    "xendit_secret_key": "BILLING_XENDIT_SECRET_KEY=xnd_development_... (dashboard, Settings, API keys)",
+    "xendit_callback_token": "BILLING_XENDIT_CALLBACK_TOKEN=... (dashboard, Settings, Webhooks)",
+    "xendit_base_url": "BILLING_XENDIT_BASE_URL=https://api.xendit.co",
+    "xendit_requests_per_minute": "BILLING_XENDIT_REQUESTS_PER_MINUTE=600",
+    "xendit_timeout_seconds": "BILLING_XENDIT_TIMEOUT_SECONDS=30",
+    "public_url": "BILLING_PUBLIC_URL=https://billing.example.com",
+    "test_clock": "BILLING_TEST_CLOCK=true",
+    "log_format": "BILLING_LOG_FORMAT=json",
+}
+
+
+class Settings(BaseSettings):
+    """Frozen. Secrets are SecretStr: their repr shows asterisks."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="BILLING_", env_file_encoding="utf-8", extra="ignore", frozen=True, hide_input_in_errors=True
+    )
+
+    database_url: SecretStr | None = None
+    redis_url: SecretStr | None = None
+    xendit_secret_key: SecretStr | None = None
+    xendit_callback_token: SecretStr | None = None
+    xendit_base_url: str = "https://api.xendit.co"
+    xendit_requests_per_minute: float | None = Field(default=None, gt=0)
+    xendit_timeout_seconds: float = Field(default=30, gt=0, le=120)
+    public_url: str = "http://localhost:8000"
+    test_clock: bool = False
+    log_format: Literal["console", "json"] = "console"
+
+    # Beyond the contract: each has a default that suits nearly everybody.
+    # Where the Components web SDK is served from: no public page names an address, so it is a setting.
+    components_script_url: str = ""
+    components_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    in_doubt_policy: Literal["presume_lost", "hold"] = "presume_lost"
+    settlement_window_hours: float = Field(default=26, ge=24, le=24 * 14)
+    overpayment_policy: Literal["refund", "hold"] = "refund"
+    run_threads: int = Field(default=16, ge=1, le=256)
+    max_in_flight: int = Field(default=500, ge=1, le=10_000)
+    database_pool_size: int = Field(default=16, ge=2, le=256)
+    webhook_max_bytes: int = Field(default=256 * 1024, ge=1024)
+
+    @field_validator("database_url")
+    @classmethod
+    def _postgres_only(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None or not value.get_secret_value():
+            return None
+        if not value.get_secret_value().startswith("postgresql+psycopg://"):
+            raise ValueError("must start with postgresql+psycopg:// (PostgreSQL is the only database)")
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_scheme(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None or not value.get_secret_value():
+            return None
+        if not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("must start with redis:// or rediss://")
+        return value
+
+    @field_validator("xendit_secret_key")
+    @classmethod
+    def _key_prefix(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None or not value.get_secret_value():
+            return None
+        if not value.get_secret_value().startswith(("xnd_development_", "xnd_production_")):
+            raise ValueError("must start with xnd_development_ or xnd_production_ (a public key cannot charge)")
+        return value
+
+    @field_validator("xendit_callback_token")
+    @classmethod
+    def _no_empty_token(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None or not value.get_secret_value():
+            return None
+        if not any(part.strip() for part in value.get_secret_value().split(",")):
+            raise ValueError("holds no token")
+        return value
+
+    @field_validator("xendit_base_url", "public_url")
+    @classmethod
+    def _http_url(cls, value: str) -> str:
+        if not value.startswith(("http://", "https://")) or len(value.split("://", 1)[1]) == 0:
+            raise ValueError("must start with http:// or https://")
+        return value.rstrip("/")
+
+    @field_validator("components_origins", mode="before")
+    @classmethod
+    def _split_origins(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    # What other rooms read -------------------------------------------------------------------------------
+
+    @property
+    def database(self) -> str:
+        """The SQLAlchemy URL. Holds a password: never print it."""
+        return _reveal(self.database_url)
+
+    @property
+    def redis(self) -> str:
+        """Empty without Redis. May hold a password: never print it."""
+        return _reveal(self.redis_url)
+
+    @property
+    def secret_key(self) -> str:
+        return _reveal(self.xendit_secret_key)
+
+    @property
+    def callback_tokens(self) -> tuple[str, ...]:
+        """All that are accepted now: two of them while one is being rotated."""
+        return tuple(part.strip() for part in _reveal(self.xendit_callback_token).split(",") if part.strip())
+
+    @property
+    def is_production(self) -> bool:
+        return self.secret_key.startswith("xnd_production_")
+
+    @cached_property
+    def requests_per_minute(self) -> float:
+        """The gateway's quota per endpoint: as set, else what Xendit gives the kind of key."""
+        return self.xendit_requests_per_minute or (600.0 if self.is_production else 60.0)
+
+    @property
+    def return_base(self) -> str | None:
+        """Base of return URLs. Xendit takes https only; None means: leave them out."""
+        return self.public_url if self.public_url.startswith("https://") else None
+
+
+def _reveal(secret: SecretStr | None) -> str:
+    return secret.get_secret_value() if secret is not None else ""
+
+
+def load_settings(*needs: str, **overrides: Any) -> Settings:
+    """Read the settings and refuse to go on without those in `needs` (field names such as "database_url").
+
+    Raises InvalidSetting: one line that names the variable, what is wrong and an example; no value is shown.
+    """
+    try:
+        settings = Settings(_env_file=_env_files(), **overrides)
+    except ValidationError as error:
+        raise InvalidSetting(_one_line(error)) from None
+    except (OSError, UnicodeError) as error:
+        raise InvalidSetting(f".env cannot be read: {error.__class__.__name__}; make it a UTF-8 text file") from None
+    if settings.test_clock and settings.is_production:
+        raise InvalidSetting(
+            "BILLING_TEST_CLOCK: a moved clock would charge real customers early; unset it,"
+            " or use a development key (BILLING_XENDIT_SECRET_KEY=xnd_development_...)"
+        )
+    for name in needs:
+        if not getattr(settings, name):
+            raise InvalidSetting(f"BILLING_{name.upper()}: not set; for example {_EXAMPLES[name]}")
+    return settings
+
+
+def _env_files() -> tuple[Path, ...]:
+    """Later files win. The file of `billing dev` counts only while that process lives."""
+    files = [Path(".env")]
+    if dev_is_running():
+        files.append(DEV_ENV_FILE)
+    return tuple(files)
+
+
+def dev_is_running() -> bool:
+    """Whether `billing dev` runs in this folder: its file names its process, and that process is alive."""
+    try:
+        first_line = DEV_ENV_FILE.read_text(encoding="utf-8").splitlines()[0]
+        os.kill(int(first_line.removeprefix("# pid ")), 0)
+    except PermissionError:
+        return True
+    except (OSError, ValueError, IndexError):
+        return False
+    return True
+
+
+def _one_line(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    name = str(first["loc"][0]) if first["loc"] else "settings"
+    reason = first["msg"].removeprefix("Value error, ")
+    return f"BILLING_{name.upper()}: {reason}; for example {_EXAMPLES.get(name, _default_example(name))}"
+
+
+def _default_example(name: str) -> str:
+    field = Settings.model_fields.get(name)
+    return f"BILLING_{name.upper()}={field.default if field else '...'}"

@@ -1,0 +1,71 @@
+"""Time. The only place that reads a system clock.
+
+`now()` is billing's time: what is due, trials, retries, grace. With the test clock it runs ahead of (or behind) real
+time by one stored offset, the same for every process on the database. `real_now()` is for leases, time-outs and the
+gateway's quota, which live in real time whatever the test clock says.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
+
+from sqlalchemy import select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from billing.errors import InvalidSetting
+from billing.store.engine import Sessions
+from billing.store.models import TestClock
+
+
+class Clock(Protocol):
+    def now(self) -> datetime: ...
+
+
+def real_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class SystemClock:
+    def now(self) -> datetime:
+        return real_now()
+
+
+class DatabaseTestClock:
+    """Reads the offset for every unit of work: a moved clock is seen by all processes at once."""
+
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+
+    def now(self) -> datetime:
+        with self._sessions() as session:
+            offset = session.scalar(select(TestClock.offset_microseconds).where(TestClock.id == 1))
+        return real_now() + timedelta(microseconds=offset or 0)
+
+
+def make_clock(sessions: Sessions, *, test_clock: bool) -> Clock:
+    return DatabaseTestClock(sessions) if test_clock else SystemClock()
+
+
+def set_test_clock(session: Session, target: datetime) -> None:
+    """From now on the clock says `target` and runs on at its normal pace."""
+    _store_offset(session, target - real_now())
+
+
+def advance_test_clock(session: Session, by: timedelta) -> None:
+    current = session.scalar(select(TestClock.offset_microseconds).where(TestClock.id == 1).with_for_update())
+    _store_offset(session, timedelta(microseconds=current or 0) + by)
+
+
+def _store_offset(session: Session, offset: timedelta) -> None:
+    microseconds = offset // timedelta(microseconds=1)
+    upsert = insert(TestClock).values(id=1, offset_microseconds=microseconds)
+    session.execute(
+        upsert.on_conflict_do_update(index_elements=[TestClock.id], set_={"offset_microseconds": microseconds})
+    )
+
+
+def require_test_clock(enabled: bool) -> None:
+    if not enabled:
+        raise InvalidSetting("BILLING_TEST_CLOCK: not set, so time cannot be moved; for example BILLING_TEST_CLOCK=true")

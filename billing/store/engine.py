@@ -1,0 +1,63 @@
+"""The engine and the session factory: short transactions, a bounded pool."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import simplejson
+from sqlalchemy import Engine, create_engine
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.orm import Session, sessionmaker
+
+from billing.errors import InvalidSetting, ServiceUnavailable
+
+Sessions = sessionmaker[Session]
+
+
+def make_engine(url: str, *, pool_size: int = 16) -> Engine:
+    """At most `pool_size` connections a process. Threads wait for one: a transaction takes a millisecond or two
+    and the call to Xendit holds none, so far fewer connections than threads are enough."""
+    try:
+        return create_engine(
+            url,
+            pool_size=pool_size,
+            max_overflow=0,
+            pool_timeout=60,
+            pool_pre_ping=True,
+            connect_args={"connect_timeout": 5, "application_name": "billing"},
+            # Stored events keep their amounts exact: no binary floats on the way in or out.
+            json_serializer=partial(simplejson.dumps, use_decimal=True),
+            json_deserializer=partial(simplejson.loads, use_decimal=True),
+        )
+    except Exception as error:  # a URL that cannot be parsed: SQLAlchemy raises several kinds
+        raise InvalidSetting(
+            f"BILLING_DATABASE_URL: cannot be used ({error.__class__.__name__});"
+            " for example postgresql+psycopg://billing:secret@localhost:5432/billing"
+        ) from None
+
+
+def make_sessions(engine: Engine) -> Sessions:
+    return sessionmaker(engine, expire_on_commit=False)
+
+
+@contextmanager
+def database_errors_in_one_line() -> Iterator[None]:
+    """At the edges (command line, web, worker): a lost or unmigrated database is one line, not a traceback."""
+    try:
+        yield
+    except (OperationalError, InterfaceError) as error:
+        raise ServiceUnavailable(
+            f"the database does not answer ({first_line(error)}); check BILLING_DATABASE_URL and that PostgreSQL runs"
+        ) from None
+    except DBAPIError as error:
+        if "UndefinedTable" in repr(error.orig) or "UndefinedColumn" in repr(error.orig):
+            raise ServiceUnavailable("the database has no current schema; run `billing migrate`") from None
+        if error.connection_invalidated:
+            raise ServiceUnavailable("the connection to the database was lost; run the command again") from None
+        raise
+
+
+def first_line(error: DBAPIError) -> str:
+    return str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else error.__class__.__name__

@@ -1,0 +1,494 @@
+"""The tables. Each "never twice" of the design is a named constraint here, with its reason.
+
+Instants are timestamptz; amounts are integers of the smallest unit in use (billing/domain/money.py). Statuses are
+text checked against billing/domain/lifecycle.py, so that a new status is a migration one can read.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+import uuid_utils
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    SmallInteger,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from billing.domain.lifecycle import (
+    BILLABLE,
+    UNFINISHED,
+    AttemptStatus,
+    EventState,
+    InvoiceStatus,
+    RefundState,
+    SessionStatus,
+    SubscriptionStatus,
+)
+
+Instant = TIMESTAMP(timezone=True)
+LocalTime = TIMESTAMP(timezone=False)  # wall clock in the subscription's zone, on purpose without offset
+
+
+def new_id(prefix: str) -> str:
+    """`sub-0199...`: sortable by time of creation. No `_` in it: Xendit adds `_suffix` to session references."""
+    return f"{prefix}-{uuid_utils.uuid7().hex}"
+
+
+def _one_of(column: str, values: type[StrEnum]) -> str:
+    return f"{column} IN ({', '.join(repr(str(v)) for v in values)})"
+
+
+def _listed(values: frozenset[Any]) -> str:
+    return ", ".join(sorted(repr(str(v)) for v in values))
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {datetime: Instant, str: Text}
+
+
+class Plan(Base):
+    __tablename__ = "plans"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    code: Mapped[str] = mapped_column(unique=True)
+    name: Mapped[str]
+    amount_minor: Mapped[int] = mapped_column(BigInteger)
+    currency: Mapped[str]
+    schedule: Mapped[str]  # "every 1:month" or "cron 0 9 1 * *"
+    timezone: Mapped[str]
+    trial_days: Mapped[int] = mapped_column(Integer)
+    cycles: Mapped[int | None] = mapped_column(Integer)  # billed periods in all; NULL = until canceled
+    catch_up: Mapped[str]
+    dunning: Mapped[str]
+    created_at: Mapped[datetime]
+
+    __table_args__ = (CheckConstraint("amount_minor > 0", name="amount_positive"),)
+
+
+class Customer(Base):
+    __tablename__ = "customers"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    reference: Mapped[str] = mapped_column(unique=True)
+    name: Mapped[str]
+    email: Mapped[str]
+    country: Mapped[str]
+    mobile: Mapped[str | None]
+    timezone: Mapped[str]
+    xendit_customer_id: Mapped[str | None] = mapped_column(unique=True)  # created there once, reused for ever
+    created_at: Mapped[datetime]
+
+
+class PaymentToken(Base):
+    """A saved payment method. Only `ACTIVE` is charged; what we have not seen confirmed yet is `PENDING`."""
+
+    __tablename__ = "payment_tokens"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    payment_token_id: Mapped[str] = mapped_column(unique=True)
+    customer_id: Mapped[str] = mapped_column(ForeignKey("customers.id"), index=True)
+    status: Mapped[str]
+    channel_code: Mapped[str]
+    card_last4: Mapped[str | None]
+    card_expiry: Mapped[str | None]
+    network: Mapped[str | None]
+    card_type: Mapped[str | None]
+    issuer: Mapped[str | None]
+    fingerprint: Mapped[str | None]
+    rank: Mapped[int] = mapped_column(Integer)  # the lowest is charged first
+    failure_code: Mapped[str | None]
+    # A code such as STOLEN_CARD or MAC 03: this card is never tried again by us, whatever Xendit says of the token.
+    blocked_reason: Mapped[str | None]
+    gateway_updated_at: Mapped[datetime | None]  # orders Xendit's events: older ones never undo newer ones
+    created_at: Mapped[datetime]
+
+    __table_args__ = (Index("ix_payment_tokens_fingerprint", "fingerprint"),)
+
+
+class Subscription(Base):
+    __tablename__ = "subscriptions"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    reference: Mapped[str] = mapped_column(unique=True)
+    customer_id: Mapped[str] = mapped_column(ForeignKey("customers.id"), index=True)
+    plan_id: Mapped[str] = mapped_column(ForeignKey("plans.id"), index=True)
+    status: Mapped[str]
+    amount_minor: Mapped[int] = mapped_column(BigInteger)  # copied from the plan: its price never changes under us
+    currency: Mapped[str]
+    timezone: Mapped[str]
+    payment_token_id: Mapped[str | None] = mapped_column(ForeignKey("payment_tokens.id"))
+    start_at: Mapped[datetime | None]  # as asked for; NULL = when the token arrives
+    # The original anchor: every date is computed from it, never from the date before (31 Jan, 28 Feb, 31 Mar).
+    anchor_local: Mapped[datetime | None] = mapped_column(LocalTime)
+    anchor_day: Mapped[int | None] = mapped_column(SmallInteger)
+    # The next period to open: its number, its local start and the instant it is due.
+    next_index: Mapped[int] = mapped_column(Integer, server_default="0")
+    next_local: Mapped[datetime | None] = mapped_column(LocalTime)
+    next_billing_at: Mapped[datetime | None]
+    billed_cycles: Mapped[int] = mapped_column(Integer, server_default="0")
+    current_period_start: Mapped[datetime | None]
+    current_period_end: Mapped[datetime | None]
+    cancel_at_period_end: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
+    canceled_at: Mapped[datetime | None]
+    paused_at: Mapped[datetime | None]
+    # Set = billing stops for this one until a person says `billing subscription resume`; the text says why.
+    hold_reason: Mapped[str | None]
+    catch_up_until: Mapped[datetime | None]  # a person approved billing what was missed up to here
+    open_failures: Mapped[int] = mapped_column(Integer, server_default="0")
+    open_error: Mapped[str | None]
+    created_at: Mapped[datetime]
+
+    __table_args__ = (
+        CheckConstraint(_one_of("status", SubscriptionStatus), name="status_known"),
+        CheckConstraint("anchor_day BETWEEN 1 AND 31", name="anchor_day_range"),
+        # The planner's question "who is due?" costs what is due, not what exists.
+        Index(
+            "ix_subscriptions_due",
+            "next_billing_at",
+            postgresql_where=text(f"status IN ({_listed(BILLABLE)}) AND hold_reason IS NULL"),
+        ),
+    )
+
+
+class PaymentSession(Base):
+    __tablename__ = "payment_sessions"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    reference_id: Mapped[str] = mapped_column(unique=True)  # always fresh; committed before the call
+    xendit_session_id: Mapped[str | None] = mapped_column(unique=True)
+    customer_id: Mapped[str] = mapped_column(ForeignKey("customers.id"), index=True)
+    subscription_id: Mapped[str | None] = mapped_column(ForeignKey("subscriptions.id"), index=True)
+    type: Mapped[str]
+    mode: Mapped[str]
+    status: Mapped[str]
+    amount_minor: Mapped[int] = mapped_column(BigInteger)
+    currency: Mapped[str]
+    payment_link_url: Mapped[str | None]
+    components_sdk_key: Mapped[str | None]  # for one checkout; needed by the page that embeds it
+    payment_token_id: Mapped[str | None]  # Xendit's pt-..., as the completed session names it
+    payment_request_id: Mapped[str | None]
+    payment_id: Mapped[str | None]
+    expires_at: Mapped[datetime]
+    next_check_at: Mapped[datetime | None]  # when to ask Xendit, should the webhook be lost
+    created_at: Mapped[datetime]
+
+    __table_args__ = (
+        CheckConstraint(_one_of("status", SessionStatus), name="status_known"),
+        Index("ix_payment_sessions_check", "next_check_at", postgresql_where=text("next_check_at IS NOT NULL")),
+    )
+
+
+class Invoice(Base):
+    __tablename__ = "invoices"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    number: Mapped[str] = mapped_column(unique=True)  # reference + period: no counter that all workers wait for
+    subscription_id: Mapped[str] = mapped_column(ForeignKey("subscriptions.id"))
+    # The *local* start of the period: a repeated hour, or a day that begins earlier in UTC, is still one period.
+    period_key: Mapped[str]
+    period_index: Mapped[int] = mapped_column(Integer)
+    period_start: Mapped[datetime]
+    period_end: Mapped[datetime]
+    amount_minor: Mapped[int] = mapped_column(BigInteger)
+    amount_paid_minor: Mapped[int] = mapped_column(BigInteger, server_default="0")  # captures minus refunds
+    currency: Mapped[str]
+    status: Mapped[str]
+    # Dunning counts scheduled steps, not rows: what a person tries by hand never uses up the ladder.
+    dunning_step: Mapped[int] = mapped_column(SmallInteger, server_default="0")
+    technical_step: Mapped[int] = mapped_column(SmallInteger, server_default="0")
+    first_failed_at: Mapped[datetime | None]
+    grace_ends_at: Mapped[datetime | None]  # waits for the customer until then
+    hold_reason: Mapped[str | None]  # our fault or an anomaly: a person decides
+    opened_at: Mapped[datetime]
+    closed_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        # D2, D10: one invoice per subscription and period, however many runs, schedulers or restarts there are.
+        UniqueConstraint("subscription_id", "period_key", name="uq_invoices_subscription_period"),
+        CheckConstraint(_one_of("status", InvoiceStatus), name="status_known"),
+        CheckConstraint("amount_minor > 0", name="amount_positive"),
+        CheckConstraint("period_start < period_end", name="period_forward"),
+        Index("ix_invoices_unpaid", "subscription_id", postgresql_where=text("status IN ('draft', 'open')")),
+        Index(
+            "ix_invoices_grace",
+            "grace_ends_at",
+            postgresql_where=text("status = 'open' AND grace_ends_at IS NOT NULL AND hold_reason IS NULL"),
+        ),
+    )
+
+
+class InvoiceLine(Base):
+    __tablename__ = "invoice_lines"
+
+    id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    invoice_id: Mapped[str] = mapped_column(ForeignKey("invoices.id"), index=True)
+    description: Mapped[str]
+    amount_minor: Mapped[int] = mapped_column(BigInteger)
+
+
+class ChargeAttempt(Base):
+    """One try at one invoice. `reference_id` is its name at Xendit for ever; committed before the call."""
+
+    __tablename__ = "charge_attempts"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    reference_id: Mapped[str] = mapped_column(unique=True)
+    invoice_id: Mapped[str] = mapped_column(ForeignKey("invoices.id"))
+    subscription_id: Mapped[str] = mapped_column(ForeignKey("subscriptions.id"))
+    number: Mapped[int] = mapped_column(SmallInteger)
+    origin: Mapped[str]  # schedule, dunning, operator, session, new_token
+    status: Mapped[str]
+    amount_minor: Mapped[int] = mapped_column(BigInteger)
+    currency: Mapped[str]
+    payment_token_id: Mapped[str | None] = mapped_column(ForeignKey("payment_tokens.id"))
+    fingerprint: Mapped[str | None]  # of the card that was tried: network caps count per card, not per token
+    payment_request_id: Mapped[str | None]
+    payment_id: Mapped[str | None]
+    failure_code: Mapped[str | None]
+    network_code: Mapped[str | None]
+    advice_code: Mapped[str | None]
+    decline_class: Mapped[str | None]
+    error: Mapped[str | None]  # what kept the call from ending in an answer, in one line
+    # The planned try an operator's extra attempt took the place of: planned again should the extra one fail.
+    replaces_at: Mapped[datetime | None]
+    action_url: Mapped[str | None]
+    scheduled_at: Mapped[datetime]
+    submitted_at: Mapped[datetime | None]
+    settled_at: Mapped[datetime | None]
+    # Looking up what is pending, waits for the customer or is in doubt: in the clock's time.
+    doubt_since: Mapped[datetime | None]
+    next_check_at: Mapped[datetime | None]
+    checks: Mapped[int] = mapped_column(SmallInteger, server_default="0")
+    cancel_wanted: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
+    # The right to work on this row, in real time: a dead process's rows are taken up again when it ends.
+    lease_until: Mapped[datetime | None]
+    lease_id: Mapped[str | None]
+    run_id: Mapped[str | None]
+    created_at: Mapped[datetime]
+
+    __table_args__ = (
+        UniqueConstraint("invoice_id", "number", name="uq_charge_attempts_number"),
+        # D3: never a new attempt while another could still move money, whoever asks for it.
+        Index(
+            "uq_charge_attempts_unfinished",
+            "invoice_id",
+            unique=True,
+            postgresql_where=text(f"status IN ({_listed(UNFINISHED)})"),
+        ),
+        CheckConstraint(_one_of("status", AttemptStatus), name="status_known"),
+        CheckConstraint("amount_minor > 0", name="amount_positive"),
+        CheckConstraint(
+            "status IN ('scheduled', 'canceled') OR submitted_at IS NOT NULL OR origin = 'session'",
+            name="submitted_is_dated",
+        ),
+        Index("ix_charge_attempts_due", "scheduled_at", postgresql_where=text("status = 'scheduled'")),
+        Index(
+            "ix_charge_attempts_leases",
+            "lease_until",
+            postgresql_where=text("status IN ('scheduled', 'submitted') AND lease_until IS NOT NULL"),
+        ),
+        Index("ix_charge_attempts_checks", "next_check_at", postgresql_where=text("next_check_at IS NOT NULL")),
+        Index("ix_charge_attempts_payment_request_id", "payment_request_id"),
+        Index("ix_charge_attempts_subscription_id", "subscription_id"),
+        Index("ix_charge_attempts_run_id", "run_id", postgresql_where=text("run_id IS NOT NULL")),
+        Index(
+            "ix_charge_attempts_declines",
+            "fingerprint",
+            "settled_at",
+            postgresql_where=text("status = 'failed' AND fingerprint IS NOT NULL"),
+        ),
+    )
+
+
+class Capture(Base):
+    """Money Xendit says it collected. Exactly one pays an invoice; any other is an overpayment, never hidden."""
+
+    __tablename__ = "captures"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    # A synchronous answer may not name it; the webhook or a look-up fills it in.
+    payment_id: Mapped[str | None] = mapped_column(unique=True)
+    payment_request_id: Mapped[str | None]
+    invoice_id: Mapped[str] = mapped_column(ForeignKey("invoices.id"), index=True)
+    attempt_id: Mapped[str] = mapped_column(ForeignKey("charge_attempts.id"))
+    amount_minor: Mapped[int] = mapped_column(BigInteger)
+    currency: Mapped[str]
+    overpayment: Mapped[bool] = mapped_column(Boolean)
+    captured_at: Mapped[datetime]
+
+    __table_args__ = (
+        Index(
+            "uq_captures_paying",
+            "invoice_id",
+            unique=True,
+            postgresql_where=text("NOT overpayment"),
+        ),
+        Index("ix_captures_captured_at", "captured_at"),
+    )
+
+
+class Refund(Base):
+    __tablename__ = "refunds"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    reference_id: Mapped[str] = mapped_column(unique=True)
+    capture_id: Mapped[str] = mapped_column(ForeignKey("captures.id"), unique=True)
+    xendit_refund_id: Mapped[str | None] = mapped_column(unique=True)
+    amount_minor: Mapped[int] = mapped_column(BigInteger)
+    currency: Mapped[str]
+    reason: Mapped[str]
+    status: Mapped[str]
+    error: Mapped[str | None]
+    lease_until: Mapped[datetime | None]
+    next_try_at: Mapped[datetime | None]
+    created_at: Mapped[datetime]
+
+    __table_args__ = (
+        CheckConstraint(_one_of("status", RefundState), name="status_known"),
+        Index("ix_refunds_due", "next_try_at", postgresql_where=text("next_try_at IS NOT NULL")),
+    )
+
+
+class SkippedPeriod(Base):
+    """A period that was not billed, and why: the calendar has no silent gap."""
+
+    __tablename__ = "skipped_periods"
+
+    id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    subscription_id: Mapped[str] = mapped_column(ForeignKey("subscriptions.id"))
+    period_key: Mapped[str]
+    period_index: Mapped[int] = mapped_column(Integer)
+    period_start: Mapped[datetime]
+    period_end: Mapped[datetime]
+    reason: Mapped[str]
+    run_id: Mapped[str | None]
+    created_at: Mapped[datetime]
+
+    __table_args__ = (
+        UniqueConstraint("subscription_id", "period_key", name="uq_skipped_periods_subscription_period"),
+    )
+
+
+class WebhookEvent(Base):
+    """One fact Xendit told us, stored once as received (masked), applied once, kept for replay."""
+
+    __tablename__ = "webhook_events"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    dedupe_key: Mapped[str] = mapped_column(unique=True)
+    event: Mapped[str]
+    payload: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    state: Mapped[str]
+    deliveries: Mapped[int] = mapped_column(Integer, server_default="1")
+    tries: Mapped[int] = mapped_column(SmallInteger, server_default="0")
+    error: Mapped[str | None]
+    subscription_id: Mapped[str | None]
+    received_at: Mapped[datetime]
+    applied_at: Mapped[datetime | None]
+    next_try_at: Mapped[datetime | None]
+    lease_until: Mapped[datetime | None]
+
+    __table_args__ = (
+        CheckConstraint(_one_of("state", EventState), name="state_known"),
+        Index("ix_webhook_events_due", "next_try_at", postgresql_where=text("next_try_at IS NOT NULL")),
+        Index("ix_webhook_events_unmatched", "received_at", postgresql_where=text("state IN ('unmatched', 'parked')")),
+    )
+
+
+class Fact(Base):
+    """What happened to a subscription, in one line each, written in the transaction that made it true.
+
+    The story `billing explain` tells, and the outbox from which a merchant's system can be told.
+    """
+
+    __tablename__ = "facts"
+
+    id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    subscription_id: Mapped[str] = mapped_column(ForeignKey("subscriptions.id"))
+    at: Mapped[datetime]
+    kind: Mapped[str]
+    detail: Mapped[dict[str, Any]] = mapped_column(JSONB)
+
+    __table_args__ = (Index("ix_facts_subscription_id", "subscription_id", "id"),)
+
+
+class BillingRun(Base):
+    __tablename__ = "billing_runs"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    at: Mapped[datetime]
+    started_at: Mapped[datetime]
+    finished_at: Mapped[datetime | None]
+    opened: Mapped[int] = mapped_column(Integer, server_default="0")
+
+
+class Tick(Base):
+    """One scheduled job at one slot: whoever inserts the row does the work, so any number of schedulers may run."""
+
+    __tablename__ = "ticks"
+
+    job: Mapped[str] = mapped_column(primary_key=True)
+    slot: Mapped[datetime] = mapped_column(primary_key=True)
+
+
+class TestClock(Base):
+    """One row: how far the clock of billing is ahead of real time. Read only with BILLING_TEST_CLOCK=true."""
+
+    __tablename__ = "test_clock"
+    __test__ = False  # not a pytest class
+
+    id: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
+    offset_microseconds: Mapped[int] = mapped_column(BigInteger)
+
+
+class ChargingStop(Base):
+    """One row while the account itself is refused (401, 403): nothing is charged until a person lifts it."""
+
+    __tablename__ = "charging_stop"
+
+    id: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
+    reason: Mapped[str]
+    at: Mapped[datetime]
+
+
+class QuotaBucket(Base):
+    """Requests sent per endpoint and second: the sliding window that all processes share."""
+
+    __tablename__ = "quota_buckets"
+
+    endpoint: Mapped[str] = mapped_column(primary_key=True)
+    second: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    sent: Mapped[int] = mapped_column(Integer)
+
+
+class QuotaPause(Base):
+    """An endpoint whose 429 told us to wait."""
+
+    __tablename__ = "quota_pauses"
+
+    endpoint: Mapped[str] = mapped_column(primary_key=True)
+    until: Mapped[datetime]
+
+

@@ -1,0 +1,331 @@
+"""Every claim, lock and hot SELECT as a named function. Callers own the transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import CursorResult, Select, and_, exists, func, or_, select, text, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session, aliased
+
+from billing.domain.lifecycle import BILLABLE, UNFINISHED, AttemptStatus, EventState, InvoiceStatus
+from billing.store.models import (
+    Capture,
+    ChargeAttempt,
+    ChargingStop,
+    Customer,
+    Invoice,
+    PaymentSession,
+    PaymentToken,
+    Plan,
+    Refund,
+    Subscription,
+    Tick,
+    WebhookEvent,
+)
+
+# A claimed row nobody began: the message was lost or its worker died. Taken up again after this, in real time.
+CLAIM_LEASE = timedelta(seconds=120)
+
+
+@dataclass(slots=True)
+class Found:
+    """An attempt with all it belongs to, read under the subscription's lock."""
+
+    attempt: ChargeAttempt
+    invoice: Invoice
+    subscription: Subscription
+    plan: Plan
+    customer: Customer
+    captures: list[Capture] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class TokenWithDeclines:
+    """A token and what the network caps count: declines of its card, over all invoices and on this one today."""
+
+    token: PaymentToken
+    declines_in_a_day: int
+    declines_in_30_days: int
+    declined_here_today: bool
+
+
+@dataclass(slots=True)
+class FoundWithTokens(Found):
+    tokens: list[TokenWithDeclines] = field(default_factory=list)
+
+
+# ---------------------------------------------------------------------------------------------------- locks
+
+
+def lock_subscription_of_attempt(session: Session, attempt_id: str) -> str | None:
+    """The one lock under which everything of a subscription moves. FOR NO KEY UPDATE: inserts that merely refer to
+    the subscription need not wait."""
+    owner = select(ChargeAttempt.subscription_id).where(ChargeAttempt.id == attempt_id).scalar_subquery()
+    return session.scalar(
+        select(Subscription.id).where(Subscription.id == owner).with_for_update(key_share=True)
+    )
+
+
+def _attempt_joined(*extra: Any) -> Select[Any]:
+    return (
+        select(ChargeAttempt, Invoice, Subscription, Plan, Customer, *extra)
+        .join(Invoice, Invoice.id == ChargeAttempt.invoice_id)
+        .join(Subscription, Subscription.id == ChargeAttempt.subscription_id)
+        .join(Plan, Plan.id == Subscription.plan_id)
+        .join(Customer, Customer.id == Subscription.customer_id)
+    )
+
+
+def attempt_with_invoice(session: Session, attempt_id: str) -> Found:
+    """The attempt, its surroundings and the captures its invoice has, fresh."""
+    query = (
+        _attempt_joined(Capture)
+        .outerjoin(Capture, Capture.invoice_id == Invoice.id)
+        .where(ChargeAttempt.id == attempt_id)
+        .execution_options(populate_existing=True)
+    )
+    rows = session.execute(query).all()
+    attempt, invoice, subscription, plan, customer, _ = rows[0]
+    return Found(attempt, invoice, subscription, plan, customer, [row[5] for row in rows if row[5] is not None])
+
+
+def attempt_with_tokens(session: Session, attempt_id: str, now: datetime) -> FoundWithTokens:
+    """The attempt, its surroundings and the customer's tokens with their declines, in one statement."""
+    other = aliased(ChargeAttempt)
+    declines = (
+        select(func.count())
+        .where(
+            other.fingerprint == PaymentToken.fingerprint,
+            other.status == AttemptStatus.FAILED,
+            or_(other.decline_class.is_(None), other.decline_class.not_in(("our_fault", "not_sent"))),
+        )
+        .correlate(PaymentToken)
+    )
+    in_a_day = declines.where(other.settled_at > now - timedelta(days=1)).scalar_subquery()
+    in_30_days = declines.where(other.settled_at > now - timedelta(days=30)).scalar_subquery()
+    here = aliased(ChargeAttempt)
+    here_today = (
+        exists()
+        .where(
+            here.invoice_id == ChargeAttempt.invoice_id,
+            here.fingerprint == PaymentToken.fingerprint,
+            here.status == AttemptStatus.FAILED,
+            here.settled_at > now - timedelta(days=1),
+            here.decline_class.in_(("retry_later", "needs_customer", "dead_token", "unknown_first")),
+        )
+        .correlate(ChargeAttempt, PaymentToken)
+    )
+    query = (
+        _attempt_joined(PaymentToken, in_a_day, in_30_days, here_today)
+        .outerjoin(PaymentToken, PaymentToken.customer_id == Customer.id)
+        .where(ChargeAttempt.id == attempt_id)
+        .execution_options(populate_existing=True)
+    )
+    rows = session.execute(query).all()
+    attempt, invoice, subscription, plan, customer = rows[0][:5]
+    tokens = [TokenWithDeclines(*row[5:9]) for row in rows if row[5] is not None]
+    return FoundWithTokens(attempt, invoice, subscription, plan, customer, [], tokens)
+
+
+# --------------------------------------------------------------------------------------------------- claims
+
+
+def claim_due_subscriptions(session: Session, now: datetime, limit: int) -> list[tuple[Subscription, Plan]]:
+    """Due = next_billing_at <= now, never "today equals the anchor" (M1). Rows stay locked until the commit."""
+    query = (
+        select(Subscription, Plan)
+        .join(Plan, Plan.id == Subscription.plan_id)
+        .where(
+            Subscription.next_billing_at <= now,
+            Subscription.status.in_(BILLABLE),
+            Subscription.hold_reason.is_(None),
+        )
+        .order_by(Subscription.next_billing_at)
+        .limit(limit)
+        .with_for_update(of=Subscription, skip_locked=True, key_share=True)
+        .execution_options(populate_existing=True)
+    )
+    return [(row[0], row[1]) for row in session.execute(query)]
+
+
+def claim_due_attempts(
+    session: Session, now: datetime, real_now: datetime, limit: int, *, run_id: str | None = None
+) -> list[str]:
+    """Take due attempts under a lease; ids only. A row with a live lease is not taken again (D15)."""
+    due = (
+        select(ChargeAttempt.id)
+        .where(
+            ChargeAttempt.status == AttemptStatus.SCHEDULED,
+            ChargeAttempt.scheduled_at <= now,
+            or_(ChargeAttempt.lease_until.is_(None), ChargeAttempt.lease_until < real_now),
+            ~exists().where(ChargingStop.id == 1),
+        )
+        .order_by(ChargeAttempt.scheduled_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    values: dict[str, Any] = {"lease_until": real_now + CLAIM_LEASE}
+    if run_id is not None:
+        values["run_id"] = run_id
+    claim = (
+        update(ChargeAttempt)
+        .where(ChargeAttempt.id.in_(select(due.cte("due").c.id)))
+        .values(values)
+        .returning(ChargeAttempt.id)
+        .execution_options(synchronize_session=False)
+    )
+    return list(session.scalars(claim))
+
+
+def count_in_flight(session: Session, real_now: datetime) -> int:
+    """Attempts handed out and not yet answered: what keeps claims from running ahead of the workers."""
+    query = select(func.count()).where(
+        ChargeAttempt.status.in_({AttemptStatus.SCHEDULED, AttemptStatus.SUBMITTED}),
+        ChargeAttempt.lease_until.is_not(None),
+        ChargeAttempt.lease_until >= real_now,
+    )
+    return session.scalar(query) or 0
+
+
+def release_lease(session: Session, attempt_id: str) -> None:
+    session.execute(
+        update(ChargeAttempt)
+        .where(ChargeAttempt.id == attempt_id, ChargeAttempt.status == AttemptStatus.SCHEDULED)
+        .values(lease_until=None)
+    )
+
+
+def postpone(session: Session, attempt_id: str, until: datetime) -> None:
+    session.execute(
+        update(ChargeAttempt)
+        .where(ChargeAttempt.id == attempt_id, ChargeAttempt.status == AttemptStatus.SCHEDULED)
+        .values(lease_until=None, scheduled_at=until)
+    )
+
+
+def expired_submissions(session: Session, real_now: datetime, limit: int) -> list[str]:
+    """Submitted, and the lease is over: the process that sent it is gone, so nobody knows the outcome."""
+    query = (
+        select(ChargeAttempt.id)
+        .where(ChargeAttempt.status == AttemptStatus.SUBMITTED, ChargeAttempt.lease_until < real_now)
+        .limit(limit)
+    )
+    return list(session.scalars(query))
+
+
+def claim_due_checks(session: Session, now: datetime, real_now: datetime, limit: int) -> list[str]:
+    """Attempts that are pending, wait for the customer or are in doubt, and whose next look-up is due."""
+    due = (
+        select(ChargeAttempt.id)
+        .where(
+            ChargeAttempt.next_check_at <= now,
+            or_(ChargeAttempt.lease_until.is_(None), ChargeAttempt.lease_until < real_now),
+        )
+        .order_by(ChargeAttempt.next_check_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    return _lease(session, ChargeAttempt, due, real_now)
+
+
+def claim_due_session_checks(session: Session, now: datetime, real_now: datetime, limit: int) -> list[str]:
+    """Payment sessions whose webhook is late. The claim moves next_check_at on, so that no other process asks too."""
+    due = (
+        select(PaymentSession.id)
+        .where(PaymentSession.next_check_at <= now)
+        .order_by(PaymentSession.next_check_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    claim = (
+        update(PaymentSession)
+        .where(PaymentSession.id.in_(select(due.cte("due").c.id)))
+        .values(next_check_at=now + timedelta(minutes=5))
+        .returning(PaymentSession.id)
+        .execution_options(synchronize_session=False)
+    )
+    return list(session.scalars(claim))
+
+
+def claim_due_refunds(session: Session, now: datetime, real_now: datetime, limit: int) -> list[str]:
+    due = (
+        select(Refund.id)
+        .where(
+            Refund.next_try_at <= now,
+            or_(Refund.lease_until.is_(None), Refund.lease_until < real_now),
+        )
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    return _lease(session, Refund, due, real_now)
+
+
+def claim_due_events(session: Session, now: datetime, real_now: datetime, limit: int) -> list[str]:
+    """Stored events that were not applied yet (a lost message, a dead process) or wait for their parent."""
+    due = (
+        select(WebhookEvent.id)
+        .where(
+            WebhookEvent.next_try_at <= now,
+            or_(WebhookEvent.lease_until.is_(None), WebhookEvent.lease_until < real_now),
+        )
+        .order_by(WebhookEvent.next_try_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    return _lease(session, WebhookEvent, due, real_now)
+
+
+def _lease(session: Session, table: Any, due: Select[Any], real_now: datetime) -> list[str]:
+    claim = (
+        update(table)
+        .where(table.id.in_(select(due.cte("due").c.id)))
+        .values(lease_until=real_now + CLAIM_LEASE)
+        .returning(table.id)
+        .execution_options(synchronize_session=False)
+    )
+    return list(session.scalars(claim))
+
+
+def take_tick(session: Session, job: str, slot: datetime) -> bool:
+    """Whoever inserts the row does the job of that slot, in the same transaction (D11)."""
+    query = insert(Tick).values(job=job, slot=slot).on_conflict_do_nothing().returning(Tick.job)
+    return session.scalar(query) is not None
+
+
+def forget_ticks(session: Session, before: datetime) -> None:
+    session.execute(text("DELETE FROM ticks WHERE slot < :before"), {"before": before})
+
+
+# ------------------------------------------------------------------------------------------------- the rest
+
+
+def overdue_invoices(now: datetime, limit: int) -> Select[str, str]:
+    """Open invoices whose grace is over, with their subscription; those with an attempt under way are left alone."""
+    unfinished = exists().where(
+        and_(ChargeAttempt.invoice_id == Invoice.id, ChargeAttempt.status.in_(UNFINISHED))
+    )
+    return (
+        select(Invoice.id, Invoice.subscription_id)
+        .where(
+            Invoice.status == InvoiceStatus.OPEN,
+            Invoice.grace_ends_at <= now,
+            Invoice.hold_reason.is_(None),
+            ~unfinished,
+        )
+        .limit(limit)
+    )
+
+
+def stop_charging(session: Session, reason: str, now: datetime) -> None:
+    session.execute(insert(ChargingStop).values(id=1, reason=reason, at=now).on_conflict_do_nothing())
+
+
+def lift_charging_stop(session: Session) -> bool:
+    result = session.execute(text("DELETE FROM charging_stop"))
+    return isinstance(result, CursorResult) and result.rowcount > 0
+
+

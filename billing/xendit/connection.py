@@ -1,0 +1,209 @@
+"""How requests reach Xendit: connections, headers, and which transport errors leave the outcome open. Called
+by client.py.
+
+Every request is sent once, and nothing here repeats one: a repeated charge is a second charge.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import re
+import ssl
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+import httpx
+
+from billing.errors import GatewayError, InvalidSetting, NotFound, NotSent, OutcomeUnknown, Unavailable
+from billing.xendit.members import dump_json, parse_json
+from billing.xendit.refusals import Answer, Call
+
+# httpx logs every URL, and the URL of a token holds the token.
+logging.getLogger("httpx").setLevel(logging.WARNING)
+logging.getLogger("httpcore").setLevel(logging.WARNING)
+
+API_VERSION = "2024-11-11"
+LONGEST_CONNECT_SECONDS = 10.0
+_SHORT_ENOUGH = 12
+
+# Raised before a byte of the request is written. Any other transport error may come after Xendit has it all.
+_NOTHING_SENT = (
+    httpx.ConnectError,
+    httpx.ConnectTimeout,
+    httpx.PoolTimeout,
+    httpx.ProxyError,
+    httpx.UnsupportedProtocol,
+)
+
+OnResponse = Callable[[str, int, Mapping[str, str], float], None]
+BeforeRequest = Callable[[str], None]
+
+
+class Connection:
+    """To one address with one key, for all threads of a process."""
+
+    def __init__(
+        self,
+        *,
+        base_url: str,
+        secret_key: str,
+        timeout_seconds: float,
+        on_response: OnResponse | None,
+        before_request: BeforeRequest | None,
+        transport: httpx.BaseTransport | None,
+    ) -> None:
+        self.base_url = _checked_url(base_url)
+        self._auth = httpx.BasicAuth(secret_key, "")
+        self._timeout_seconds = timeout_seconds
+        self._on_response = on_response
+        self._before_request = before_request
+        self._transport = transport
+        # Keyed by thread id: an id that is used again takes over the client of the dead thread.
+        self._clients: dict[int, httpx.Client] = {}
+        self._lock = threading.Lock()
+        self._ssl_context: ssl.SSLContext | None = None
+
+    def __repr__(self) -> str:
+        return f"Connection({self.address!r})"
+
+    @property
+    def address(self) -> str:
+        """Without a user and password that somebody may have put into it."""
+        port = f":{self.base_url.port}" if self.base_url.port else ""
+        return f"{self.base_url.scheme}://{self.base_url.host}{port}"
+
+    def close(self) -> None:
+        with self._lock:
+            clients, self._clients = list(self._clients.values()), {}
+        for client in clients:
+            client.close()
+
+    def send(
+        self,
+        call: Call,
+        *,
+        record_id: str | None = None,
+        body: Mapping[str, Any] | None = None,
+        params: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Answer:
+        """Raises NotSent; without an answer, Unavailable for a read and OutcomeUnknown for all the rest."""
+        path = call.route if record_id is None else call.route.replace("{id}", _path_segment(record_id))
+        client = self._client()
+        if self._before_request is not None:
+            self._before_request(call.endpoint)
+        started = time.perf_counter()
+        try:
+            response = client.request(
+                call.method,
+                path,
+                params=params,
+                content=None if body is None else dump_json(body),
+                headers=_headers(call, headers),
+            )
+        except _NOTHING_SENT as error:
+            raise self._not_sent(call, error) from None
+        except httpx.RequestError as error:
+            raise self._no_answer(call, error) from None
+        self._tell(call, response, seconds=time.perf_counter() - started)
+        return _answer(response)
+
+    def _tell(self, call: Call, response: httpx.Response, *, seconds: float) -> None:
+        if self._on_response is not None:
+            rates = {name: value for name, value in response.headers.items() if name.startswith("rate-limit-")}
+            self._on_response(call.endpoint, response.status_code, rates, seconds)
+
+    def _not_sent(self, call: Call, error: Exception) -> NotSent:
+        return NotSent(
+            f"{call.what} was not sent: no connection to {self.address}"
+            f" ({_reason(error)}); check the network and BILLING_XENDIT_BASE_URL"
+        )
+
+    def _no_answer(self, call: Call, error: Exception) -> GatewayError:
+        if isinstance(error, httpx.TimeoutException):
+            happened = f"no answer within {self._timeout_seconds:g} s"
+        else:
+            happened = "the connection was lost before the answer"
+        if call.is_read:
+            return Unavailable(f"{call.what} failed: {happened}; it can be repeated")
+        return OutcomeUnknown(f"{call.what}: {happened}, so whether it was done is unknown")
+
+    def _client(self) -> httpx.Client:
+        """One per thread: threads that share one spend their time in the lock of its pool."""
+        return self._clients.get(threading.get_ident()) or self._open_client()
+
+    def _open_client(self) -> httpx.Client:
+        connect_seconds = min(self._timeout_seconds, LONGEST_CONNECT_SECONDS)
+        with self._lock:
+            self._ssl_context = self._ssl_context or _make_ssl_context()
+            client = httpx.Client(
+                base_url=self.base_url,
+                auth=self._auth,
+                verify=self._ssl_context,
+                timeout=httpx.Timeout(self._timeout_seconds, connect=connect_seconds),
+                limits=httpx.Limits(max_connections=2, max_keepalive_connections=1),
+                trust_env=not _is_this_machine(self.base_url.host),  # a proxy cannot reach our own simulator
+                transport=self._transport,
+            )
+            self._clients[threading.get_ident()] = client
+        return client
+
+
+def _answer(response: httpx.Response) -> Answer:
+    payload: object | None = None
+    with suppress(ValueError):
+        payload = parse_json(response.content)
+    return Answer(status=response.status_code, headers=response.headers, payload=payload)
+
+
+def _headers(call: Call, extra: Mapping[str, str] | None) -> dict[str, str]:
+    headers = {"accept": "application/json", "content-type": "application/json"}
+    if call.route.startswith("/v3/"):
+        headers["api-version"] = API_VERSION
+    return headers | dict(extra or {})
+
+
+def _path_segment(record_id: str) -> str:
+    """What no id of Xendit's can look like must not become a path, where `..` would be another address."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", record_id):
+        raise NotFound(f"Xendit has no record {shortened(record_id)!r}: that is not one of its ids")
+    return record_id
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _checked_url(base_url: str) -> httpx.URL:
+    try:
+        url = httpx.URL(base_url)
+        named = url.host.encode("idna")  # a label that is too long would only fail when it is looked up
+    except (httpx.InvalidURL, UnicodeError):
+        url, named = httpx.URL(""), b""
+    if url.scheme not in ("http", "https") or not re.fullmatch(rb"[A-Za-z0-9._:-]+", named):
+        raise InvalidSetting("BILLING_XENDIT_BASE_URL: not a web address; for example https://api.xendit.co")
+    return url
+
+
+def _make_ssl_context() -> ssl.SSLContext:
+    """20 ms and half a megabyte of certificates, so it is made once and shared by all clients."""
+    try:
+        return httpx.create_ssl_context()
+    except OSError as error:
+        raise InvalidSetting(f"SSL_CERT_FILE or SSL_CERT_DIR: cannot be read ({_reason(error)})") from None
+
+
+def _is_this_machine(host: str) -> bool:
+    if host == "localhost":
+        return True
+    with suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return False
+
+
+def shortened(record_id: str) -> str:
+    return record_id if len(record_id) <= _SHORT_ENOUGH else f"{record_id[:7]}...{record_id[-4:]}"

@@ -1,0 +1,164 @@
+"""What a payload from outside may look like before it is stored: no full card number, no CVV. Called by
+billing/web.py.
+
+Xendit sends neither, a stranger or a mistaken integration might. Card numbers are found by their digits
+wherever they are, also inside longer strings and as numbers; security codes by the name of their member,
+for three digits alone could be anything. Texts that PostgreSQL cannot store (NUL, half a surrogate pair)
+are made storable on the way.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from decimal import Decimal
+
+HIDDEN = "****"
+TOO_DEEP = "[nested too deeply]"
+DEEPEST = 48
+
+_CARD_LENGTHS = range(13, 20)
+
+# Names are compared in lower case without punctuation: `cardCvv`, `card_cvv` and `card-cvv` are one name.
+_SECURITY_CODE = re.compile(r"(cv[vcn]2?|csc|securitycode|verification(value|code))(code|number|value)?")
+_CARD_PREFIX = re.compile(r"^(credit|debit|bank|payment)?card")
+_CARD_NUMBER = re.compile(r"(cc|creditcard|debitcard|card)(number|num|no)|pan|primaryaccountnumber|track[12]?(data)?")
+
+# Digits that are known to be something else and could pass the check digit by chance.
+_NEVER_A_CARD = frozenset(
+    {
+        "networktransactionid",
+        "reconciliationid",
+        "retrievalreferencenumber",
+        "acquirermerchantid",
+        "authorizationcode",
+        "receiptid",
+    }
+)
+_LONGEST_PHONE_NUMBER = 15  # E.164
+
+# UUIDs and hex ids of 24 and more: one in a thousand holds digits that would pass for a card number.
+_HEX_ID = re.compile(
+    r"(?<![0-9A-Za-z])"
+    r"(?:[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|[0-9a-fA-F]{24,64})"
+    r"(?![0-9A-Za-z])"
+)
+# Digits in groups with at most three blanks or dashes between them.
+_DIGIT_GROUPS = re.compile(r"[0-9]+(?:[ \u00a0-]{1,3}[0-9]+)*")
+_MASKED_ALREADY = re.compile(r"[0-9]{0,6}[Xx*\u2022. -]{4,}[0-9]{0,4}")
+_DIGITS = re.compile(r"[0-9]+")
+_NOT_STORABLE = re.compile("[\x00\ud800-\udfff]")
+
+
+def mask_payload(value: object) -> object:
+    """A copy that is safe to keep. Everything that is no card data keeps its value and its type."""
+    return _mask(value, name="", depth=0)
+
+
+def mask_text(value: str) -> str:
+    """The text with every full card number in it cut to its first six and last four digits."""
+    return _mask_text(value, shortest=_CARD_LENGTHS.start)
+
+
+def _mask(value: object, *, name: str, depth: int) -> object:
+    if depth > DEEPEST:
+        return TOO_DEEP
+    if _is_security_code(name) and value is not None:
+        return HIDDEN
+    match value:
+        case str():
+            return _mask_member(value, name)
+        case int() | Decimal() | float() if not isinstance(value, bool):
+            return _mask_number(value, name)
+        case Mapping():
+            return {
+                mask_text(str(key)): _mask(entry, name=_plain(str(key)), depth=depth + 1)
+                for key, entry in value.items()
+            }
+        case list() | tuple():
+            return [_mask(entry, name=name, depth=depth + 1) for entry in value]
+        case _:
+            return value
+
+
+def _mask_number(value: int | Decimal | float, name: str) -> object:
+    written = str(value)
+    masked = _mask_member(written, name)
+    return value if masked == written else masked
+
+
+def _mask_member(value: str, name: str) -> str:
+    if name in _NEVER_A_CARD:
+        return _NOT_STORABLE.sub("\ufffd", value)
+    if "phone" in name or "mobile" in name:
+        return _mask_text(value, shortest=_LONGEST_PHONE_NUMBER + 1)
+    if _CARD_NUMBER.fullmatch(name):
+        return _mask_card_number(value)
+    return _mask_text(value, shortest=_CARD_LENGTHS.start)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _is_security_code(name: str) -> bool:
+    return bool(name) and _SECURITY_CODE.fullmatch(_CARD_PREFIX.sub("", name) or name) is not None
+
+
+def _mask_card_number(value: str) -> str:
+    """In a member that says it is a card number, the check digit does not matter."""
+    digits = "".join(_DIGITS.findall(value))
+    if len(digits) in _CARD_LENGTHS:
+        return _shown(digits)
+    return _NOT_STORABLE.sub("\ufffd", value) if _MASKED_ALREADY.fullmatch(value) else HIDDEN
+
+
+def _mask_text(value: str, *, shortest: int) -> str:
+    storable = _NOT_STORABLE.sub("\ufffd", value)
+    kept, position = [], 0
+    for hex_id in _HEX_ID.finditer(storable):
+        kept += [_mask_groups(storable[position : hex_id.start()], shortest), hex_id.group()]
+        position = hex_id.end()
+    return "".join([*kept, _mask_groups(storable[position:], shortest)])
+
+
+def _mask_groups(value: str, shortest: int) -> str:
+    return _DIGIT_GROUPS.sub(lambda found: _mask_run(found.group(), shortest), value)
+
+
+def _mask_run(run: str, shortest: int) -> str:
+    """A card number may have other digits beside it, such as its expiry: try every series of whole groups."""
+    groups = [(found.start(), found.end()) for found in _DIGITS.finditer(run)]
+    kept, position, first = [], 0, 0
+    while first < len(groups):
+        start = groups[first][0]
+        end, used = _card_from(run, groups, first, shortest)
+        if used:
+            digits = "".join(_DIGITS.findall(run[start:end]))
+            kept += [run[position:start], _shown(digits)]
+            position = end
+        first += used or 1
+    return "".join([*kept, run[position:]])
+
+
+def _card_from(run: str, groups: list[tuple[int, int]], first: int, shortest: int) -> tuple[int, int]:
+    """Where a card number that begins with group `first` ends, and its number of groups; (0, 0) for none."""
+    digits = ""
+    for used, (start, end) in enumerate(groups[first : first + _CARD_LENGTHS.stop], start=1):
+        digits += run[start:end]
+        if len(digits) >= _CARD_LENGTHS.stop:
+            break
+        if len(digits) >= shortest and _has_check_digit(digits):
+            return end, used
+    return 0, 0
+
+
+def _has_check_digit(digits: str) -> bool:
+    """Luhn. A row of zeros passes it and is no card."""
+    total = sum(int(digit) for digit in digits[-1::-2])
+    total += sum(sum(divmod(2 * int(digit), 10)) for digit in digits[-2::-2])
+    return total % 10 == 0 and digits.strip("0") != ""
+
+
+def _shown(digits: str) -> str:
+    return f"{digits[:6]}{'*' * (len(digits) - 10)}{digits[-4:]}"

@@ -1,0 +1,255 @@
+"""Xendit's answers and webhook data, turned into the reports of the port (billing/domain/gateway.py).
+
+With bodies.py the only place that knows the names of Xendit's members. Unknown members are ignored, both
+spellings of the documents are read, and a report that lacks what it cannot do without is None. Called by
+client.py, webhook.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+
+from billing.domain.gateway import (
+    ChargeReport,
+    ChargeRequest,
+    ChargeStatus,
+    RefundReport,
+    RefundStatus,
+    SessionReport,
+    TokenReport,
+    TransactionRow,
+)
+from billing.domain.money import Money
+from billing.xendit.members import Payload, code, identifier, instant, member, money, small_number, text
+
+_CHARGE_STATUS: Mapping[str, ChargeStatus] = {
+    "SUCCEEDED": ChargeStatus.SUCCEEDED,
+    "FAILED": ChargeStatus.FAILED,
+    "PENDING": ChargeStatus.PENDING,
+    "ACCEPTING_PAYMENTS": ChargeStatus.PENDING,
+    "AUTHORIZED": ChargeStatus.PENDING,  # we capture automatically: the money has not moved yet
+    "REQUIRES_ACTION": ChargeStatus.REQUIRES_ACTION,
+    "CANCELED": ChargeStatus.CANCELED,
+    "CANCELLED": ChargeStatus.CANCELED,
+    "EXPIRED": ChargeStatus.EXPIRED,
+}
+_REFUND_STATUS: Mapping[str, RefundStatus] = {
+    "PENDING": RefundStatus.PENDING,
+    "SUCCEEDED": RefundStatus.SUCCEEDED,
+    "FAILED": RefundStatus.FAILED,
+    "CANCELLED": RefundStatus.CANCELLED,
+    "CANCELED": RefundStatus.CANCELLED,
+}
+_SESSION_STATUS: Mapping[str, str] = {
+    "ACTIVE": "ACTIVE",
+    "PENDING": "ACTIVE",  # known to one SDK only
+    "COMPLETED": "COMPLETED",
+    "EXPIRED": "EXPIRED",
+    "CANCELED": "CANCELED",
+    "CANCELLED": "CANCELED",
+}
+_MONTHS = range(1, 13)
+_CENTURY = 2000
+# The reference says CANCELED, a migration guide INACTIVE, for the same thing.
+_TOKEN_SPELLINGS = {"INACTIVE": "CANCELED", "CANCELLED": "CANCELED"}
+
+
+def charge_report(payload: Payload, fallback: ChargeStatus | None = None) -> ChargeReport | None:
+    """From a payment request or a payment. `fallback` is the status an event's name stands for.
+
+    A status we do not know yet is PENDING: Xendit has the request, so it is asked again, never charged again.
+    """
+    request_id = identifier(payload, "payment_request_id")
+    latest = member(payload, "latest_payment")
+    payment_id = identifier(payload, "payment_id", "latest_payment_id") or identifier(latest, "payment_id")
+    printed = code(payload, "status")
+    status = _CHARGE_STATUS.get(printed or "") or fallback or (ChargeStatus.PENDING if printed else None)
+    if status is None or (request_id is None and payment_id is None):
+        return None
+    network_code, advice_code = _authorization_codes(payload, latest)
+    return ChargeReport(
+        status=status,
+        reference_id=identifier(payload, "reference_id"),
+        payment_request_id=request_id,
+        payment_id=payment_id,
+        payment_token_id=identifier(payload, "payment_token_id"),
+        customer_id=identifier(payload, "customer_id"),
+        amount=_amount(payload),
+        captured_at=_captured_at(payload, status),
+        failure_code=code(payload, "failure_code"),
+        network_code=network_code,
+        advice_code=advice_code,
+        action_url=_action_url(payload),
+        channel_code=code(payload, "channel_code"),
+    )
+
+
+def refused_charge(request: ChargeRequest, failure_code: str) -> ChargeReport:
+    """A 4xx that is about the token is a decline: nothing was created at Xendit."""
+    return ChargeReport(
+        status=ChargeStatus.FAILED,
+        reference_id=request.reference_id,
+        payment_token_id=request.payment_token_id,
+        amount=request.amount,
+        failure_code=failure_code,
+        channel_code=request.channel_code,
+    )
+
+
+def session_report(payload: Payload, fallback: str = "ACTIVE") -> SessionReport | None:
+    """A status we do not know yet is no end: the session stays what `fallback` says, by default ACTIVE."""
+    session_id = identifier(payload, "payment_session_id")
+    if session_id is None:
+        return None
+    return SessionReport(
+        session_id=session_id,
+        reference_id=identifier(payload, "reference_id"),
+        type=code(payload, "session_type"),
+        status=_SESSION_STATUS.get(code(payload, "status") or "", fallback),
+        customer_id=identifier(payload, "customer_id"),
+        payment_link_url=text(payload, "payment_link_url"),
+        components_sdk_key=text(payload, "components_sdk_key"),
+        payment_token_id=identifier(payload, "payment_token_id"),
+        payment_request_id=identifier(payload, "payment_request_id"),
+        payment_id=identifier(payload, "payment_id"),
+        amount=money(payload, "amount"),
+        expires_at=instant(payload, "expires_at"),
+        updated_at=instant(payload, "updated"),
+    )
+
+
+def token_report(payload: Payload, fallback: str | None = None) -> TokenReport | None:
+    token_id = identifier(payload, "payment_token_id")
+    status = code(payload, "status") or fallback
+    if token_id is None or status is None:
+        return None
+    card = member(payload, "channel_properties", "card_details")
+    return TokenReport(
+        payment_token_id=token_id,
+        status=_TOKEN_SPELLINGS.get(status, status),
+        reference_id=identifier(payload, "reference_id"),
+        customer_id=identifier(payload, "customer_id"),
+        channel_code=code(payload, "channel_code"),
+        country=code(payload, "country"),
+        currency=code(payload, "currency"),
+        card_last4=_last4(identifier(card, "masked_card_number")),
+        card_expiry=_card_expiry(card),
+        network=code(card, "network"),
+        card_type=code(card, "type"),
+        issuer=identifier(card, "issuer"),
+        fingerprint=identifier(card, "fingerprint"),
+        failure_code=code(payload, "failure_code"),
+        updated_at=instant(payload, "updated"),
+    )
+
+
+def refund_report(payload: Payload, fallback: RefundStatus = RefundStatus.PENDING) -> RefundReport | None:
+    refund_id = identifier(payload, "id")
+    if refund_id is None:
+        return None
+    return RefundReport(
+        refund_id=refund_id,
+        status=_REFUND_STATUS.get(code(payload, "status") or "", fallback),
+        reference_id=identifier(payload, "reference_id"),
+        payment_request_id=identifier(payload, "payment_request_id"),
+        payment_id=identifier(payload, "payment_id"),
+        amount=money(payload, "amount"),
+        failure_code=code(payload, "failure_code"),
+    )
+
+
+def transaction_row(payload: Payload) -> TransactionRow | None:
+    transaction_id, kind, status = identifier(payload, "id"), code(payload, "type"), code(payload, "status")
+    if transaction_id is None or kind is None or status is None:
+        return None
+    return TransactionRow(
+        transaction_id=transaction_id,
+        type=kind,
+        status=status,
+        reference_id=identifier(payload, "reference_id"),
+        payment_id=identifier(payload, "product_id"),
+        amount=money(payload, "amount"),
+        created_at=instant(payload, "created"),
+    )
+
+
+def customer_id_of(payload: object, reference_id: str) -> str | None:
+    """From a customer, from `{"data": [customers]}` or from a bare list: the one with our reference."""
+    for customer in _customers(payload):
+        if customer.get("reference_id") == reference_id and (found := identifier(customer, "id")):
+            return found
+    return None
+
+
+def _customers(payload: object) -> Iterator[Payload]:
+    listed = payload.get("data", payload) if isinstance(payload, Mapping) else payload
+    for customer in listed if isinstance(listed, list) else [listed]:
+        if isinstance(customer, Mapping):
+            yield customer
+
+
+def _authorization_codes(payload: Payload, latest: Payload) -> tuple[str | None, str | None]:
+    """Network and Mastercard advice code. The reference and the guide on declines spell them differently."""
+    data = (
+        member(payload, "payment_details", "authorization_data")
+        or member(payload, "authorization_data")
+        or member(latest, "payment_details", "authorization_data")
+    )
+    network = _short_code(data, "network_response_code") or _short_code(data, "card_network_response_code")
+    return network, _short_code(data, "merchant_advice_code")
+
+
+def _short_code(data: Payload, name: str) -> str | None:
+    """Two characters: `5`, `"5"` and `"05 "` are one code."""
+    number = small_number(data, name)
+    return f"{number:02d}" if number is not None else code(data, name)
+
+
+def _captures(payload: Payload) -> list[Payload]:
+    captures = payload.get("captures")
+    return [entry for entry in captures if isinstance(entry, Mapping)] if isinstance(captures, list) else []
+
+
+def capture_ids(payload: Payload) -> list[str]:
+    return sorted(found for entry in _captures(payload) if (found := identifier(entry, "capture_id")))
+
+
+def _amount(payload: Payload) -> Money | None:
+    """What was captured, when every capture can be read, else what was asked. A capture names no currency."""
+    currency = payload.get("currency")
+    captured = [money({**entry, "currency": currency}, "capture_amount") for entry in _captures(payload)]
+    known = [amount for amount in captured if amount is not None]
+    if not known or len(known) < len(captured):
+        return money(payload, "request_amount", "amount")
+    return sum(known[1:], start=known[0])
+
+
+def _captured_at(payload: Payload, status: ChargeStatus) -> datetime | None:
+    if status is not ChargeStatus.SUCCEEDED:
+        return None
+    stamps = [found for entry in _captures(payload) if (found := instant(entry, "capture_timestamp"))]
+    return max(stamps) if stamps else instant(payload, "updated")
+
+
+def _action_url(payload: Payload) -> str | None:
+    """Where the customer has to go: the web page if there is one, else the app's link."""
+    actions = payload.get("actions")
+    links = {
+        code(action, "descriptor"): text(action, "value")
+        for action in (actions if isinstance(actions, list) else [])
+        if isinstance(action, Mapping)
+    }
+    return links.get("WEB_URL") or links.get("DEEPLINK_URL")
+
+
+def _last4(masked: str | None) -> str | None:
+    return masked[-4:] if masked and re.fullmatch(r"[0-9]{4}", masked[-4:]) else None
+
+
+def _card_expiry(card: Payload) -> str | None:
+    month, year = small_number(card, "expiry_month"), small_number(card, "expiry_year")
+    if month is None or year is None or month not in _MONTHS:
+        return None
+    return f"{_CENTURY + year if year < _CENTURY else year}-{month:02d}"

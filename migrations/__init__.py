@@ -1,0 +1,1 @@
+"""Alembic revisions. Run by `billing migrate` (billing/store/migrate.py)."""

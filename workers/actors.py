@@ -1,0 +1,43 @@
+"""The actors: an id in, nothing out. All they do is billing.app.work_on; a doubled or late message does nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import dramatiq
+from redis.exceptions import RedisError
+
+from billing.app import work_on
+from billing.errors import ServiceUnavailable
+from billing.services import dispatch
+from workers import broker
+
+# Without a place to go to, declaring the actors fails in one line (workers/broker.py).
+dramatiq.set_broker(broker.make_broker(broker.settings()))
+
+
+@dramatiq.actor(queue_name="charges", max_retries=0)
+def charge(attempt_id: str) -> None:
+    """Charge one attempt (billing/services/charging.py)."""
+    work_on(broker.app().parts, dispatch.CHARGE, attempt_id)
+
+
+@dramatiq.actor(queue_name="upkeep", max_retries=0)
+def follow(kind: str, identity: str) -> None:
+    """Apply an event, look up an attempt or a session, send a refund. A queue of its own: it never waits for charges."""
+    work_on(broker.app().parts, kind, identity)
+
+
+def send(kind: str, ids: Sequence[str]) -> None:
+    """Ring the doorbell for each id. Raises ServiceUnavailable: the rows are taken up again when their lease ends."""
+    try:
+        for identity in ids:
+            if kind == dispatch.CHARGE:
+                charge.send(identity)
+            else:
+                follow.send(kind, identity)
+    except (RedisError, dramatiq.errors.ConnectionError) as error:
+        raise ServiceUnavailable(
+            f"Redis does not answer ({error.__class__.__name__}); check BILLING_REDIS_URL. Nothing is lost:"
+            " the work goes on when it is back"
+        ) from None

@@ -1,0 +1,68 @@
+"""The broker: Redis or Valkey, with explicit middleware. Redis is the doorbell: losing it, or every message in it,
+costs latency and nothing else, because due work is a row with a lease."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import cache
+
+import dramatiq
+import structlog
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq.middleware import Middleware, Retries
+
+from billing.app import App, build
+from billing.errors import BillingError
+from billing.settings import Settings, load_settings
+
+NAMESPACE = "billing"
+
+
+class ForThisProcess(Middleware):
+    """Names the message in every log line, and closes the process's connections when the worker stops."""
+
+    def before_process_message(self, broker: dramatiq.Broker, message: dramatiq.MessageProxy) -> None:
+        structlog.contextvars.bind_contextvars(message_id=message.message_id)
+
+    def after_process_message(
+        self,
+        broker: dramatiq.Broker,
+        message: dramatiq.MessageProxy,
+        *,
+        result: object = None,
+        exception: BaseException | None = None,
+    ) -> None:
+        structlog.contextvars.clear_contextvars()
+
+    def after_worker_shutdown(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
+        if app.cache_info().currsize:
+            app().close()
+
+
+def make_broker(settings: Settings) -> RedisBroker:
+    # No TimeLimit: it would raise inside a charge, between the answer and its settling. Retries only to state zero:
+    # a retry of delivery belongs to the lease, a retry of money to dunning.
+    return RedisBroker(
+        url=settings.redis, namespace=NAMESPACE, middleware=[Retries(max_retries=0), ForThisProcess()]
+    )
+
+
+def or_exit(load: Callable[[], Settings]) -> Settings:
+    """A bad or missing setting stops the process with one line, exit status 2."""
+    try:
+        return load()
+    except BillingError as error:
+        print(f"billing: {error}", file=sys.stderr, flush=True)  # noqa: T201 - before any log is set up
+        raise SystemExit(error.exit_status) from None
+
+
+@cache
+def settings() -> Settings:
+    return or_exit(lambda: load_settings("database_url", "redis_url", "xendit_secret_key"))
+
+
+@cache
+def app() -> App:
+    """Built on the first unit of work: one engine and one gateway a process."""
+    return build(settings())

@@ -1,0 +1,112 @@
+"""`python -m workers.scheduler`: cron ticks. Any number may run; for every slot one of them acts.
+
+croniter says when a job's slot begins; whoever inserts the row (job, slot) does it. Without Redis the scheduler does
+the work itself. On SIGTERM it finishes what is in hand and exits 0.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from types import FrameType
+
+import structlog
+from croniter import croniter
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from billing.app import App, InProcess, build, find_sender
+from billing.errors import BillingError
+from billing.services import dispatch, runs
+from billing.services.parts import Parts, Send
+from billing.settings import load_settings
+from billing.store import queries
+from billing.store.clock import real_now
+from billing.store.engine import database_errors_in_one_line
+
+LOOP_SECONDS = 0.5
+LONGEST_PAUSE_SECONDS = 15  # between tries while the database or Redis is away
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A six-field cron expression (seconds last, as croniter has it) and what to do at each of its slots."""
+
+    cron: str
+    work: Callable[[Parts, Send], object]
+
+
+JOBS: Mapping[str, Job] = {
+    "bill": Job("* * * * * */2", dispatch.tick),
+    "forget-ticks": Job("17 * * * * 0", lambda parts, _send: runs.forget_old_ticks(parts)),
+}
+
+
+def slot_of(job: Job, at: datetime) -> datetime:
+    """The slot `at` falls into: the last time the job's cron expression fired."""
+    start = croniter(job.cron, at.timestamp()).get_prev(float)
+    following = croniter(job.cron, start).get_next(float)
+    return datetime.fromtimestamp(following if following <= at.timestamp() else start, tz=UTC)
+
+
+def run_due_jobs(parts: Parts, send: Send, done: dict[str, datetime]) -> None:
+    """Each job whose slot has changed: take its tick and do it. A job that fails is tried in its next slot."""
+    for name, job in JOBS.items():
+        slot = slot_of(job, real_now())
+        if done.get(name) == slot:
+            continue
+        with parts.transaction() as session:
+            mine = queries.take_tick(session, name, slot)
+        done[name] = slot
+        if mine:
+            job.work(parts, send)
+
+
+def main() -> int:
+    try:
+        settings = load_settings("database_url", "xendit_secret_key")
+        app = build(settings)
+        send = find_sender(settings)
+    except BillingError as error:
+        print(f"billing: {error}", file=sys.stderr)  # noqa: T201 - before any log is set up
+        return error.exit_status
+    stop = threading.Event()
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+    in_process = None if send else InProcess(app.parts, settings.run_threads)
+    log.info("scheduler.started", work="workers" if send else "in this process", jobs=sorted(JOBS))
+    _loop(app, send or in_process, stop)  # type: ignore[arg-type]
+    if in_process is not None:
+        in_process.close()
+    app.close()
+    log.info("scheduler.stopped")
+    return 0
+
+
+def _loop(app: App, send: Send, stop: threading.Event) -> None:
+    done: dict[str, datetime] = {}
+    pause = LOOP_SECONDS
+    while not stop.is_set():
+        try:
+            with database_errors_in_one_line():
+                run_due_jobs(app.parts, send, done)
+            pause = LOOP_SECONDS
+        except (BillingError, DBAPIError, PoolTimeout) as error:
+            # The database or Redis is away: what is due stays due. Ask again, less and less often.
+            pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
+            log.error("scheduler.waiting", error=str(error).splitlines()[0], again_in_seconds=pause)
+        stop.wait(pause)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
