@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,8 +12,8 @@ import structlog
 from sqlalchemy import Engine
 
 from billing import log
-from billing.domain.gateway import PaymentGateway
-from billing.errors import GatewayError
+from billing.domain.gateway import CHARGE_ENDPOINT, PaymentGateway, Quota
+from billing.errors import GatewayError, NotSent
 from billing.quota import make_quota
 from billing.services import charging, dispatch, onboarding, reconciling, refunding, webhooks
 from billing.services.parts import Parts, Rules, Send
@@ -22,6 +22,9 @@ from billing.store.clock import make_clock
 from billing.store.engine import make_engine, make_sessions
 from billing.xendit.client import XenditGateway
 from billing.xendit.webhook import read_event
+
+QUOTA_WAIT_SECONDS = 10
+TOO_MANY_REQUESTS = 429
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,22 +45,44 @@ def build(settings: Settings, *, gateway: PaymentGateway | None = None) -> App:
     log.configure(settings.log_format)
     engine = make_engine(settings.database, pool_size=settings.database_pool_size)
     sessions = make_sessions(engine)
+    quota = make_quota(sessions, settings.requests_per_minute)
     parts = Parts(
         sessions=sessions,
         clock=make_clock(sessions, test_clock=settings.test_clock),
-        gateway=gateway or _gateway(settings),
-        quota=make_quota(sessions, settings.requests_per_minute),
+        gateway=gateway or make_gateway(settings, quota),
+        quota=quota,
         rules=_rules(settings),
     )
     return App(settings, engine, parts)
 
 
-def _gateway(settings: Settings) -> XenditGateway:
+def make_gateway(settings: Settings, quota: Quota) -> XenditGateway:
+    """Every request is paid for out of the budget before it is sent, and a 429 closes its endpoint for all."""
+
+    def pay_for(endpoint: str) -> None:
+        # A charge has its permit already: it is taken before the attempt begins, so that none waits while submitted.
+        if endpoint != CHARGE_ENDPOINT and not quota.acquire(endpoint, wait_seconds=QUOTA_WAIT_SECONDS):
+            raise NotSent("the request quota to Xendit is used up for the moment; try again in a minute")
+
+    def learn(endpoint: str, status: int, rates: Mapping[str, str], _seconds: float) -> None:
+        if status == TOO_MANY_REQUESTS:
+            quota.pause(endpoint, reset_seconds(rates))
+
     return XenditGateway(
         base_url=settings.xendit_base_url,
         secret_key=settings.secret_key,
         timeout_seconds=settings.xendit_timeout_seconds,
+        before_request=pay_for,
+        on_response=learn,
     )
+
+
+def reset_seconds(rates: Mapping[str, str]) -> float:
+    """How long the gateway's window has left, as its headers say; a whole minute when they don't."""
+    try:
+        return max(0.0, float(rates["rate-limit-reset"]))
+    except (KeyError, ValueError):
+        return 60.0
 
 
 def _rules(settings: Settings) -> Rules:

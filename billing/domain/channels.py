@@ -89,9 +89,7 @@ _ROWS = (
         refund_days=30,
     ),
     Channel("RCBC_DIRECT_DEBIT", "PH", "PHP", "1", "50000", off_session=False, refund_days=30),
-    Channel(
-        "UBP_DIRECT_DEBIT", "PH", "PHP", "1", "100000", off_session=False, validity_days=_YEAR, refund_days=30
-    ),
+    Channel("UBP_DIRECT_DEBIT", "PH", "PHP", "1", "100000", off_session=False, validity_days=_YEAR, refund_days=30),
     # Malaysia
     Channel("CARDS", "MY", "MYR", "1", "5000", refund_days=365),
     Channel("GRABPAY", "MY", "MYR", "1", "1500", validity_days=10 * _YEAR, refund_days=365),

@@ -472,9 +472,7 @@ def _stricter(one: Classified, other: Classified) -> Classified:
 
 def _marked(winner: Classified, other: Classified) -> Classified:
     """A block or a withdrawn permission stays, whichever code it came with."""
-    return replace(
-        winner, blocks_card=winner.blocks_card or other.blocks_card, revoked=winner.revoked or other.revoked
-    )
+    return replace(winner, blocks_card=winner.blocks_card or other.blocks_card, revoked=winner.revoked or other.revoked)
 
 
 def _later(verdict: Classified, advised: Classified) -> Classified:

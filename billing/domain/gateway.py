@@ -14,6 +14,8 @@ from typing import Protocol
 
 from billing.domain.money import Money
 
+CHARGE_ENDPOINT = "POST /v3/payment_requests"
+
 
 class ChargeStatus(StrEnum):
     """What the gateway says of a payment request or a payment."""
@@ -239,7 +241,10 @@ class PaymentGateway(Protocol):
 
 
 class Quota(Protocol):
-    """The gateway's request budget, shared by all processes (billing/quota.py)."""
+    """The gateway's request budget per endpoint, shared by all processes (billing/quota.py).
+
+    Charges take their permit before they begin; for every other call the gateway's client takes it (billing/app.py).
+    """
 
     def acquire(self, endpoint: str, *, wait_seconds: float) -> bool:
         """True when one request may be sent now; False when the budget gave none within `wait_seconds`."""

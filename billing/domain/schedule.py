@@ -123,16 +123,12 @@ def parse_cron(expression: str) -> Cron:
     try:
         expanded, nth_weekdays = croniter.expand(text)
     except CroniterError:
-        raise InvalidSchedule(
-            f"{shown}: a field is wrong; write minute hour day month weekday: '0 9 1 * *'"
-        ) from None
+        raise InvalidSchedule(f"{shown}: a field is wrong; write minute hour day month weekday: '0 9 1 * *'") from None
     try:
         croniter.expand(text, strict=True)
         next(_ticks(text, SOME_DAY))
     except CroniterError:
-        raise InvalidSchedule(
-            f"{shown}: it can never fire; name a day its months have, or L for the last"
-        ) from None
+        raise InvalidSchedule(f"{shown}: it can never fire; name a day its months have, or L for the last") from None
     _refuse_short_months(shown, fields[2].lower(), expanded[2], expanded[3])
     if any(5 in nth for nth in nth_weekdays.values()):  # noqa: PLR2004
         raise InvalidSchedule(f"{shown}: most months have no fifth one; write L1 for the last Monday")
@@ -140,7 +136,7 @@ def parse_cron(expression: str) -> Cron:
 
 
 def _refuse_short_months(shown: str, written: str, days: list[int | str], months: list[int | str]) -> None:
-    """Day 31 skips five months a year without a word. A star and L name no day, W moves to one that exists."""
+    """Day 31 skips five months a year without a word. A star and L name none, W moves to one there is."""
     if "w" in written or all(re.match(r"[*?]|.*l", part) for part in written.split(",")):
         return
     named = [day for day in days if isinstance(day, int)]

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 
 import structlog
-from sqlalchemy import select, update
+from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from billing.domain import channels
 from billing.domain.declines import Classified, DeclineClass, classify
-from billing.domain.gateway import ChargeReport, ChargeRequest, ChargeStatus, RecurringTerms
+from billing.domain.gateway import CHARGE_ENDPOINT, ChargeReport, ChargeRequest, ChargeStatus, RecurringTerms
 from billing.domain.lifecycle import (
     BILLABLE,
     AttemptStatus,
@@ -43,7 +43,6 @@ from billing.store.clock import real_now
 from billing.store.models import (
     Capture,
     ChargeAttempt,
-    ChargingStop,
     Customer,
     Invoice,
     PaymentToken,
@@ -53,7 +52,6 @@ from billing.store.models import (
     new_id,
 )
 
-CHARGE_ENDPOINT = "POST /v3/payment_requests"
 CHANNEL_LIMIT_WAIT = timedelta(minutes=5)
 NOT_SENT_WAIT = timedelta(minutes=1)
 VERIFY_AGAIN = timedelta(hours=1)  # Xendit itself says the token is not usable yet
@@ -109,8 +107,6 @@ def _send_and_settle(parts: Parts, begun: Begun) -> None:
         _set_back(parts, begun, NOT_SENT_WAIT, str(error))
     except RateLimited as error:
         channel_limit = error.error_code == "PAYMENT_REQUEST_RATE_LIMITED"
-        if not channel_limit:
-            parts.quota.pause(CHARGE_ENDPOINT, error.retry_after_seconds)
         wait = CHANNEL_LIMIT_WAIT if channel_limit else timedelta(seconds=error.retry_after_seconds)
         _set_back(parts, begun, wait, str(error))
     except Unavailable as error:
@@ -164,7 +160,7 @@ def begin_attempt(session: Session, attempt_id: str, now: datetime, rules: Rules
     attempt, invoice, subscription = found.attempt, found.invoice, found.subscription
     if attempt.status != AttemptStatus.SCHEDULED or attempt.scheduled_at > now:
         return None
-    if session.scalar(select(ChargingStop.id)) is not None:
+    if found.charging_stopped:
         attempt.lease_until = None
         return None
     refusal = _why_not_chargeable(attempt, invoice, subscription)
@@ -417,13 +413,19 @@ def _record_capture(
         attempt_id=attempt.id,
         amount_minor=amount.amount_minor,
         currency=amount.currency,
-        overpayment=invoice.status in (InvoiceStatus.PAID, InvoiceStatus.VOID)
-        or any(not known.overpayment for known in found.captures),
+        overpayment=_is_not_owed(found),
         captured_at=report.captured_at or now,
     )
     session.add(capture)
     found.captures.append(capture)
     return capture
+
+
+def _is_not_owed(found: queries.Found) -> bool:
+    """Paid already, or nothing is owed any more: a customer paid through the link of a canceled subscription."""
+    paid = any(not known.overpayment for known in found.captures)
+    ended = found.attempt.origin == "session" and found.subscription.status == SubscriptionStatus.CANCELED
+    return paid or ended or found.invoice.status in (InvoiceStatus.PAID, InvoiceStatus.VOID)
 
 
 def _answer_overpayment(

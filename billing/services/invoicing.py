@@ -12,7 +12,6 @@ from datetime import datetime
 from typing import Any
 
 import structlog
-from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
 from billing.domain import catch_up
@@ -62,9 +61,9 @@ def open_due_invoices(session: Session, now: datetime, *, run_id: str | None = N
             tell(session, subscription.id, now, "subscription.held", reason=str(error))
             log.error("subscription.held", subscription=subscription.id, error=str(error))
     if rows.invoices:
-        session.execute(insert(Invoice), rows.invoices)
-        session.execute(insert(InvoiceLine), rows.lines)
-        session.execute(insert(ChargeAttempt), rows.attempts)
+        queries.insert_rows(session, Invoice, rows.invoices)
+        queries.insert_rows(session, InvoiceLine, rows.lines)
+        queries.insert_rows(session, ChargeAttempt, rows.attempts)
     opened.invoices = len(rows.invoices)
     return opened
 

@@ -24,10 +24,6 @@ from billing.store import queries
 from billing.store.clock import real_now
 from billing.store.models import Capture, ChargeAttempt, Invoice
 
-READ_REQUEST = "GET /v3/payment_requests"
-READ_PAYMENT = "GET /v3/payments"
-READ_TRANSACTIONS = "GET /transactions"
-CANCEL_REQUEST = "POST /v3/payment_requests/cancel"
 NEVER_ARRIVED = "NOT_FOUND_AT_GATEWAY"
 ASK_AGAIN = timedelta(minutes=1)
 MADE_NO_MONEY = frozenset({"FAILED", "VOIDED", "REVERSED"})
@@ -58,10 +54,8 @@ def check_attempt(parts: Parts, attempt_id: str) -> None:
 def _ask(parts: Parts, attempt: ChargeAttempt) -> ChargeReport | None:
     """What Xendit knows of the attempt: by its own id when we have it, else by our reference in its list."""
     if attempt.cancel_wanted and attempt.payment_request_id is not None:
-        _spend(parts, CANCEL_REQUEST)
         return parts.gateway.cancel_charge(attempt.payment_request_id)
     if attempt.payment_request_id is not None:
-        _spend(parts, READ_REQUEST)
         try:
             report = parts.gateway.get_charge(attempt.payment_request_id)
         except NotFound:
@@ -72,14 +66,12 @@ def _ask(parts: Parts, attempt: ChargeAttempt) -> ChargeReport | None:
 
 def _by_reference(parts: Parts, attempt: ChargeAttempt) -> ChargeReport | None:
     """`GET /transactions?reference_id=`: the one documented way when the answer to the call was lost."""
-    _spend(parts, READ_TRANSACTIONS)
     rows = [row for row in parts.gateway.find_transactions(attempt.reference_id) if row.type == "PAYMENT"]
     money = [row for row in rows if row.status == "SUCCESS"]
     for row in money or rows:
         if row.status == "PENDING":
             return None
         if row.payment_id is not None:
-            _spend(parts, READ_PAYMENT)
             return parts.gateway.get_payment(row.payment_id)
     return None
 
@@ -88,7 +80,6 @@ def _with_codes(parts: Parts, report: ChargeReport) -> ChargeReport:
     """The payment request has only the failure code; its payment has the network's."""
     if report.payment_id is None:
         return report
-    _spend(parts, READ_PAYMENT)
     try:
         payment = parts.gateway.get_payment(report.payment_id)
     except NotFound:
@@ -150,11 +141,6 @@ def _ask_again(session: Session, attempt_id: str, parts: Parts, error: str) -> N
         attempt.next_check_at = now + ASK_AGAIN
 
 
-def _spend(parts: Parts, endpoint: str) -> None:
-    if not parts.quota.acquire(endpoint, wait_seconds=5):
-        raise GatewayError("the request quota to Xendit is used up for the moment")
-
-
 def doubt_expired_submissions(parts: Parts, limit: int) -> int:
     """Submitted, and its lease is over: whoever sent it is gone, so nobody knows the outcome."""
     with parts.sessions() as session:
@@ -188,7 +174,6 @@ def compare_day(parts: Parts, day: date) -> list[Difference]:
     it belongs to an attempt of ours; everything that differs is listed with an explanation."""
     start = datetime.combine(day, time.min, tzinfo=UTC)
     end = start + timedelta(days=1)
-    _spend(parts, READ_TRANSACTIONS)
     rows = parts.gateway.list_transactions(created_from=start, created_to=end)
     theirs = {row.payment_id: row for row in rows if row.type == "PAYMENT" and row.payment_id}
     differences: list[Difference] = []
@@ -228,7 +213,6 @@ def _compare_row(parts: Parts, row: TransactionRow) -> Difference | None:
 
 def _settle_from_list(parts: Parts, attempt_id: str, row: TransactionRow) -> None:
     assert row.payment_id is not None  # noqa: S101 - rows without one are not compared
-    _spend(parts, READ_PAYMENT)
     report = parts.gateway.get_payment(row.payment_id)
     with parts.transaction() as session:
         settle_attempt(session, attempt_id, report, parts.clock.now(), parts.rules, source="lookup")
@@ -250,7 +234,6 @@ def _missing_there(
     for capture, reference in ours:
         if capture.payment_id in theirs:
             continue
-        _spend(parts, READ_TRANSACTIONS)
         elsewhere = [row for row in parts.gateway.find_transactions(reference) if row.status == "SUCCESS"]
         if not elsewhere:
             amount = str(Money(capture.amount_minor, capture.currency))

@@ -16,7 +16,6 @@ from billing.services.parts import Parts, tell
 from billing.services.subscriptions import lock_subscription
 from billing.store.models import Capture, ChargeAttempt, Invoice, Refund
 
-REFUND_ENDPOINT = "POST /refunds"
 TRY_AGAIN = timedelta(minutes=10)
 
 log = structlog.get_logger()
@@ -24,8 +23,6 @@ log = structlog.get_logger()
 
 def send_refund(parts: Parts, refund_id: str) -> None:
     """Ask Xendit for one refund. When nobody knows whether it was accepted, a person is asked: never sent twice."""
-    if not parts.quota.acquire(REFUND_ENDPOINT, wait_seconds=5):
-        return
     with parts.transaction() as session:
         refund = session.get(Refund, refund_id, with_for_update=True)
         if refund is None or refund.status != RefundState.REQUESTED or refund.next_try_at is None:

@@ -45,6 +45,7 @@ ACTION_LOOK_UPS = tuple(timedelta(minutes=m) for m in (10, 60, 360, 1440))
 ACTION_WINDOW = timedelta(days=1)  # what waits for the customer longer than this is canceled
 LATER_LOOK_UPS = timedelta(days=1)
 
+RETRYABLE = frozenset({DeclineClass.RETRY_LATER, DeclineClass.RETRY_AFTER, DeclineClass.UNKNOWN_FIRST})
 COUNTED_ORIGINS = frozenset({"schedule", "dunning"})
 
 
@@ -101,7 +102,7 @@ def without_token(session: Session, found: queries.FoundWithTokens, choice: Choi
     """No token may be charged now: wait out the network cap, or ask the customer for a payment method."""
     attempt, invoice = found.attempt, found.invoice
     if choice.capped:
-        attempt.scheduled_at = now + CAP_WAIT
+        attempt.scheduled_at = _rest_ends(session, found, now)
         attempt.lease_until = None
         reason = "network limit of declines per card"
         tell(session, attempt.subscription_id, now, "attempt.postponed", attempt=attempt.id, reason=reason)
@@ -122,6 +123,17 @@ def without_token(session: Session, found: queries.FoundWithTokens, choice: Choi
         reason="no payment token that may be charged",
         until=_iso(invoice.grace_ends_at),
     )
+
+
+def _rest_ends(session: Session, found: queries.FoundWithTokens, now: datetime) -> datetime:
+    """A day after this invoice's last decline: a try by hand must not cost the ladder more than that. Where the limits
+    over all invoices hold it back, look again in a day."""
+    last = session.scalar(
+        select(func.max(ChargeAttempt.settled_at)).where(
+            ChargeAttempt.invoice_id == found.invoice.id, ChargeAttempt.status == AttemptStatus.FAILED
+        )
+    )
+    return last + CAP_WAIT if last is not None and last + CAP_WAIT > now else now + CAP_WAIT
 
 
 # ------------------------------------------------------------------------------------------ after a failure
@@ -167,10 +179,9 @@ def _follow(session: Session, found: queries.Found, step: dunning.Next, now: dat
     attempt, invoice, subscription = found.attempt, found.invoice, found.subscription
     match step:
         case dunning.RetryAt(at=at, reason=reason):
-            if attempt.replaces_at is not None and attempt.replaces_at > now:
-                at = max(attempt.replaces_at, at) if step.technical_step != invoice.technical_step else attempt.replaces_at
-            if attempt.origin in COUNTED_ORIGINS:
-                invoice.dunning_step, invoice.technical_step = step.step, step.technical_step
+            # A try by hand used up no step: what it took the place of is planned again, not earlier than it was.
+            at = max(at, attempt.replaces_at or at)
+            invoice.dunning_step, invoice.technical_step = step.step, step.technical_step
             schedule_attempt(session, invoice, at, origin="dunning")
             return f"retry at {_iso(at)}: {reason}"
         case dunning.NextToken(reason=reason):
@@ -214,7 +225,7 @@ def _other_token(session: Session, found: queries.Found) -> PaymentToken | None:
 
 def _note_decline_on_token(session: Session, attempt: ChargeAttempt, verdict: Classified) -> None:
     """A token that must never be tried again is blocked; a stolen or stopped card under every token it has."""
-    if verdict.cls != DeclineClass.DEAD_TOKEN or attempt.payment_token_id is None:
+    if attempt.payment_token_id is None or not (verdict.cls == DeclineClass.DEAD_TOKEN or verdict.blocks_card):
         return
     dead = PaymentToken.id == attempt.payment_token_id
     if verdict.blocks_card and attempt.fingerprint:
@@ -242,7 +253,7 @@ def revise_plan(session: Session, found: queries.Found, verdict: Classified, now
     _note_decline_on_token(session, found.attempt, verdict)
     if planned is None:
         return
-    if verdict.cls in (DeclineClass.RETRY_LATER, DeclineClass.RETRY_AFTER, DeclineClass.UNKNOWN_FIRST):
+    if verdict.cls in RETRYABLE and not (verdict.blocks_card or verdict.revoked):
         earliest = (found.attempt.settled_at or now) + (verdict.wait or timedelta())
         if earliest > planned.scheduled_at:
             planned.scheduled_at = earliest

@@ -59,7 +59,15 @@ def run_here(parts: Parts, send: Send, at: datetime | None, progress: Progress) 
             return _finish(parts, run, skipped)
 
 
-def run_on_workers(parts: Parts, send: Send, at: datetime | None, progress: Progress, *, wait: bool) -> Json:
+def run_on_workers(
+    parts: Parts,
+    send: Send,
+    at: datetime | None,
+    progress: Progress,
+    *,
+    wait: bool,
+    poll_seconds: float = POLL_SECONDS,
+) -> Json:
     """Open here, charge there. Without `wait` the scheduler (or the next run) hands out what does not fit at once."""
     run, skipped = _start(parts, at)
     _open(parts, run, skipped)
@@ -70,7 +78,7 @@ def run_on_workers(parts: Parts, send: Send, at: datetime | None, progress: Prog
         return _report(parts, run, skipped)
     last, moved_at = _totals(parts, run), time.monotonic()
     while _work_left(parts, _as_of(parts, at)):
-        time.sleep(POLL_SECONDS)
+        time.sleep(poll_seconds)
         _open(parts, run, skipped)
         dispatch.retire(parts)
         dispatch.hand_out_charges(parts, send, run_id=run.id, now=_as_of(parts, at))
@@ -97,7 +105,7 @@ def _start(parts: Parts, at: datetime | None) -> tuple[Run, list[dict[str, str]]
         session.add(BillingRun(id=run.id, at=run.at, started_at=real_now(), opened=0))
         skipped = [
             {"subscription_id": identity, "reason": f"on hold: {reason}"}
-            for identity, reason in session.execute(_held(run.at)).tuples()
+            for identity, reason in session.execute(_held(run.at))
         ]
         stop = session.scalar(select(ChargingStop.reason))
     if stop is not None:
@@ -145,7 +153,7 @@ def _totals(parts: Parts, run: Run) -> Json:
             .where(ChargeAttempt.run_id == run.id)
             .group_by(ChargeAttempt.status)
         )
-        by_status = {status: count for status, count in counted.tuples()}
+        by_status = {status: count for status, count in counted}
         opened = session.scalar(select(BillingRun.opened).where(BillingRun.id == run.id)) or 0
     waiting = by_status.get(AttemptStatus.SCHEDULED, 0)
     return {
@@ -169,7 +177,18 @@ def _finish(parts: Parts, run: Run, skipped: list[dict[str, str]]) -> Json:
 
 
 def _report(parts: Parts, run: Run, skipped: list[dict[str, str]]) -> Json:
-    return {"run_id": run.id, "at": instant(run.at)} | _totals(parts, run) | {"skipped": skipped}
+    """With `stopped` (the account was refused) and `not_sent` (why charges of this run still wait), if any."""
+    with parts.sessions() as session:
+        stop = session.scalar(select(ChargingStop.reason))
+        not_sent = session.scalar(
+            select(ChargeAttempt.error).where(
+                ChargeAttempt.run_id == run.id,
+                ChargeAttempt.status == AttemptStatus.SCHEDULED,
+                ChargeAttempt.error.is_not(None),
+            )
+        )
+    outcome = {"skipped": skipped, "stopped": stop, "not_sent": not_sent}
+    return {"run_id": run.id, "at": instant(run.at)} | _totals(parts, run) | outcome
 
 
 # -------------------------------------------------------------------------------------------------- dry run
@@ -182,7 +201,7 @@ def dry_run(parts: Parts, at: datetime | None, limit: int = 10_000) -> Json:
     with parts.sessions() as session:
         skipped = [
             {"subscription_id": identity, "reason": f"on hold: {reason}"}
-            for identity, reason in session.execute(_held(now)).tuples()
+            for identity, reason in session.execute(_held(now))
         ]
         _plan_openings(session, now, limit, planned, skipped)
         opened = len(planned)
@@ -222,7 +241,7 @@ def _plan_openings(
         .order_by(Subscription.next_billing_at)
         .limit(limit)
     )
-    for subscription, plan, customer in session.execute(query).tuples():
+    for subscription, plan, customer in session.execute(query):
         if subscription.cancel_at_period_end:
             skipped.append({"subscription_id": subscription.id, "reason": "the period it was canceled for is over"})
             continue
@@ -255,7 +274,7 @@ def _plan_retries(session: Session, now: datetime, planned: list[Json]) -> None:
             Invoice.status == InvoiceStatus.OPEN,
         )
     )
-    for attempt, subscription, reference, start in session.execute(query).tuples():
+    for attempt, subscription, reference, start in session.execute(query):
         amount = Money(attempt.amount_minor, attempt.currency)
         token = _first_token(session, subscription)
         planned.append(_line(subscription, reference, amount, instant(start), token) | {"attempt": attempt.number})

@@ -188,7 +188,8 @@ def resume(session: Session, subscription: Subscription, plan: Plan, now: dateti
         next_billing_at=_iso(subscription.next_billing_at),
     )
     for invoice in unpaid:
-        schedule_attempt(session, invoice, now, origin="resume")
+        if invoice.hold_reason is None and not has_unfinished_attempt(session, invoice.id):
+            schedule_attempt(session, invoice, now, origin="resume")
 
 
 def _release_hold(session: Session, subscription: Subscription, now: datetime) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from sqlalchemy import func, select
+from sqlalchemy import exists, func, or_, select
 from sqlalchemy.orm import Session
 
 from billing.domain.gateway import TokenReport
@@ -28,7 +28,6 @@ from billing.store.models import (
     new_id,
 )
 
-TOKEN_ENDPOINT = "GET /v3/payment_tokens"  # noqa: S105 - an endpoint
 VERIFY_LATER = timedelta(minutes=1)
 
 
@@ -94,6 +93,9 @@ def _unblock_card(session: Session, token: PaymentToken) -> None:
 
 
 def _use_for_waiting_invoices(session: Session, customer_id: str, token: PaymentToken, now: datetime) -> None:
+    waits_for_action = exists().where(
+        ChargeAttempt.invoice_id == Invoice.id, ChargeAttempt.status == AttemptStatus.REQUIRES_ACTION
+    )
     waiting = (
         select(Subscription.id, Invoice.id)
         .join(Invoice, Invoice.subscription_id == Subscription.id)
@@ -101,12 +103,12 @@ def _use_for_waiting_invoices(session: Session, customer_id: str, token: Payment
             Subscription.customer_id == customer_id,
             Subscription.status.in_(BILLABLE),
             Invoice.status == InvoiceStatus.OPEN,
-            Invoice.first_failed_at.is_not(None),
+            or_(Invoice.first_failed_at.is_not(None), waits_for_action),
             Invoice.hold_reason.is_(None),
         )
         .order_by(Subscription.id, Invoice.period_index)
     )
-    for subscription_id, invoice_id in session.execute(waiting).tuples().all():
+    for subscription_id, invoice_id in session.execute(waiting).all():
         invoice = session.get_one(Invoice, invoice_id, populate_existing=True)
         _supersede_action(session, invoice, now)
         if invoice.status == InvoiceStatus.OPEN and not may_still_move_money(session, invoice):
@@ -165,8 +167,6 @@ def refresh_token(parts: Parts, payment_token_id: str) -> PaymentToken:
 
     A token Xendit does not know is marked FAILED here: it can never be charged with this key.
     """
-    if not parts.quota.acquire(TOKEN_ENDPOINT, wait_seconds=10):
-        raise GatewayError("the request quota to Xendit is used up for the moment; try again in a minute")
     try:
         report = parts.gateway.get_token(payment_token_id)
     except NotFound:

@@ -212,7 +212,7 @@ def list_subscriptions(session: Session, *, status: str | None, customer_id: str
         query = query.where(Subscription.status == status)
     if customer_id is not None:
         query = query.where(Subscription.customer_id == customer_id)
-    return [subscription_view(*row) for row in session.execute(query).tuples()]
+    return [subscription_view(*row) for row in session.execute(query)]
 
 
 def show_invoice(session: Session, invoice: Invoice) -> Json:
@@ -231,7 +231,7 @@ def show_invoice(session: Session, invoice: Invoice) -> Json:
             {"description": line.description, "amount": str(Money(line.amount_minor, invoice.currency))}
             for line in lines
         ],
-        "captures": [_capture_view(capture, refund) for capture, refund in captures.tuples()],
+        "captures": [_capture_view(capture, refund) for capture, refund in captures],
     }
 
 

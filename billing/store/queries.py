@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import CursorResult, Select, and_, exists, func, or_, select, text, update
+from sqlalchemy import CursorResult, Select, and_, bindparam, exists, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased
 
-from billing.domain.lifecycle import BILLABLE, UNFINISHED, AttemptStatus, EventState, InvoiceStatus
+from billing.domain.lifecycle import BILLABLE, UNFINISHED, AttemptStatus, InvoiceStatus
 from billing.store.models import (
+    Base,
     Capture,
     ChargeAttempt,
     ChargingStop,
@@ -45,7 +46,7 @@ class Found:
 
 @dataclass(slots=True)
 class TokenWithDeclines:
-    """A token and what the network caps count: declines of its card, over all invoices and on this one today."""
+    """A token and what the network caps count: declines of its card, over all invoices and here since yesterday."""
 
     token: PaymentToken
     declines_in_a_day: int
@@ -55,19 +56,23 @@ class TokenWithDeclines:
 
 @dataclass(slots=True)
 class FoundWithTokens(Found):
+    charging_stopped: bool = False
     tokens: list[TokenWithDeclines] = field(default_factory=list)
 
 
 # ---------------------------------------------------------------------------------------------------- locks
 
 
+# The statements of the charge path are built once: building them costs as much as running them.
+
+_OWNER = select(ChargeAttempt.subscription_id).where(ChargeAttempt.id == bindparam("attempt_id")).scalar_subquery()
+_LOCK = select(Subscription.id).where(Subscription.id == _OWNER).with_for_update(key_share=True)
+
+
 def lock_subscription_of_attempt(session: Session, attempt_id: str) -> str | None:
-    """The one lock under which everything of a subscription moves. FOR NO KEY UPDATE: inserts that merely refer to
-    the subscription need not wait."""
-    owner = select(ChargeAttempt.subscription_id).where(ChargeAttempt.id == attempt_id).scalar_subquery()
-    return session.scalar(
-        select(Subscription.id).where(Subscription.id == owner).with_for_update(key_share=True)
-    )
+    """The one lock under which everything of a subscription moves. FOR NO KEY UPDATE: inserts that merely refer
+    to the subscription need not wait."""
+    return session.scalar(_LOCK, {"attempt_id": attempt_id})
 
 
 def _attempt_joined(*extra: Any) -> Select[Any]:
@@ -77,25 +82,23 @@ def _attempt_joined(*extra: Any) -> Select[Any]:
         .join(Subscription, Subscription.id == ChargeAttempt.subscription_id)
         .join(Plan, Plan.id == Subscription.plan_id)
         .join(Customer, Customer.id == Subscription.customer_id)
+        .where(ChargeAttempt.id == bindparam("attempt_id"))
+        .execution_options(populate_existing=True)
     )
+
+
+_WITH_INVOICE = _attempt_joined(Capture).outerjoin(Capture, Capture.invoice_id == Invoice.id)
 
 
 def attempt_with_invoice(session: Session, attempt_id: str) -> Found:
     """The attempt, its surroundings and the captures its invoice has, fresh."""
-    query = (
-        _attempt_joined(Capture)
-        .outerjoin(Capture, Capture.invoice_id == Invoice.id)
-        .where(ChargeAttempt.id == attempt_id)
-        .execution_options(populate_existing=True)
-    )
-    rows = session.execute(query).all()
+    rows = session.execute(_WITH_INVOICE, {"attempt_id": attempt_id}).all()
     attempt, invoice, subscription, plan, customer, _ = rows[0]
     return Found(attempt, invoice, subscription, plan, customer, [row[5] for row in rows if row[5] is not None])
 
 
-def attempt_with_tokens(session: Session, attempt_id: str, now: datetime) -> FoundWithTokens:
-    """The attempt, its surroundings and the customer's tokens with their declines, in one statement."""
-    other = aliased(ChargeAttempt)
+def _with_tokens() -> Select[Any]:
+    other, here = aliased(ChargeAttempt), aliased(ChargeAttempt)
     declines = (
         select(func.count())
         .where(
@@ -105,30 +108,38 @@ def attempt_with_tokens(session: Session, attempt_id: str, now: datetime) -> Fou
         )
         .correlate(PaymentToken)
     )
-    in_a_day = declines.where(other.settled_at > now - timedelta(days=1)).scalar_subquery()
-    in_30_days = declines.where(other.settled_at > now - timedelta(days=30)).scalar_subquery()
-    here = aliased(ChargeAttempt)
     here_today = (
         exists()
         .where(
-            here.invoice_id == ChargeAttempt.invoice_id,
+            here.subscription_id == ChargeAttempt.subscription_id,
             here.fingerprint == PaymentToken.fingerprint,
             here.status == AttemptStatus.FAILED,
-            here.settled_at > now - timedelta(days=1),
+            here.settled_at > bindparam("a_day_ago"),
             here.decline_class.in_(("retry_later", "needs_customer", "dead_token", "unknown_first")),
         )
         .correlate(ChargeAttempt, PaymentToken)
     )
-    query = (
-        _attempt_joined(PaymentToken, in_a_day, in_30_days, here_today)
-        .outerjoin(PaymentToken, PaymentToken.customer_id == Customer.id)
-        .where(ChargeAttempt.id == attempt_id)
-        .execution_options(populate_existing=True)
-    )
-    rows = session.execute(query).all()
-    attempt, invoice, subscription, plan, customer = rows[0][:5]
-    tokens = [TokenWithDeclines(*row[5:9]) for row in rows if row[5] is not None]
-    return FoundWithTokens(attempt, invoice, subscription, plan, customer, [], tokens)
+    return _attempt_joined(
+        exists().where(ChargingStop.id == 1),
+        PaymentToken,
+        declines.where(other.settled_at > bindparam("a_day_ago")).scalar_subquery(),
+        declines.where(other.settled_at > bindparam("a_month_ago")).scalar_subquery(),
+        here_today,
+    ).outerjoin(PaymentToken, PaymentToken.customer_id == Customer.id)
+
+
+_WITH_TOKENS = _with_tokens()
+
+
+def attempt_with_tokens(session: Session, attempt_id: str, now: datetime) -> FoundWithTokens:
+    """The attempt, its surroundings and the customer's tokens with their declines, in one statement."""
+    rows = session.execute(
+        _WITH_TOKENS,
+        {"attempt_id": attempt_id, "a_day_ago": now - timedelta(days=1), "a_month_ago": now - timedelta(days=30)},
+    ).all()
+    attempt, invoice, subscription, plan, customer, charging_stopped = rows[0][:6]
+    tokens = [TokenWithDeclines(*row[6:10]) for row in rows if row[6] is not None]
+    return FoundWithTokens(attempt, invoice, subscription, plan, customer, [], charging_stopped, tokens)
 
 
 # --------------------------------------------------------------------------------------------------- claims
@@ -155,13 +166,24 @@ def claim_due_subscriptions(session: Session, now: datetime, limit: int) -> list
 def claim_due_attempts(
     session: Session, now: datetime, real_now: datetime, limit: int, *, run_id: str | None = None
 ) -> list[str]:
-    """Take due attempts under a lease; ids only. A row with a live lease is not taken again (D15)."""
+    """Take due attempts under a lease; ids only. A row with a live lease is not taken again (D15), and a
+    subscription that owes several periods is charged for one at a time, the oldest first (M5)."""
+    older = aliased(ChargeAttempt)
+    waits_for_older = exists().where(
+        older.subscription_id == ChargeAttempt.subscription_id,
+        older.id < ChargeAttempt.id,
+        or_(
+            older.status == AttemptStatus.SUBMITTED,
+            and_(older.status == AttemptStatus.SCHEDULED, older.scheduled_at <= now),
+        ),
+    )
     due = (
         select(ChargeAttempt.id)
         .where(
             ChargeAttempt.status == AttemptStatus.SCHEDULED,
             ChargeAttempt.scheduled_at <= now,
             or_(ChargeAttempt.lease_until.is_(None), ChargeAttempt.lease_until < real_now),
+            ~waits_for_older,
             ~exists().where(ChargingStop.id == 1),
         )
         .order_by(ChargeAttempt.scheduled_at)
@@ -301,6 +323,16 @@ def forget_ticks(session: Session, before: datetime) -> None:
 
 
 # ------------------------------------------------------------------------------------------------- the rest
+
+
+def insert_rows(session: Session, table: type[Base], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Many rows in one statement, as one array a column: three times as fast as a statement per row."""
+    columns = [table.__table__.columns[name] for name in rows[0]]
+    dialect = session.get_bind().dialect
+    arrays = ", ".join(f"CAST(:{c.name} AS {c.type.compile(dialect)}[])" for c in columns)
+    names = ", ".join(c.name for c in columns)
+    statement = text(f"INSERT INTO {table.__tablename__} ({names}) SELECT * FROM unnest({arrays})")  # noqa: S608 - our own names
+    session.execute(statement, {c.name: [row[c.name] for row in rows] for c in columns})
 
 
 def overdue_invoices(now: datetime, limit: int) -> Select[str, str]:

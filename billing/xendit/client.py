@@ -182,7 +182,7 @@ class XenditGateway:
 
     def _charge_report(self, call: Call, record_id: str) -> ChargeReport:
         answer = self._send(call, record_id=record_id)
-        payload = _payload(call, answer, f"{record_id}")
+        payload = _payload(call, answer, record_id)
         return wire.charge_report(payload) or _unreadable(call, answer)
 
     def refund(self, *, reference_id: str, payment_request_id: str, amount: Money, reason: str) -> RefundReport:

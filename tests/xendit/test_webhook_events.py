@@ -256,8 +256,7 @@ def test_no_odd_member_makes_reading_fail(name: str) -> None:
 def assert_an_event_or_a_refusal(payload: object) -> None:
     try:
         event = read_event(payload)
-    except WebhookRejected as refused:
-        assert refused.status == 400
+    except WebhookRejected:
         return
     assert isinstance(event, GatewayEvent)
     assert len(event.dedupe_key) <= 255

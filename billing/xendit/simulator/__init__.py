@@ -6,7 +6,7 @@
     outcomes.py    the words for results                        sessions.py, session_checks.py  /sessions
     tokens.py, refunds.py, transactions.py, customers.py        the other resources
     pages.py       hosted checkout in a browser                 control.py    /_simulator, for tests and demos
-    webhooks.py    the outgoing queue                           state.py      what is remembered
+    webhooks.py    the outgoing queue                           state.py, ledger.py  what is remembered
     catalogue.py   channels, test cards, magic amounts          checks.py     strict reading of bodies
     answers.py     errors, JSON, amounts                        calls.py, quota.py, clock.py, config.py, post.py
 

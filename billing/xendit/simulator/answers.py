@@ -12,6 +12,7 @@ import simplejson
 
 Json = dict[str, Any]
 Headers = tuple[tuple[str, str], ...]
+_GARBAGE = b'{"payment_request_id":"pr-'
 JSON_TYPE = ("content-type", "application/json")
 HTML_TYPE = ("content-type", "text/html; charset=utf-8")
 
@@ -130,3 +131,26 @@ def json_amount(amount: Decimal) -> int | Decimal:
 
 def iso(instant: datetime) -> str:
     return instant.astimezone(UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+
+
+def finish(reply: Reply, headers: Headers) -> Answer:
+    """A reply as it goes out: with its headers, and spoilt when a fault says so."""
+    if reply.disturbance is not None:
+        return _disturbed(reply, reply.disturbance, headers)
+    if reply.status == 429:  # noqa: PLR2004 - Too Many Requests
+        headers = _used_up(headers)
+    return Answer(reply.status, (JSON_TYPE, *headers), encode(reply.document))
+
+
+def _disturbed(reply: Reply, disturbance: Disturbance, headers: Headers) -> Answer:
+    if disturbance.drop:
+        return Answer(reply.status, drop=True)
+    if disturbance.status is not None:
+        error = ApiError(disturbance.status, "SERVER_ERROR").reply()
+        return Answer(error.status, (JSON_TYPE, *headers), encode(error.document))
+    body = _GARBAGE if disturbance.garbage else encode(reply.document)
+    return Answer(reply.status, (JSON_TYPE, *headers), body, disturbance.delay_seconds)
+
+
+def _used_up(headers: Headers) -> Headers:
+    return tuple((name, "0" if name == "rate-limit-remaining" else value) for name, value in headers)

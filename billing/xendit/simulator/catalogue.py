@@ -134,8 +134,8 @@ def session_channels(country: str, currency: str, *, saving: bool) -> list[Chann
 
 
 def decimals_ok(currency: str, amount: Decimal) -> bool:
-    places = 0 if currency in WHOLE_UNIT_CURRENCIES else 2
-    return amount == round(amount, places)
+    exponent = amount.normalize().as_tuple().exponent
+    return isinstance(exponent, int) and exponent >= (0 if currency in WHOLE_UNIT_CURRENCIES else -2)
 
 
 @dataclass(frozen=True, slots=True)

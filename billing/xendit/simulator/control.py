@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import fields
 from datetime import datetime
 from decimal import Decimal
+from typing import Any
 
 from billing.xendit.simulator import catalogue, customers, outcomes, sessions, settlement, tokens
 from billing.xendit.simulator.answers import ApiError, Json, Reply, iso
@@ -11,7 +12,7 @@ from billing.xendit.simulator.calls import Call, look_up
 from billing.xendit.simulator.checkout import attempt
 from billing.xendit.simulator.clock import SettableClock
 from billing.xendit.simulator.outcomes import SUCCESS, Outcome
-from billing.xendit.simulator.state import Card, Checkout, Payment, Session, Token, World, touch
+from billing.xendit.simulator.state import Card, Checkout, Session, Token, World, touch
 from billing.xendit.simulator.webhooks import WebhookFaults
 
 DEFAULT_CARD = "4000000000001000"
@@ -96,7 +97,8 @@ def configure_webhooks(world: World, call: Call) -> Reply:
     body, faults = call.json_or_empty(), world.webhooks.faults
     known = {entry.name: type(getattr(faults, entry.name)) for entry in fields(WebhookFaults)}
     for name, value in body.items():
-        if name not in known or isinstance(value, bool) is not (known[name] is bool):
+        fits = isinstance(value, bool) if known.get(name) is bool else _is_number(value)
+        if name not in known or not fits:
             raise ApiError(400, "API_VALIDATION_ERROR", f"{name}: known are {', '.join(sorted(known))}")
         setattr(faults, name, value if isinstance(value, bool) else float(value))
     return Reply(200, {name: getattr(faults, name) for name in known})
@@ -176,31 +178,12 @@ def move_clock(world: World, call: Call, clock: SettableClock | None) -> Reply:
     if "now" in body:
         clock.set_to(_instant(body["now"]))
     else:
-        clock.set_offset(float(body.get("offset_seconds", 0)))
+        seconds: Any = body.get("offset_seconds")
+        if not _is_number(seconds):
+            raise ApiError(400, "API_VALIDATION_ERROR", "offset_seconds must be a number, or send now")
+        clock.set_offset(float(seconds))
     world.agenda.advance(clock())
     return Reply(200, {"now": iso(clock())})
-
-
-def ledger(world: World, call: Call) -> Reply:
-    """What really was collected: the truth a client's books are compared with."""
-    totals: dict[str, dict[str, Decimal | int]] = {}
-    for payment in world.payments.values():
-        if payment.captured:
-            total = totals.setdefault(
-                payment.document["currency"], {"captured": Decimal(0), "refunded": Decimal(0), "count": 0}
-            )
-            total["captured"] += payment.captured
-            total["refunded"] += payment.refunded
-            total["count"] += 1
-    shown = {
-        currency: {
-            name: _plain(currency, value) if isinstance(value, Decimal) else value for name, value in total.items()
-        }
-        for currency, total in totals.items()
-    }
-    if "summary" in call.query():
-        return Reply(200, {"totals": shown})
-    return Reply(200, {"totals": shown, "payments": [_ledger_row(payment) for payment in world.payments.values()]})
 
 
 def count_calls(world: World, _call: Call) -> Reply:
@@ -267,6 +250,10 @@ def _outcome(text: object) -> Outcome:
         raise ApiError(400, "API_VALIDATION_ERROR", str(problem)) from None
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | Decimal) and not isinstance(value, bool)
+
+
 def _instant(text: object) -> datetime:
     try:
         instant = datetime.fromisoformat(str(text))
@@ -275,32 +262,3 @@ def _instant(text: object) -> datetime:
     if instant is None or instant.tzinfo is None:
         raise ApiError(400, "API_VALIDATION_ERROR", "a time is ISO 8601 with an offset, 2026-12-01T00:00:00Z")
     return instant
-
-
-def _plain(currency: str, amount: Decimal) -> str:
-    return f"{amount:.0f}" if currency in catalogue.WHOLE_UNIT_CURRENCIES else f"{amount:.2f}"
-
-
-def _ledger_row(payment: Payment) -> Json:
-    document, currency = payment.document, payment.document["currency"]
-    return {
-        **{
-            name: document.get(name)
-            for name in (
-                "payment_id",
-                "payment_request_id",
-                "reference_id",
-                "payment_token_id",
-                "customer_id",
-                "status",
-            )
-        },
-        "currency": currency,
-        "amount": _plain(currency, payment.request.amount),
-        "captured": _plain(currency, payment.captured),
-        "refunded": _plain(currency, payment.refunded),
-        "captures": len(document["captures"]),
-        "failure_code": document.get("failure_code"),
-        "captured_at": iso(payment.captured_at) if payment.captured_at else None,
-        "metadata": document.get("metadata"),
-    }

@@ -16,6 +16,7 @@ from billing.xendit.simulator import (
     charges,
     control,
     customers,
+    ledger,
     pages,
     refunds,
     sessions,
@@ -23,14 +24,11 @@ from billing.xendit.simulator import (
     transactions,
 )
 from billing.xendit.simulator.answers import (
-    JSON_TYPE,
     Answer,
     ApiError,
     ConnectionDropped,
-    Disturbance,
-    Headers,
     Reply,
-    encode,
+    finish,
     validation_error,
 )
 from billing.xendit.simulator.calls import Call
@@ -43,7 +41,6 @@ from billing.xendit.simulator.webhooks import Delivery, WebhookQueue
 API_VERSION = "2024-11-11"
 _PRODUCTION_PREFIX = "xnd_production_"
 _DEVELOPMENT_PREFIX = "xnd_development_"
-_GARBAGE = b'{"payment_request_id":"pr-'
 
 View = Callable[[World, Call], Reply | Answer]
 
@@ -101,7 +98,7 @@ _CONTROL: dict[str, View] = {
     "POST /_simulator/refunds/config": control.configure_refunds,
     "POST /_simulator/payments/{id}/capture": control.capture_payment,
     "POST /_simulator/payment_requests/{id}/resolve": control.resolve_request,
-    "GET /_simulator/ledger": control.ledger,
+    "GET /_simulator/ledger": ledger.show,
     "GET /_simulator/requests": control.count_calls,
 }
 _PAGES: dict[str, View] = {
@@ -138,7 +135,7 @@ class Simulator:
         route, params = self._route(method, path, headers)
         if route is None:
             reply = ApiError(404, "NOT_FOUND", f"{method} {path} is not part of this API").reply()
-            return _finish(reply, ())
+            return finish(reply, ())
         call = Call(now, params, query, headers, body)
         answer = (
             self._answer_api(route, call) if route.surface is Surface.API else _answer_open(self.world, route, call)
@@ -179,7 +176,7 @@ class Simulator:
             return Answer(0, drop=True)
         except ApiError as error:
             reply = error.reply()
-        return _finish(reply, self._quota.headers(route.endpoint))
+        return finish(reply, self._quota.headers(route.endpoint))
 
     def _reply(self, route: Route, call: Call) -> Reply:
         _check_key(call.headers.get("authorization", ""), self.config.secret_keys)
@@ -250,7 +247,7 @@ def _answer_open(world: World, route: Route, call: Call) -> Answer:
         reply = route.view(world, call)
     except ApiError as error:
         reply = error.reply()
-    return reply if isinstance(reply, Answer) else _finish(reply, ())
+    return reply if isinstance(reply, Answer) else finish(reply, ())
 
 
 def _attempted(world: World, route: Route, call: Call) -> Reply:
@@ -259,25 +256,3 @@ def _attempted(world: World, route: Route, call: Call) -> Reply:
         return _api_reply(world, route, call)
     except ApiError as error:
         return error.reply()
-
-
-def _finish(reply: Reply, headers: Headers) -> Answer:
-    if reply.disturbance is not None:
-        return _disturbed(reply, reply.disturbance, headers)
-    if reply.status == 429:  # noqa: PLR2004 - Too Many Requests
-        headers = _used_up(headers)
-    return Answer(reply.status, (JSON_TYPE, *headers), encode(reply.document))
-
-
-def _disturbed(reply: Reply, disturbance: Disturbance, headers: Headers) -> Answer:
-    if disturbance.drop:
-        return Answer(reply.status, drop=True)
-    if disturbance.status is not None:
-        error = ApiError(disturbance.status, "SERVER_ERROR").reply()
-        return Answer(error.status, (JSON_TYPE, *headers), encode(error.document))
-    body = _GARBAGE if disturbance.garbage else encode(reply.document)
-    return Answer(reply.status, (JSON_TYPE, *headers), body, disturbance.delay_seconds)
-
-
-def _used_up(headers: Headers) -> Headers:
-    return tuple((name, "0" if name == "rate-limit-remaining" else value) for name, value in headers)

@@ -146,8 +146,9 @@ def _checkout_page(world: World, session: Session, now: datetime, *, failed: str
         "checkout.html",
         world,
         session=shown,
-        customer=session.customer,
+        holder=_holder(session),
         channels=session.channels,
+        bought=shown.get("items") or [],
         total=money(shown),
         paying=shown["session_type"] == "PAY",
         saving=shown["session_type"] == "SAVE" or shown.get("allow_save_payment_method") == "FORCED",
@@ -160,6 +161,11 @@ def _checkout_page(world: World, session: Session, now: datetime, *, failed: str
         expiry=f"12 / {(now.year + _CARD_YEARS) % 100:02d}",
         embed=embed,
     )
+
+
+def _holder(session: Session) -> str:
+    detail = (session.customer or {}).get("individual_detail", {})
+    return " ".join(detail[name] for name in ("given_names", "surname") if detail.get(name)) or "Test Customer"
 
 
 def _challenge_page(world: World, session: Session, *, embed: bool) -> Answer:

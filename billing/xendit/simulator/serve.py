@@ -4,6 +4,7 @@ Used by `billing simulator` and `billing dev` (run_simulator), tests and benchma
 """
 
 import asyncio
+import logging
 import random
 import signal
 import threading
@@ -26,6 +27,7 @@ from billing.xendit.simulator.core import Simulator
 from billing.xendit.simulator.post import Line, Target, read_target
 from billing.xendit.simulator.webhooks import Delivery
 
+_log = logging.getLogger(__name__)
 _API_PATHS = ("/v3/", "/sessions", "/refunds", "/transactions", "/customers")
 _SENDERS = 16
 _WEBHOOK_TIMEOUT_SECONDS = 10.0
@@ -110,11 +112,12 @@ def create_simulator_app(
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         task = asyncio.create_task(courier.run()) if courier is not None else None
+        if task is not None:
+            task.add_done_callback(_report_end)
         yield
         if task is not None:
             task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+            await asyncio.wait([task])
 
     return Starlette(routes=[Mount("/", app=endpoint)], lifespan=lifespan)
 
@@ -142,7 +145,16 @@ def run_simulator(
         jitter_ms=jitter_ms,
     )
     with _quiet_signals():
-        uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=2)
+        uvicorn.run(
+            app,
+            host=host,
+            port=port,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=2,
+            # The default of 5 s closes idle connections just as a client takes them up again: a fault nobody ordered.
+            timeout_keep_alive=75,
+        )
 
 
 @contextmanager
@@ -161,6 +173,12 @@ def _quiet_signals() -> Iterator[None]:
 
 def _ignore(number: int, frame: FrameType | None) -> None:
     pass
+
+
+def _report_end(task: asyncio.Task[None]) -> None:
+    """A clock that fails (its database is gone) ends the courier: say so instead of going quiet."""
+    if not task.cancelled() and task.exception() is not None:
+        _log.error("the simulator sends no more webhooks", exc_info=task.exception())
 
 
 async def _read(receive: Receive) -> bytes:

@@ -24,6 +24,7 @@ class SimulatorTransport(httpx.BaseTransport):
         )
         if answer.delay_seconds and self._sleep is not None:
             self._sleep(answer.delay_seconds)
-        if answer.drop:
-            raise httpx.ReadTimeout("the simulator dropped this call", request=request)
+        patience = request.extensions.get("timeout", {}).get("read")
+        if answer.drop or (patience is not None and answer.delay_seconds > patience):
+            raise httpx.ReadTimeout("no answer from the simulator", request=request)
         return httpx.Response(answer.status, headers=list(answer.headers), content=answer.body, request=request)

@@ -1,0 +1,5 @@
+"""`python -m billing` is `billing`."""
+
+from billing.cli import main
+
+main()

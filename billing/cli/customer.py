@@ -1,0 +1,86 @@
+"""`billing customer`: who pays."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from billing.cli import output
+from billing.cli.opening import opened
+from billing.cli.token import COLUMNS as TOKEN_COLUMNS
+from billing.cli.values import AsJson
+from billing.services import catalog, listings
+from billing.services.views import Json, show_customer
+
+app = typer.Typer(no_args_is_help=True)
+
+COLUMNS = {
+    "reference": "reference",
+    "name": "name",
+    "email": "email",
+    "country": "country",
+    "time zone": "timezone",
+    "tokens": "token_count",
+}
+
+
+@app.command("create")
+def create(
+    reference: Annotated[
+        str, typer.Argument(metavar="REFERENCE", help="Your own name for them, such as cust-1001.", show_default=False)
+    ],
+    *,
+    name: Annotated[str, typer.Option(help="Full name.", show_default=False)],
+    email: Annotated[str, typer.Option(help="Where Xendit writes to.", show_default=False)],
+    country: Annotated[str, typer.Option(help="Two letters: ID, PH, VN, TH, MY, SG ...", show_default=False)],
+    mobile: Annotated[str | None, typer.Option(help="International form: +628123456789.")] = None,
+    timezone: Annotated[str | None, typer.Option(help="IANA zone; without it that of the country's capital.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Create a customer here. Xendit learns of them with the first payment session.
+
+    Example: billing customer create ana --name "Ana Putri" --email ana@example.com --country ID
+    """
+    with opened() as billing, billing.parts.transaction() as session:
+        customer = catalog.create_customer(
+            session,
+            reference=reference,
+            name=name,
+            email=email,
+            country=country,
+            mobile=mobile,
+            timezone=timezone,
+            now=billing.parts.clock.now(),
+        )
+        view = show_customer(session, customer)
+    text = f"Customer {reference} created. Next: billing subscribe {reference} PLAN --via save"
+    output.show(view, as_json=as_json, people=lambda: output.say(text))
+
+
+@app.command("list")
+def list_(as_json: AsJson = False) -> None:
+    """List all customers with their saved payment methods."""
+    with opened() as billing, billing.parts.sessions() as session:
+        views = listings.list_customers(session)
+    empty = "no customer yet; `billing customer create --help` shows how to make one"
+    rows = [view | {"token_count": len(view["tokens"])} for view in views]
+    output.show(views, as_json=as_json, people=lambda: output.table(rows, COLUMNS, empty=empty))
+
+
+@app.command("show")
+def show(
+    reference: Annotated[
+        str, typer.Argument(metavar="REFERENCE", help="Reference, id, or Xendit's cust-... id.", show_default=False)
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Show one customer with the saved payment methods."""
+    with opened() as billing, billing.parts.sessions() as session:
+        view = show_customer(session, catalog.find_customer(session, reference))
+    output.show(view, as_json=as_json, people=lambda: _people(view))
+
+
+def _people(view: Json) -> None:
+    output.card(f"Customer {view['reference']}", view)
+    output.some_of(view["tokens"], TOKEN_COLUMNS, title="Payment tokens, the first to be charged on top")

@@ -1,0 +1,48 @@
+"""Opening the application for one command: settings, then parts; closed again whatever happens."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from billing import log
+from billing.app import App, InProcess, build, find_sender
+from billing.services.parts import Send
+from billing.settings import Settings, load_settings
+
+GATEWAY = "xendit_secret_key"  # what a command needs that talks to Xendit
+
+
+def debugging() -> bool:
+    """BILLING_DEBUG=1: tracebacks and all log lines, for whoever writes a bug report."""
+    return os.environ.get("BILLING_DEBUG", "") not in ("", "0", "false")
+
+
+@contextmanager
+def opened(*needs: str, settings: Settings | None = None, log_level: int = logging.CRITICAL) -> Iterator[App]:
+    """The database is needed by all who call this; `needs` names what else. Raises InvalidSetting.
+
+    Commands say themselves what went wrong, so their log is silent; `billing run` is read by operators and is not.
+    """
+    app = build(settings or load_settings("database_url", *needs))
+    log.configure(app.settings.log_format, level=logging.DEBUG if debugging() else log_level)
+    try:
+        yield app
+    finally:
+        app.close()
+
+
+@contextmanager
+def sender(app: App) -> Iterator[tuple[Send, bool]]:
+    """(send, whether workers do the work). Without Redis the work is done in this process."""
+    to_workers = find_sender(app.settings)
+    if to_workers is not None:
+        yield to_workers, True
+        return
+    in_process = InProcess(app.parts, app.settings.run_threads)
+    try:
+        yield in_process, False
+    finally:
+        in_process.close()

@@ -1,0 +1,257 @@
+"""The operator's commands: migrate, doctor, reconcile, replay, import; stored events, and the stop of all charging."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+from typing import Annotated, TextIO
+
+import typer
+from alembic.util.exc import CommandError
+
+from billing.cli import output
+from billing.cli.opening import GATEWAY, opened
+from billing.cli.values import AsJson, parse_day
+from billing.domain.lifecycle import EventState
+from billing.errors import BillingError, InvalidInput, ServiceUnavailable
+from billing.services import catalog, importing, listings, reconciling, resolving, webhooks
+from billing.services import doctor as checks
+from billing.services.views import Json, event_view
+from billing.settings import load_settings
+from billing.store import queries
+from billing.store.engine import make_engine
+from billing.store.migrate import upgrade
+from billing.xendit.webhook import read_event
+
+events = typer.Typer(no_args_is_help=True)
+charging = typer.Typer(no_args_is_help=True)
+
+EVENT_COLUMNS = {
+    "id": "id",
+    "event": "event",
+    "state": "state",
+    "received": "received_at",
+    "deliveries": "deliveries",
+    "error": "error",
+}
+CHECK_COLUMNS = {"check": "name", "ok": "ok", "count": "count", "detail": "detail", "repair": "repair"}
+DIFFERENCE_COLUMNS = {
+    "kind": "kind",
+    "payment": "payment_id",
+    "reference": "reference_id",
+    "ours": "ours",
+    "theirs": "theirs",
+    "explanation": "explanation",
+}
+REFUSED_COLUMNS = {"line": "line", "reason": "reason"}
+
+
+class Unsound(BillingError):
+    """The command did its work, and what it found is not in order: exit status 1, after the report."""
+
+
+# -------------------------------------------------------------------------------------------------- schema
+
+
+def migrate(as_json: AsJson = False) -> None:
+    """Create the schema, or bring it up to date. Safe to repeat, and from several places at once."""
+    settings = load_settings("database_url")
+    make_engine(settings.database).dispose()  # a URL that cannot be used is refused in one line
+    try:
+        revision = upgrade(settings.database)
+    except CommandError as error:
+        raise ServiceUnavailable(
+            f"the database was made by another version of this software ({error}); install that version or a newer one"
+        ) from None
+    text = f"The schema is at revision {revision}."
+    output.show({"revision": revision}, as_json=as_json, people=lambda: output.say(text))
+
+
+# -------------------------------------------------------------------------------------------- looking after
+
+
+def doctor(
+    repair: Annotated[bool, typer.Option("--repair", help="Put right what can safely be put right.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check the invariants on the live database: nothing charged twice, nothing forgotten, sums that agree.
+
+    Exit status 1 if any check fails.
+    """
+    with opened() as billing:
+        report = checks.examine(billing.parts, repair=repair)
+    output.show(report, as_json=as_json, people=lambda: _people_doctor(report, repair=repair))
+    if not report["ok"]:
+        failed = [check["name"] for check in report["checks"] if not check["ok"]]
+        advice = "" if repair else "; `billing doctor --repair` puts right what can be"
+        raise Unsound(f"{len(failed)} check(s) failed: {', '.join(failed)}{advice}")
+
+
+def _people_doctor(report: Json, *, repair: bool) -> None:
+    columns = {title: member for title, member in CHECK_COLUMNS.items() if repair or member != "repair"}
+    output.table(report["checks"], columns, empty="no checks")
+    if report["ok"]:
+        output.say(f"All {len(report['checks'])} checks passed.")
+
+
+def reconcile(
+    day: Annotated[
+        date | None,
+        typer.Option("--date", parser=parse_day, metavar="DAY", help="Also compare this day (UTC) with Xendit's list."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask Xendit about every attempt whose end is not known; with --date compare a day's money.
+
+    Never sends a charge.
+
+    Example: billing reconcile --date 2026-01-31
+    """
+    with opened(GATEWAY) as billing:
+        with output.progress("looking up") as moved:
+            outcome = resolving.resolve_open(billing.parts, moved)
+        differences = [asdict(row) for row in reconciling.compare_day(billing.parts, day)] if day else []
+    document = {
+        "resolved": outcome.resolved,
+        "still_in_doubt": outcome.still_in_doubt,
+        "differences": differences,
+    }
+    output.show(document, as_json=as_json, people=lambda: _people_reconcile(document, day))
+    if outcome.unanswered:
+        raise Unsound(f"{outcome.unanswered} look-up(s) brought no answer ({outcome.error}); run it again later")
+
+
+def _people_reconcile(document: Json, day: date | None) -> None:
+    output.say(f"Resolved: {document['resolved']}. Still in doubt: {document['still_in_doubt']}.")
+    if day is not None and not document["differences"]:
+        output.say(f"{day}: our captures and Xendit's list agree.")
+    output.some_of(document["differences"], DIFFERENCE_COLUMNS, title=f"Differences on {day}")
+
+
+# ---------------------------------------------------------------------------------------------------- events
+
+
+def replay(
+    webhook_event: Annotated[
+        str,
+        typer.Argument(
+            metavar="WEBHOOK_EVENT", help="Id of a stored event; see `billing events list`.", show_default=False
+        ),
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Apply a stored webhook event again. Never creates a charge; applying twice changes nothing."""
+    with opened() as billing:
+        with billing.parts.sessions() as session:
+            event = catalog.find_event(session, webhook_event)
+        webhooks.apply_stored_event(billing.parts, event.id, read_event, again=True)
+        with billing.parts.sessions() as session:
+            view = event_view(catalog.find_event(session, event.id))
+    output.show(view, as_json=as_json, people=lambda: output.card(f"Webhook event {view['id']}", view))
+    if view["state"] == EventState.PARKED or (view["state"] == EventState.APPLIED and view["error"]):
+        raise Unsound(f"event {view['id']} could not be applied: {view['error']}")
+    if view["state"] == EventState.UNMATCHED:
+        output.warn("nothing here belongs to this event yet; it is tried again by itself")
+
+
+@events.command("list")
+def list_events(
+    state: Annotated[EventState | None, typer.Option(help="Only those.", case_sensitive=False)] = None,
+    limit: Annotated[int, typer.Option(help="How many, the newest first.", min=1, max=10_000)] = 100,
+    as_json: AsJson = False,
+) -> None:
+    """List stored webhook events, the newest first.
+
+    Example: billing events list --state parked
+    """
+    with opened() as billing, billing.parts.sessions() as session:
+        views = listings.list_events(session, state=state, limit=limit)
+    output.show(views, as_json=as_json, people=lambda: output.table(views, EVENT_COLUMNS, empty="no such event"))
+
+
+# ----------------------------------------------------------------------------------------- the stop of it all
+
+
+@charging.command("show")
+def show_charging(as_json: AsJson = False) -> None:
+    """Say whether charging is stopped, and why."""
+    with opened() as billing, billing.parts.sessions() as session:
+        view = listings.show_charging_stop(session)
+    text = f"Charging is stopped: {view['reason']}" if view["stopped"] else "Charging is not stopped."
+    output.show(view, as_json=as_json, people=lambda: output.say(text))
+
+
+@charging.command("resume")
+def resume_charging(as_json: AsJson = False) -> None:
+    """Charge again, after what stopped it (a refused key, a missing permission) has been put right."""
+    with opened() as billing:
+        with billing.parts.transaction() as session:
+            lifted = queries.lift_charging_stop(session)
+        with billing.parts.sessions() as session:
+            view = listings.show_charging_stop(session)
+    text = "Charging goes on with the next run or tick." if lifted else "Charging was not stopped."
+    output.show(view, as_json=as_json, people=lambda: output.say(text))
+
+
+# ---------------------------------------------------------------------------------------------------- import
+
+
+def import_(
+    file: Annotated[
+        str,
+        typer.Argument(metavar="FILE", help="JSON lines, one subscriber a line; - reads stdin.", show_default=False),
+    ],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every row, write nothing.")] = False,
+    verify: Annotated[
+        bool | None,
+        typer.Option(
+            "--verify/--no-verify",
+            help="Ask Xendit about each token now; without it, before its first charge. Default: when the key is set.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Bring in existing subscribers with existing payment tokens. All or nothing per row, safe to repeat.
+
+    Exit status 1 if a row was refused; the others are in.
+
+    Example: billing import subscribers.jsonl --dry-run
+    """
+    with opened(*((GATEWAY,) if verify else ())) as billing, _lines(file) as lines, output.progress("rows") as moved:
+        report = importing.import_rows(
+            billing.parts,
+            lines,
+            dry_run=dry_run,
+            verify_with_gateway=bool(billing.settings.secret_key) if verify is None else verify,
+            progress=lambda rows: moved(rows, None),
+        )
+    output.show(report, as_json=as_json, people=lambda: _people_import(report, dry_run=dry_run))
+    if report["refused"]:
+        raise Unsound(f"{len(report['refused'])} row(s) refused; mend them and import the file again")
+
+
+@contextmanager
+def _lines(file: str) -> Iterator[TextIO]:
+    """Bytes that are no UTF-8 become `\\xff`, which no JSON string may hold: that row is refused, the others go on."""
+    if file == "-":
+        if hasattr(sys.stdin, "reconfigure"):
+            sys.stdin.reconfigure(encoding="utf-8", errors="backslashreplace")
+        yield sys.stdin
+        return
+    try:
+        opened_file = Path(file).open(encoding="utf-8", errors="backslashreplace")  # noqa: SIM115 - closed below
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InvalidInput(f"cannot read {file}: {reason}; name a file of JSON lines, or - for stdin") from None
+    with opened_file:
+        yield opened_file
+
+
+def _people_import(report: Json, *, dry_run: bool) -> None:
+    tense = "Would create" if dry_run else "Created"
+    output.say(f"{tense} {report['created']}, unchanged {report['unchanged']}, refused {len(report['refused'])}.")
+    output.some_of(report["refused"], REFUSED_COLUMNS, title="Refused rows")

@@ -1,0 +1,171 @@
+"""How commands speak: one JSON document, or tables for people, on stdout; everything else on stderr.
+
+Called by every file of this folder. Colours, boxes and widths belong to terminals: in a pipe lines are as long as they
+are, so that ids stay whole.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from billing.domain.money import Money, format_money
+
+Json = Mapping[str, Any]
+PIPE_WIDTH = 10_000
+MANY = 20  # rows a person reads of a side list; --json has them all
+
+_STATUS_STYLES = {
+    "green": ("active", "ACTIVE", "paid", "succeeded", "COMPLETED", "applied", "ok"),
+    "yellow": (
+        *("incomplete", "trialing", "past_due", "paused", "draft", "open", "scheduled", "submitted", "pending"),
+        *("requires_action", "PENDING", "REQUIRES_ACTION", "received", "unmatched"),
+    ),
+    "red": ("in_doubt", "failed", "uncollectible", "FAILED", "EXPIRED", "parked"),
+    "dim": ("canceled", "CANCELED", "void", "ignored"),
+}
+STYLE_OF = {word: style for style, words in _STATUS_STYLES.items() for word in words}
+
+
+# ------------------------------------------------------------------------------------------- the two streams
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Made for each use: tests and pipes change the streams."""
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else PIPE_WIDTH
+    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
+
+
+def show(document: object, *, as_json: bool, people: Callable[[], None]) -> None:
+    """The one way results leave: the JSON document, or what `people` prints."""
+    if as_json:
+        print_json(document)
+    else:
+        people()
+
+
+def print_json(document: object) -> None:
+    utf8 = (sys.stdout.encoding or "ascii").lower().replace("-", "").startswith("utf8")
+    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=not utf8) + "\n")
+    sys.stdout.flush()
+
+
+def say(text: str) -> None:
+    """A line of the result, for people."""
+    console().print(text, soft_wrap=True)
+
+
+def note(text: str) -> None:
+    """A message beside the result: never on stdout."""
+    console(stderr=True).print(text, style="dim", soft_wrap=True)
+
+
+def warn(text: str) -> None:
+    console(stderr=True).print(f"warning: {text}", style="yellow", soft_wrap=True)
+
+
+def complain(text: str) -> None:
+    """The one line of a refusal, whatever line breaks the reason holds."""
+    sys.stderr.write(f"billing: {' '.join(text.split())}\n")
+    sys.stderr.flush()
+
+
+# ---------------------------------------------------------------------------------------------------- tables
+
+
+def table(rows: Sequence[Json], columns: Mapping[str, str], *, empty: str) -> None:
+    """`columns`: heading -> member. Without rows: one line that says so, and what to do."""
+    if not rows:
+        note(empty)
+        return
+    grid = Table(box=box.SIMPLE_HEAD if sys.stdout.isatty() else None, pad_edge=False, header_style="bold")
+    for heading, member in columns.items():
+        right = member in ("amount", "amount_paid", "count", "tries", "deliveries")
+        grid.add_column(heading, justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        grid.add_row(*(cell(row, member) for member in columns.values()))
+    _print_grid(grid)
+
+
+def _print_grid(grid: Table) -> None:
+    """Without the blanks that fill up the last column where nobody sees a column."""
+    out = console()
+    if out.is_terminal:
+        out.print(grid)
+        return
+    with out.capture() as captured:
+        out.print(grid)
+    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
+    sys.stdout.flush()
+
+
+def card(title: str, document: Json) -> None:
+    """One thing with all its members, one a line; lists and empty members are left to the caller and to --json."""
+    shown = [member for member, value in document.items() if value is not None and not isinstance(value, list | dict)]
+    width = max((len(member) for member in shown), default=0)
+    out = console()
+    out.print(Text(title, style="bold"))
+    for member in shown:
+        label = Text(f"  {member.replace('_', ' '):<{width}}  ", style="dim")
+        out.print(label + cell(document, member), soft_wrap=True)
+
+
+def cell(row: Json, member: str) -> Text:
+    """A value as people read it: money with its currency, instants to the minute, statuses in colour."""
+    value = row.get(member)
+    if value is None:
+        return Text("-", style="dim")
+    if isinstance(value, bool):
+        return Text("yes" if value else "no")
+    text = str(value)
+    if member in ("amount", "amount_paid") and row.get("currency"):
+        return Text(money(text, row["currency"]), no_wrap=True)
+    if member in ("at", "now") or member.endswith(("_at", "_start", "_end")):
+        return Text(instant(text), no_wrap=True)
+    if member in ("status", "state"):
+        return Text(text, style=STYLE_OF.get(text, ""), no_wrap=True)
+    return Text(text)
+
+
+def money(amount: str, currency: str) -> str:
+    return format_money(Money.parse(amount, currency))
+
+
+def instant(text: str) -> str:
+    """`2026-01-31T02:00:00.123Z` -> `2026-01-31 02:00 UTC`."""
+    return f"{text[:16].replace('T', ' ')} UTC"
+
+
+def some_of(rows: Sequence[Json], columns: Mapping[str, str], *, title: str) -> None:
+    """A side list: the first rows, and how many more there are."""
+    if not rows:
+        return
+    say(f"\n{title}")
+    table(rows[:MANY], columns, empty="")
+    if len(rows) > MANY:
+        say(f"... and {len(rows) - MANY} more; --json lists them all")
+
+
+# ------------------------------------------------------------------------------------------------- progress
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar on stderr, only on a terminal. The block is handed `moved(completed, total)`."""
+    if not sys.stderr.isatty():
+        yield lambda _completed, _total: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda completed, total: bar.update(task, completed=completed, total=total)

@@ -1,0 +1,112 @@
+"""`billing plan`: what is sold, at what price, and when it is billed."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from billing.cli import output
+from billing.cli.opening import opened
+from billing.cli.values import AsJson
+from billing.domain.catch_up import CatchUp
+from billing.domain.dunning import DEFAULT_POLICY, POLICIES
+from billing.domain.schedule import Schedule, parse_cron, parse_every
+from billing.services import catalog, listings
+from billing.services.views import Json, plan_view
+
+app = typer.Typer(no_args_is_help=True)
+
+COLUMNS = {
+    "code": "code",
+    "name": "name",
+    "amount": "amount",
+    "schedule": "schedule",
+    "time zone": "timezone",
+    "trial days": "trial_days",
+    "catch-up": "catch_up",
+    "dunning": "dunning",
+}
+
+
+@app.command("create")
+def create(
+    code: Annotated[
+        str, typer.Argument(metavar="CODE", help="A short name of your own, such as gold-monthly.", show_default=False)
+    ],
+    *,
+    name: Annotated[str, typer.Option(help="What customers read on their invoice.", show_default=False)],
+    amount: Annotated[str, typer.Option(help="Price in digits only: 50000, or 499.50.", show_default=False)],
+    currency: Annotated[str, typer.Option(help="IDR, PHP, THB, VND, MYR, SGD ...", show_default=False)],
+    every: Annotated[
+        str | None, typer.Option(help="day, week, month or year; several at once: 2:week.", metavar="PERIOD")
+    ] = None,
+    cron: Annotated[
+        str | None, typer.Option(help='Instead of --every: "minute hour day month weekday".', metavar="EXPRESSION")
+    ] = None,
+    timezone: Annotated[str, typer.Option(help="IANA zone whose days and hours count.")] = "Asia/Jakarta",
+    trial_days: Annotated[int, typer.Option(help="Free days before the first charge.")] = 0,
+    cycles: Annotated[
+        int | None, typer.Option(help="How many periods are billed in all; without it, until canceled.")
+    ] = None,
+    catch_up: Annotated[
+        CatchUp, typer.Option(help="What happens to periods missed in an outage.", case_sensitive=False)
+    ] = CatchUp.ALL,
+    dunning: Annotated[str, typer.Option(help=f"How declines are retried: {', '.join(POLICIES)}.")] = DEFAULT_POLICY,
+    as_json: AsJson = False,
+) -> None:
+    """Create a plan. Its price never changes: for a new price make a new plan.
+
+    Example: billing plan create gold --name "Gold" --amount 99000 --currency IDR --every month
+    """
+    schedule = _schedule(every, cron)
+    with opened() as billing, billing.parts.transaction() as session:
+        plan = catalog.create_plan(
+            session,
+            code=code,
+            name=name,
+            amount=amount,
+            currency=currency,
+            schedule=schedule,
+            timezone=timezone,
+            trial_days=trial_days,
+            cycles=cycles,
+            catch_up=catch_up,
+            dunning=dunning,
+            now=billing.parts.clock.now(),
+        )
+        view = plan_view(plan)
+    output.show(view, as_json=as_json, people=lambda: _created(view))
+
+
+def _schedule(every: str | None, cron: str | None) -> Schedule:
+    if every is not None and cron is None:
+        return parse_every(every)
+    if cron is not None and every is None:
+        return parse_cron(cron)
+    raise typer.BadParameter("give exactly one of --every month and --cron '0 9 1 * *'")
+
+
+def _created(view: Json) -> None:
+    price = output.money(view["amount"], view["currency"])
+    output.say(f"Plan {view['code']} created: {price}, {view['schedule']} ({view['timezone']}).")
+
+
+@app.command("list")
+def list_(as_json: AsJson = False) -> None:
+    """List all plans."""
+    with opened() as billing, billing.parts.sessions() as session:
+        views = listings.list_plans(session)
+    empty = "no plan yet; `billing plan create --help` shows how to make one"
+    output.show(views, as_json=as_json, people=lambda: output.table(views, COLUMNS, empty=empty))
+
+
+@app.command("show")
+def show(
+    code: Annotated[str, typer.Argument(metavar="CODE", help="Code or id.", show_default=False)],
+    as_json: AsJson = False,
+) -> None:
+    """Show one plan."""
+    with opened() as billing, billing.parts.sessions() as session:
+        view = plan_view(catalog.find_plan(session, code))
+    output.show(view, as_json=as_json, people=lambda: output.card(f"Plan {view['code']}", view))

@@ -1,0 +1,126 @@
+"""`billing subscription`: the standing agreements, and their pauses and ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Annotated
+
+import typer
+from sqlalchemy.orm import Session
+
+from billing.app import App
+from billing.cli import output
+from billing.cli.opening import opened
+from billing.cli.values import AsJson
+from billing.domain.lifecycle import SubscriptionStatus
+from billing.services import catalog, onboarding, subscriptions, views
+from billing.services.views import Json
+from billing.store.models import Plan, Subscription
+
+app = typer.Typer(no_args_is_help=True)
+
+COLUMNS = {
+    "reference": "reference",
+    "customer": "customer",
+    "plan": "plan",
+    "status": "status",
+    "amount": "amount",
+    "period until": "current_period_end",
+    "next billing": "next_billing_at",
+}
+
+SubscriptionName = Annotated[str, typer.Argument(metavar="ID", help="Reference or id.", show_default=False)]
+Move = Callable[[Session, Subscription, datetime], None]
+
+
+@app.command("list")
+def list_(
+    status: Annotated[SubscriptionStatus | None, typer.Option(help="Only those.", case_sensitive=False)] = None,
+    customer: Annotated[str | None, typer.Option(help="Of this customer only.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List subscriptions, the oldest first.
+
+    Example: billing subscription list --status past_due
+    """
+    with opened() as billing, billing.parts.sessions() as session:
+        customer_id = catalog.find_customer(session, customer).id if customer else None
+        found = views.list_subscriptions(session, status=status, customer_id=customer_id)
+    empty = "no such subscription" if status or customer else "no subscription yet; see `billing subscribe --help`"
+    output.show(found, as_json=as_json, people=lambda: output.table(found, COLUMNS, empty=empty))
+
+
+@app.command("show")
+def show(name: SubscriptionName, as_json: AsJson = False) -> None:
+    """Show one subscription; `billing explain` tells its whole story."""
+    with opened() as billing, billing.parts.sessions() as session:
+        view = views.show_subscription(session, catalog.find_subscription(session, name))
+    output.show(view, as_json=as_json, people=lambda: _people(view))
+
+
+@app.command("pause")
+def pause(name: SubscriptionName, as_json: AsJson = False) -> None:
+    """Stop billing until it is resumed; planned retries end, too."""
+    with opened() as billing:
+        view = _move(billing, name, subscriptions.pause)
+    done = f"{view['reference']} is paused; nothing is charged until `billing subscription resume {view['reference']}`."
+    output.show(view, as_json=as_json, people=lambda: output.say(done))
+
+
+@app.command("resume")
+def resume(name: SubscriptionName, as_json: AsJson = False) -> None:
+    """Go on with the next period (after a pause), or release a subscription that is on hold."""
+    with opened() as billing:
+        view = _move(billing, name, _resume)
+    output.show(view, as_json=as_json, people=lambda: output.say(_resumed(view)))
+
+
+@app.command("cancel")
+def cancel(
+    name: SubscriptionName,
+    now: Annotated[bool, typer.Option("--now", help="At once, not at the end of the period.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Cancel at the end of the running period, or with --now at once. A canceled subscription never comes back."""
+
+    def move(session: Session, subscription: Subscription, at: datetime) -> None:
+        subscriptions.cancel(session, subscription, at, at_once=now, reason="by request")
+
+    with opened() as billing:
+        view = _move(billing, name, move)
+        if view["status"] == SubscriptionStatus.CANCELED and billing.settings.secret_key:
+            onboarding.cancel_open_sessions(billing.parts, view["id"])
+    output.show(view, as_json=as_json, people=lambda: output.say(_canceled(view)))
+
+
+def _move(billing: App, name: str, move: Move) -> Json:
+    """Find, lock, move, show: one transaction."""
+    now = billing.parts.clock.now()
+    with billing.parts.transaction() as session:
+        found = catalog.find_subscription(session, name)
+        subscription = subscriptions.lock_subscription(session, found.id)
+        move(session, subscription, now)
+        session.flush()
+        return views.show_subscription(session, subscription)
+
+
+def _resume(session: Session, subscription: Subscription, now: datetime) -> None:
+    subscriptions.resume(session, subscription, session.get_one(Plan, subscription.plan_id), now)
+
+
+def _resumed(view: Json) -> str:
+    due = f"; next billing {output.instant(view['next_billing_at'])}" if view["next_billing_at"] else ""
+    return f"{view['reference']} is {view['status']} again{due}."
+
+
+def _canceled(view: Json) -> str:
+    if view["status"] == SubscriptionStatus.CANCELED:
+        return f"{view['reference']} is canceled."
+    until = output.instant(view["next_billing_at"]) if view["next_billing_at"] else "the end of its period"
+    return f"{view['reference']} ends {until} and is not charged again; --now ends it at once."
+
+
+def _people(view: Json) -> None:
+    output.card(f"Subscription {view['reference']}", view)
+    output.say(f"\nIts story: billing explain {view['reference']}")

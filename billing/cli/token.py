@@ -1,0 +1,80 @@
+"""`billing token`: saved payment methods."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from billing.cli import output
+from billing.cli.opening import GATEWAY, opened
+from billing.cli.values import AsJson
+from billing.services import catalog, listings, token_commands, tokens
+from billing.services.views import Json
+
+app = typer.Typer(no_args_is_help=True)
+
+COLUMNS = {
+    "token": "payment_token_id",
+    "status": "status",
+    "channel": "channel_code",
+    "card": "card_last4",
+    "expires": "card_expiry",
+    "network": "network",
+    "blocked": "blocked_reason",
+}
+
+TokenName = Annotated[str, typer.Argument(metavar="ID", help="Our id, or Xendit's pt-... id.", show_default=False)]
+
+
+@app.command("list")
+def list_(
+    customer: Annotated[str, typer.Option(help="Whose: reference or id.", show_default=False)], as_json: AsJson = False
+) -> None:
+    """List the saved payment methods of a customer, the first to be charged on top.
+
+    Example: billing token list --customer ana
+    """
+    with opened() as billing, billing.parts.sessions() as session:
+        views = listings.list_tokens(session, catalog.find_customer(session, customer))
+    empty = f"no payment method saved; `billing session create {customer}` makes a link for one"
+    output.show(views, as_json=as_json, people=lambda: output.table(views, COLUMNS, empty=empty))
+
+
+@app.command("refresh")
+def refresh(name: TokenName, as_json: AsJson = False) -> None:
+    """Read the token from Xendit and store what it says."""
+    with opened(GATEWAY) as billing:
+        with billing.parts.sessions() as session:
+            token = catalog.find_token(session, name)
+        tokens.refresh_token(billing.parts, token.payment_token_id)
+        with billing.parts.sessions() as session:
+            view = listings.show_token(session, token.id)
+    output.show(view, as_json=as_json, people=lambda: _one(view))
+
+
+@app.command("cancel")
+def cancel(name: TokenName, as_json: AsJson = False) -> None:
+    """Cancel the token at Xendit: it can never be charged again."""
+    with opened(GATEWAY) as billing:
+        with billing.parts.sessions() as session:
+            token = catalog.find_token(session, name)
+        token_commands.cancel_token(billing.parts, token.id)
+        with billing.parts.sessions() as session:
+            view = listings.show_token(session, token.id)
+    output.show(view, as_json=as_json, people=lambda: _one(view))
+
+
+@app.command("prefer")
+def prefer(name: TokenName, as_json: AsJson = False) -> None:
+    """Make it the first to be charged, for all of the customer's subscriptions."""
+    with opened() as billing, billing.parts.transaction() as session:
+        token = catalog.find_token(session, name)
+        tokens.make_first(session, token)
+        session.flush()
+        view = listings.show_token(session, token.id)
+    output.show(view, as_json=as_json, people=lambda: _one(view))
+
+
+def _one(view: Json) -> None:
+    output.card(f"Payment token {view['payment_token_id']}", view)

@@ -1,0 +1,183 @@
+"""What a file of subscribers says, line by line: checked as far as that is possible without the database.
+
+Called by services/importing.py. Every refusal is one line and does not repeat the line it refuses.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field, fields
+from datetime import datetime
+from difflib import get_close_matches
+from typing import Any
+
+from billing.errors import InvalidInput
+from billing.services.catalog import check_reference, check_xendit_id
+
+LONGEST_LINE = 20_000
+LONGEST_VALUE = 200
+YEARS = range(2000, 2201)
+# Nothing a database or a terminal takes as text: control characters, and halves of characters JSON can spell.
+NOT_TEXT = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the file, its values as written and of the right type."""
+
+    customer_reference: str
+    name: str
+    email: str
+    country: str
+    plan: str
+    subscription_reference: str
+    payment_token_id: str
+    channel_code: str
+    next_billing_at: datetime
+    timezone: str | None = None
+    anchor_day: int | None = None
+    xendit_customer_id: str | None = None
+
+    @property
+    def person(self) -> tuple[str, str, str]:
+        return self.name.strip(), self.email, self.country
+
+
+REQUIRED = (
+    *("customer_reference", "name", "email", "country", "plan"),
+    *("subscription_reference", "payment_token_id", "channel_code", "next_billing_at"),
+)
+MEMBERS = tuple(member.name for member in fields(Row))
+
+
+def parse_row(text: str) -> Row:
+    """Raises InvalidInput, in words that do not repeat the line: nobody knows what stands in it."""
+    members = _members_of(text)
+    for name in members:
+        if name not in MEMBERS:
+            close = get_close_matches(name, MEMBERS, n=1)
+            advice = f"did you mean {close[0]}?" if close else f"the members are {', '.join(MEMBERS)}"
+            raise InvalidInput(f"unknown member {name[:40]!r}; {advice}")
+    missing = [name for name in REQUIRED if members.get(name) in (None, "")]
+    if missing:
+        raise InvalidInput(f"{', '.join(missing)} missing; every row needs {', '.join(REQUIRED)}")
+    values: dict[str, Any] = {
+        name: _text(name, value) for name, value in members.items() if name != "anchor_day" and value is not None
+    }
+    values["next_billing_at"] = _instant(values["next_billing_at"])
+    values["anchor_day"] = _day(members.get("anchor_day"))
+    row = Row(**values)
+    _check_references(row)
+    return row
+
+
+def _members_of(text: str) -> dict[str, Any]:
+    if len(text) > LONGEST_LINE:
+        raise InvalidInput(f"the line has {len(text)} characters; write one row of at most {LONGEST_LINE} on a line")
+    try:
+        members = json.loads(text, object_pairs_hook=_without_repeats)
+    except json.JSONDecodeError as error:
+        raise InvalidInput(f"not JSON ({error.msg} at column {error.colno}); write one JSON object a line") from None
+    except (ValueError, RecursionError):
+        raise InvalidInput("not JSON that can be read; write one JSON object a line") from None
+    if not isinstance(members, dict):
+        raise InvalidInput("not a JSON object; write one object a line, not a list around them")
+    return members
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        raise InvalidInput("a member is there twice; leave one of them out")
+    return members
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidInput(f"{name} must be text in quotes, not {_kind(value)}")
+    if len(value) > LONGEST_VALUE:
+        raise InvalidInput(f"{name} has {len(value)} characters; at most {LONGEST_VALUE} are kept")
+    if NOT_TEXT.search(value):
+        raise InvalidInput(f"{name} holds characters that are no text; write it in UTF-8 without control characters")
+    return value
+
+
+def _kind(value: object) -> str:
+    match value:
+        case bool():
+            return "true or false"
+        case int() | float():
+            return "a number"
+        case list():
+            return "a list"
+        case dict():
+            return "an object"
+        case _:
+            return "null"
+
+
+def _instant(written: str) -> datetime:
+    example = "2026-01-31T09:00:00+07:00"
+    try:
+        instant = datetime.fromisoformat(written)
+    except ValueError:
+        raise InvalidInput(f"next_billing_at is not a time; write it like {example}") from None
+    if instant.tzinfo is None:
+        raise InvalidInput(f"next_billing_at has no offset; write it like {example}")
+    if instant.year not in YEARS:
+        raise InvalidInput(f"next_billing_at: the year {instant.year} cannot be meant; write it like {example}")
+    return instant
+
+
+def _day(value: object) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 31:  # noqa: PLR2004
+        raise InvalidInput("anchor_day must be a whole number from 1 to 31, without quotes")
+    return value
+
+
+def _check_references(row: Row) -> None:
+    check_reference("customer_reference", row.customer_reference)
+    check_reference("subscription_reference", row.subscription_reference)
+    if row.payment_token_id.startswith("pm-"):
+        raise InvalidInput("payment_token_id: an id of Xendit's older API; the same token is named pt-... now")
+    if not re.fullmatch(r"pt-[A-Za-z0-9-]{1,57}", row.payment_token_id):
+        raise InvalidInput("payment_token_id: Xendit's token ids are pt- and letters, digits and dashes")
+    if row.xendit_customer_id is not None:
+        check_xendit_id(row.xendit_customer_id, "cust-", "xendit_customer_id")
+
+
+@dataclass(slots=True)
+class FileSoFar:
+    """Rows taken so far. The database would refuse most clashes by itself, but not in a dry run, and not by line."""
+
+    rows: dict[str, tuple[Row, int]] = field(default_factory=dict)
+    people: dict[str, tuple[tuple[str, str, str], int]] = field(default_factory=dict)
+    owners: dict[str, tuple[str, int]] = field(default_factory=dict)
+
+    def holds(self, row: Row) -> bool:
+        """Whether the same row came before. Raises InvalidInput when the two contradict each other."""
+        same = self.rows.get(row.subscription_reference)
+        if same is not None and same[0] != row:
+            differing = ", ".join(name for name in MEMBERS if getattr(same[0], name) != getattr(row, name))
+            raise InvalidInput(f"line {same[1]} has the same subscription_reference and differs in {differing}")
+        person = self.people.get(row.customer_reference)
+        if person is not None and person[0] != row.person:
+            raise InvalidInput(
+                f"line {person[1]} describes customer {row.customer_reference} otherwise;"
+                " make name, email and country agree"
+            )
+        for what, value in (("token", row.payment_token_id), ("xendit_customer_id", row.xendit_customer_id)):
+            owner = self.owners.get(value) if value is not None else None
+            if owner is not None and owner[0] != row.customer_reference:
+                raise InvalidInput(f"line {owner[1]} gives this {what} to customer {owner[0]}")
+        return same is not None
+
+    def remember(self, row: Row, line: int) -> None:
+        self.rows.setdefault(row.subscription_reference, (row, line))
+        self.people.setdefault(row.customer_reference, (row.person, line))
+        self.owners.setdefault(row.payment_token_id, (row.customer_reference, line))
+        if row.xendit_customer_id is not None:
+            self.owners.setdefault(row.xendit_customer_id, (row.customer_reference, line))

@@ -1,0 +1,408 @@
+"""What must hold in the database, as one SQL statement each. Run by services/doctor.py, on live data.
+
+Most of these are constraints as well: a constraint can be dropped, or be missing in a restored copy, so what it
+promises is looked at all the same. Every statement is a set operation (joins, grouping, windows), selects the `id`s of
+what is wrong, and reads one snapshot: what the services write together is seen together.
+"""
+
+# ruff: noqa: S608 - the SQL is put together from constants of this file and the statuses of domain/lifecycle.py
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from sqlalchemy import CheckConstraint, Constraint, Dialect, ForeignKeyConstraint, UniqueConstraint
+
+from billing.domain.lifecycle import BILLABLE, UNFINISHED
+from billing.store.models import Base
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """`wrong` is a plural: "3 <wrong>". `advice` is what a person does about it, or why nothing repairs it alone.
+
+    `number` is that of the invariant in docs/architecture.md; None for what is no fault but waits for a person.
+    """
+
+    name: str
+    number: int | None
+    wrong: str
+    bad: str
+    advice: str
+
+
+def _listed(statuses: frozenset[StrEnum]) -> str:
+    return ", ".join(sorted(f"'{status}'" for status in statuses))
+
+
+_BILLABLE = _listed(frozenset(BILLABLE))
+_UNFINISHED = _listed(frozenset(UNFINISHED))
+_NO_UNFINISHED = f"""NOT EXISTS (
+    SELECT 1 FROM charge_attempts a WHERE a.invoice_id = i.id AND a.status IN ({_UNFINISHED}))"""
+_FREE = "(lease_until IS NULL OR lease_until < :real_now)"
+# The money itself is settled only with Xendit's records at hand.
+_MONEY = "not repaired: money is never made to fit; compare with `billing reconcile --date` and Xendit's dashboard"
+_HISTORY = "not repaired: it has happened; look at it with `billing explain`"
+_RUN = "start the scheduler, or `billing run`; a scheduler that runs and leaves work undone has the reason in its log"
+
+# Periods as billed or skipped. A draft's period is provisional until its payment session collects it.
+_PERIODS = """
+    SELECT subscription_id, period_index, period_start, period_end FROM invoices
+    WHERE status <> 'draft' AND period_key <> 'first'
+    UNION ALL
+    SELECT subscription_id, period_index, period_start, period_end FROM skipped_periods"""
+
+_RULES = (
+    Check(
+        "one_invoice_per_period",
+        1,
+        "periods with more than one invoice",
+        """SELECT subscription_id || ' ' || period_key AS id FROM invoices
+        GROUP BY subscription_id, period_key HAVING count(*) > 1""",
+        "not repaired: one of the invoices may be paid; void the other by hand",
+    ),
+    Check(
+        "one_unfinished_attempt",
+        2,
+        "invoices with more than one unfinished attempt",
+        f"""SELECT invoice_id AS id FROM charge_attempts WHERE status IN ({_UNFINISHED})
+        GROUP BY invoice_id HAVING count(*) > 1""",
+        "not repaired: each may have moved money; stop the workers and `billing reconcile` first",
+    ),
+    Check(
+        "references_used_once",
+        3,
+        "reference ids of more than one attempt",
+        "SELECT reference_id AS id FROM charge_attempts GROUP BY reference_id HAVING count(*) > 1",
+        _HISTORY,
+    ),
+    Check(
+        "payment_requests_used_once",
+        3,
+        "payment requests of more than one attempt",
+        """SELECT payment_request_id AS id FROM charge_attempts WHERE payment_request_id IS NOT NULL
+        GROUP BY payment_request_id HAVING count(*) > 1""",
+        _MONEY,
+    ),
+    Check(
+        "sent_attempts_are_dated",
+        3,
+        "attempts that were sent without having been written down as submitted",
+        """SELECT id FROM charge_attempts
+        WHERE status NOT IN ('scheduled', 'canceled') AND submitted_at IS NULL AND origin <> 'session'""",
+        _HISTORY,
+    ),
+    Check(
+        "captures_have_their_attempt",
+        4,
+        "attempts and captures that contradict each other",
+        """SELECT a.id FROM charge_attempts a LEFT JOIN captures c ON c.attempt_id = a.id
+        WHERE a.status = 'succeeded' AND c.id IS NULL
+        UNION
+        SELECT a.id FROM captures c JOIN charge_attempts a ON a.id = c.attempt_id
+        WHERE a.status <> 'succeeded' OR a.invoice_id <> c.invoice_id""",
+        _MONEY,
+    ),
+    Check(
+        "paid_by_one_capture",
+        4,
+        "invoices with more than one paying capture",
+        "SELECT invoice_id AS id FROM captures WHERE NOT overpayment GROUP BY invoice_id HAVING count(*) > 1",
+        _MONEY,
+    ),
+    Check(
+        "overpayments_are_answered",
+        4,
+        "overpayments without a refund, sent or held",
+        """SELECT c.id FROM captures c LEFT JOIN refunds r ON r.capture_id = c.id
+        WHERE c.overpayment AND r.id IS NULL""",
+        "a held refund is written down for each, for a person to decide",
+    ),
+    Check(
+        "paid_stays_paid",
+        5,
+        "invoices whose status and captures disagree",
+        """SELECT i.id FROM invoices i LEFT JOIN captures c ON c.invoice_id = i.id AND NOT c.overpayment
+        WHERE (i.status = 'paid') <> (c.id IS NOT NULL AND c.amount_minor >= i.amount_minor)""",
+        _MONEY,
+    ),
+    Check(
+        "nothing_sent_after_the_end",
+        5,
+        "attempts sent for a subscription that was canceled or paused",
+        # A cancel reads the clock, then waits for the lock of a charge that has just begun: hence the minute.
+        """SELECT a.id FROM charge_attempts a JOIN subscriptions s ON s.id = a.subscription_id
+        WHERE a.origin <> 'session' AND (
+            (s.status = 'canceled' AND a.submitted_at > s.canceled_at + interval '1 minute')
+            OR (s.status = 'paused' AND a.submitted_at > s.paused_at + interval '1 minute'))""",
+        _HISTORY,
+    ),
+    Check(
+        "periods_tile",
+        6,
+        "subscriptions with a gap or an overlap between their periods",
+        f"""WITH periods AS ({_PERIODS}),
+        neighbours AS (
+            SELECT *, row_number() OVER w = 1 AS is_first,
+                lead(period_index) OVER w AS following_index, lead(period_start) OVER w AS following_start
+            FROM periods WINDOW w AS (PARTITION BY subscription_id ORDER BY period_index, period_start)
+        )
+        SELECT s.id FROM subscriptions s LEFT JOIN neighbours n ON n.subscription_id = s.id
+        WHERE (n.subscription_id IS NULL AND s.next_index > 0)
+            OR (n.is_first AND n.period_index <> 0)
+            OR coalesce(n.following_index, s.next_index) <> n.period_index + 1
+            OR coalesce(n.following_start, s.next_billing_at) <> n.period_end
+        GROUP BY s.id""",
+        "not repaired: whether a period is billed or forgiven is the merchant's to say; `billing explain` shows them",
+    ),
+    Check(
+        "chargeable_is_planned",
+        6,
+        "subscriptions that are billed and have no next date",
+        f"SELECT id FROM subscriptions WHERE status IN ({_BILLABLE}) AND next_billing_at IS NULL",
+        "the date is computed again from the anchor",
+    ),
+    Check(
+        "leases_in_bounds",
+        7,
+        "leases longer than any work can take",
+        """SELECT id FROM charge_attempts WHERE lease_until > :lease_limit
+        UNION ALL SELECT id FROM webhook_events WHERE lease_until > :lease_limit
+        UNION ALL SELECT id FROM refunds WHERE lease_until > :lease_limit""",
+        "they are cut to the longest there may be",
+    ),
+    Check(
+        "submitted_is_followed",
+        7,
+        "attempts submitted by a process that is gone",
+        """SELECT id FROM charge_attempts
+        WHERE status = 'submitted' AND (lease_until IS NULL OR lease_until < :real_late)""",
+        "they become in_doubt and are looked up at Xendit",
+    ),
+    Check(
+        "open_results_are_followed",
+        7,
+        "attempts that wait for a result nobody looks up",
+        """SELECT a.id FROM charge_attempts a LEFT JOIN payment_sessions p ON p.reference_id = a.reference_id
+        WHERE a.status IN ('pending', 'requires_action', 'in_doubt') AND a.next_check_at IS NULL
+            AND (a.origin <> 'session' OR a.status <> 'pending' OR p.status IS DISTINCT FROM 'ACTIVE')""",
+        "they are looked up now",
+    ),
+    Check(
+        "sessions_are_followed",
+        7,
+        "open payment sessions whose end nobody looks up",
+        "SELECT id FROM payment_sessions WHERE status = 'ACTIVE' AND next_check_at IS NULL AND created_at < :late",
+        "they are looked up now; one that never got a link is canceled",
+    ),
+    Check(
+        "events_are_followed",
+        7,
+        "stored webhook events that nobody will apply",
+        "SELECT id FROM webhook_events WHERE state IN ('received', 'unmatched') AND next_try_at IS NULL",
+        "they are applied now",
+    ),
+    Check(
+        "refunds_are_followed",
+        7,
+        "refunds whose sender is gone, so nobody knows whether Xendit has them",
+        """SELECT id FROM refunds WHERE status = 'requested' AND next_try_at IS NULL
+        AND (lease_until IS NULL OR lease_until < :real_late)""",
+        "they are held for a person: a refund is never sent twice",
+    ),
+    Check(
+        "due_attempts_on_time",
+        7,
+        "attempts due for more than ten minutes",
+        f"""SELECT id FROM charge_attempts WHERE status = 'scheduled' AND scheduled_at < :late AND {_FREE}
+        AND NOT EXISTS (SELECT 1 FROM charging_stop)""",
+        _RUN,
+    ),
+    Check(
+        "due_periods_on_time",
+        7,
+        "subscriptions due for more than ten minutes",
+        f"""SELECT id FROM subscriptions
+        WHERE next_billing_at < :late AND status IN ({_BILLABLE}) AND hold_reason IS NULL""",
+        _RUN,
+    ),
+    Check(
+        "due_follow_ups_on_time",
+        7,
+        "look-ups, events, refunds and ends of grace due for more than ten minutes",
+        f"""SELECT id FROM charge_attempts WHERE next_check_at < :late AND {_FREE}
+        UNION ALL SELECT id FROM webhook_events WHERE next_try_at < :late AND {_FREE}
+        UNION ALL SELECT id FROM refunds WHERE next_try_at < :late AND {_FREE}
+        UNION ALL SELECT id FROM payment_sessions WHERE next_check_at < :late
+        UNION ALL SELECT i.id FROM invoices i WHERE i.status = 'open' AND i.grace_ends_at < :late
+            AND i.hold_reason IS NULL AND {_NO_UNFINISHED}""",
+        _RUN,
+    ),
+    Check(
+        "lines_add_up",
+        8,
+        "invoices whose amount is not the sum of their lines",
+        """SELECT i.id FROM invoices i
+        LEFT JOIN (SELECT invoice_id, sum(amount_minor) AS amount FROM invoice_lines GROUP BY invoice_id) l
+            ON l.invoice_id = i.id
+        WHERE i.amount_minor <> coalesce(l.amount, 0)""",
+        _MONEY,
+    ),
+    Check(
+        "payments_add_up",
+        8,
+        "invoices whose paid amount is not captures minus refunds",
+        """SELECT i.id FROM invoices i LEFT JOIN (
+            SELECT c.invoice_id, sum(c.amount_minor) - coalesce(sum(r.amount_minor), 0) AS amount
+            FROM captures c LEFT JOIN refunds r ON r.capture_id = c.id AND r.status = 'succeeded'
+            GROUP BY c.invoice_id
+        ) m ON m.invoice_id = i.id
+        WHERE i.amount_paid_minor <> coalesce(m.amount, 0)""",
+        _MONEY,
+    ),
+    Check(
+        "currencies_agree",
+        8,
+        "attempts and captures in another currency than their invoice",
+        """SELECT a.id FROM charge_attempts a JOIN invoices i ON i.id = a.invoice_id WHERE a.currency <> i.currency
+        UNION ALL
+        SELECT c.id FROM captures c JOIN invoices i ON i.id = c.invoice_id WHERE c.currency <> i.currency""",
+        _MONEY,
+    ),
+    Check(
+        "card_networks_caps",
+        9,
+        "declines beyond what the card networks allow for one card",
+        # The window is a hair shorter than the cap's, which does not count a decline exactly that old.
+        """SELECT id FROM (
+            SELECT id, settled_at,
+                count(*) OVER (PARTITION BY fingerprint ORDER BY settled_at
+                    RANGE BETWEEN interval '23:59:59.999' PRECEDING AND CURRENT ROW) AS in_a_day,
+                count(*) OVER (PARTITION BY fingerprint ORDER BY settled_at
+                    RANGE BETWEEN interval '29 days 23:59:59.999' PRECEDING AND CURRENT ROW) AS in_30_days
+            FROM charge_attempts
+            WHERE status = 'failed' AND fingerprint IS NOT NULL AND settled_at > :now - interval '60 days'
+                AND (decline_class IS NULL OR decline_class NOT IN ('our_fault', 'not_sent'))
+        ) declines
+        WHERE settled_at > :now - interval '30 days' AND (in_a_day > :cap_a_day OR in_30_days > :cap_in_30_days)""",
+        _HISTORY + "; it leaves this list after 30 days",
+    ),
+    Check(
+        "one_automatic_try_a_day",
+        9,
+        "automatic attempts within a day of a decline of the same card for the same invoice",
+        """SELECT later.id FROM charge_attempts later
+        JOIN charge_attempts declined
+            ON declined.invoice_id = later.invoice_id AND declined.fingerprint = later.fingerprint
+        WHERE later.origin <> 'operator' AND later.submitted_at > :now - interval '30 days'
+            AND declined.status = 'failed' AND later.submitted_at > declined.settled_at
+            AND later.submitted_at < declined.settled_at + interval '1 day'
+            AND declined.decline_class IN ('retry_later', 'needs_customer', 'dead_token', 'unknown_first')
+        GROUP BY later.id""",
+        _HISTORY + "; it leaves this list after 30 days",
+    ),
+    Check(
+        "planned_attempts_may_be_charged",
+        10,
+        "planned attempts whose subscription or invoice takes no charge",
+        f"""SELECT a.id FROM charge_attempts a
+        JOIN subscriptions s ON s.id = a.subscription_id JOIN invoices i ON i.id = a.invoice_id
+        WHERE a.status = 'scheduled' AND (s.status NOT IN ({_BILLABLE}) OR i.status <> 'open')""",
+        "they are withdrawn",
+    ),
+    Check(
+        "planned_tokens_may_be_charged",
+        10,
+        "planned attempts that name a token which is dead or blocked",
+        """SELECT a.id FROM charge_attempts a JOIN payment_tokens t ON t.id = a.payment_token_id
+        WHERE a.status = 'scheduled' AND a.origin <> 'operator'
+            AND (t.status IN ('FAILED', 'EXPIRED', 'CANCELED') OR t.blocked_reason IS NOT NULL)""",
+        "the customer's next token is chosen when they begin",
+    ),
+    Check(
+        "tokens_belong_to_the_payer",
+        10,
+        "subscriptions and attempts with somebody else's token",
+        """SELECT s.id FROM subscriptions s JOIN payment_tokens t ON t.id = s.payment_token_id
+        WHERE t.customer_id <> s.customer_id
+        UNION ALL
+        SELECT a.id FROM charge_attempts a
+        JOIN subscriptions s ON s.id = a.subscription_id JOIN payment_tokens t ON t.id = a.payment_token_id
+        WHERE t.customer_id <> s.customer_id""",
+        "not repaired: `billing subscription pause` it, then find out who was charged",
+    ),
+    # After those that withdraw attempts: an invoice they leave without one must have an end all the same.
+    Check(
+        "open_invoices_have_an_end",
+        6,
+        "open invoices that nothing will ever charge or close",
+        f"""SELECT i.id FROM invoices i JOIN subscriptions s ON s.id = i.subscription_id
+        WHERE i.status = 'open' AND i.hold_reason IS NULL AND i.amount_paid_minor < i.amount_minor
+            AND (s.status = 'canceled' OR (s.status IN ({_BILLABLE}) AND i.grace_ends_at IS NULL))
+            AND {_NO_UNFINISHED}""",
+        "an attempt is planned now; those of a canceled subscription become void",
+    ),
+    Check(
+        "constraints_in_place",
+        None,
+        "constraints and unique indexes missing from the database",
+        """SELECT name AS id FROM unnest(CAST(:constraints AS text[])) AS name
+        WHERE NOT EXISTS (SELECT 1 FROM pg_constraint WHERE conname = name)
+            AND NOT EXISTS (
+                SELECT 1 FROM pg_class c JOIN pg_index x ON indexrelid = c.oid WHERE relname = name AND indisvalid)""",
+        "not repaired: see that the other checks are ok, then create them as the migrations do",
+    ),
+    Check(
+        "charging_is_allowed",
+        None,
+        "reasons why all charging is stopped",
+        "SELECT reason AS id FROM charging_stop",
+        "put the account at Xendit right, then `billing charging resume`",
+    ),
+    Check(
+        "no_invoice_is_held",
+        None,
+        "invoices that wait for a person",
+        "SELECT id FROM invoices WHERE status = 'open' AND hold_reason IS NOT NULL",
+        "`billing invoice show` says why, `billing invoice pay` tries again",
+    ),
+    Check(
+        "no_subscription_is_held",
+        None,
+        "subscriptions whose billing waits for a person",
+        f"SELECT id FROM subscriptions WHERE status IN ({_BILLABLE}) AND hold_reason IS NOT NULL",
+        "`billing explain` says why, `billing subscription resume` lets it go on",
+    ),
+    Check(
+        "no_refund_is_stuck",
+        None,
+        "refunds that are held or have failed",
+        "SELECT id FROM refunds WHERE status IN ('held', 'failed')",
+        "`billing invoice show` says why; refund in Xendit's dashboard",
+    ),
+    Check(
+        "no_event_is_parked",
+        None,
+        "webhook events that could not be applied",
+        "SELECT id FROM webhook_events WHERE state = 'parked'",
+        "`billing replay` each when its cause is mended",
+    ),
+)
+
+CHECKS = {check.name: check for check in _RULES}
+
+
+def constraint_names(dialect: Dialect) -> Iterator[str]:
+    """Every constraint and unique index of the models, by the name it has in the database."""
+    spelled = dialect.identifier_preparer
+    for table in Base.metadata.sorted_tables:
+        for constraint in table.constraints:
+            if isinstance(constraint, UniqueConstraint | CheckConstraint | ForeignKeyConstraint):
+                yield _name(spelled.format_constraint(constraint), constraint)
+        yield from (str(index.name) for index in table.indexes if index.unique)
+
+
+def _name(formatted: str | None, constraint: Constraint) -> str:
+    return (formatted or str(constraint.name)).strip('"')

@@ -1,0 +1,58 @@
+"""GET /_simulator/ledger: what really was collected, the truth a client's books are compared with."""
+
+from decimal import Decimal
+
+from billing.xendit.simulator import catalogue
+from billing.xendit.simulator.answers import Json, Reply, iso
+from billing.xendit.simulator.calls import Call
+from billing.xendit.simulator.state import Payment, World
+
+
+def show(world: World, call: Call) -> Reply:
+    totals: dict[str, dict[str, Decimal | int]] = {}
+    for payment in world.payments.values():
+        if payment.captured:
+            total = totals.setdefault(
+                payment.document["currency"], {"captured": Decimal(0), "refunded": Decimal(0), "count": 0}
+            )
+            total["captured"] += payment.captured
+            total["refunded"] += payment.refunded
+            total["count"] += 1
+    shown = {
+        currency: {
+            name: _plain(currency, value) if isinstance(value, Decimal) else value for name, value in total.items()
+        }
+        for currency, total in totals.items()
+    }
+    if "summary" in call.query():
+        return Reply(200, {"totals": shown})
+    return Reply(200, {"totals": shown, "payments": [_ledger_row(payment) for payment in world.payments.values()]})
+
+
+def _plain(currency: str, amount: Decimal) -> str:
+    return f"{amount:.0f}" if currency in catalogue.WHOLE_UNIT_CURRENCIES else f"{amount:.2f}"
+
+
+def _ledger_row(payment: Payment) -> Json:
+    document, currency = payment.document, payment.document["currency"]
+    return {
+        **{
+            name: document.get(name)
+            for name in (
+                "payment_id",
+                "payment_request_id",
+                "reference_id",
+                "payment_token_id",
+                "customer_id",
+                "status",
+            )
+        },
+        "currency": currency,
+        "amount": _plain(currency, payment.request.amount),
+        "captured": _plain(currency, payment.captured),
+        "refunded": _plain(currency, payment.refunded),
+        "captures": len(document["captures"]),
+        "failure_code": document.get("failure_code"),
+        "captured_at": iso(payment.captured_at) if payment.captured_at else None,
+        "metadata": document.get("metadata"),
+    }
