@@ -13,13 +13,13 @@ from sqlalchemy import Engine
 
 from billing import log
 from billing.domain.gateway import CHARGE_ENDPOINT, PaymentGateway, Quota
-from billing.errors import GatewayError, NotSent
+from billing.errors import GatewayError, NotSent, ServiceUnavailable
 from billing.quota import make_quota
 from billing.services import charging, dispatch, onboarding, reconciling, refunding, webhooks
 from billing.services.parts import Parts, Rules, Send
 from billing.settings import Settings
 from billing.store.clock import make_clock
-from billing.store.engine import make_engine, make_sessions
+from billing.store.engine import database_errors_in_one_line, make_engine, make_sessions
 from billing.xendit.client import XenditGateway
 from billing.xendit.webhook import read_event
 
@@ -117,6 +117,21 @@ def work_on(parts: Parts, kind: str, identity: str) -> None:
             raise ValueError(f"no such kind of work: {kind}")
 
 
+def work_on_and_log(parts: Parts, kind: str, identity: str) -> None:
+    """As `work_on`, for many at once: what fails is logged and stays due (its lease ends), the rest goes on (M3).
+
+    Raises ServiceUnavailable when the database is away: then nothing else would work either.
+    """
+    log = structlog.get_logger()
+    try:
+        with database_errors_in_one_line():
+            work_on(parts, kind, identity)
+    except ServiceUnavailable:
+        raise
+    except Exception as error:
+        log.exception("work.failed", kind=kind, id=identity, error=str(error))
+
+
 def _check_session(parts: Parts, session_id: str) -> None:
     try:
         onboarding.refresh_session(parts, session_id)
@@ -133,7 +148,7 @@ class InProcess:
 
     def __call__(self, kind: str, ids: Sequence[str]) -> None:
         """Returns when the work is done, so that claims never run ahead of it."""
-        for future in [self._pool.submit(work_on, self._parts, kind, identity) for identity in ids]:
+        for future in [self._pool.submit(work_on_and_log, self._parts, kind, identity) for identity in ids]:
             future.result()
 
     def close(self) -> None:

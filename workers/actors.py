@@ -1,13 +1,14 @@
-"""The actors: an id in, nothing out. All they do is billing.app.work_on; a doubled or late message does nothing."""
+"""The actors: an id in, nothing out. All they do is billing.app.work_on_and_log; a doubled or late message does nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import dramatiq
+import structlog
 from redis.exceptions import RedisError
 
-from billing.app import work_on
+from billing.app import work_on_and_log
 from billing.errors import ServiceUnavailable
 from billing.services import dispatch
 from workers import broker
@@ -19,13 +20,21 @@ dramatiq.set_broker(broker.make_broker(broker.settings()))
 @dramatiq.actor(queue_name="charges", max_retries=0)
 def charge(attempt_id: str) -> None:
     """Charge one attempt (billing/services/charging.py)."""
-    work_on(broker.app().parts, dispatch.CHARGE, attempt_id)
+    _work(dispatch.CHARGE, attempt_id)
 
 
 @dramatiq.actor(queue_name="upkeep", max_retries=0)
 def follow(kind: str, identity: str) -> None:
     """Apply an event, look up an attempt or a session, send a refund. A queue of its own: it never waits for charges."""
-    work_on(broker.app().parts, kind, identity)
+    _work(kind, identity)
+
+
+def _work(kind: str, identity: str) -> None:
+    try:
+        work_on_and_log(broker.app().parts, kind, identity)
+    except ServiceUnavailable as error:
+        # The database is away. The row is still due: it is handed out again when its lease ends.
+        structlog.get_logger().error("work.put_off", kind=kind, id=identity, error=str(error))
 
 
 def send(kind: str, ids: Sequence[str]) -> None:

@@ -43,9 +43,8 @@ class ForThisProcess(Middleware):
 def make_broker(settings: Settings) -> RedisBroker:
     # No TimeLimit: it would raise inside a charge, between the answer and its settling. Retries only to state zero:
     # a retry of delivery belongs to the lease, a retry of money to dunning.
-    return RedisBroker(
-        url=settings.redis, namespace=NAMESPACE, middleware=[Retries(max_retries=0), ForThisProcess()]
-    )
+    middleware = [Retries(max_retries=0), ForThisProcess()]
+    return RedisBroker(url=settings.redis, namespace=NAMESPACE, middleware=middleware)  # type: ignore[no-untyped-call]
 
 
 def or_exit(load: Callable[[], Settings]) -> Settings:

@@ -11,15 +11,15 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from types import FrameType
 
 import structlog
-from croniter import croniter
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from billing.app import App, InProcess, build, find_sender
+from billing.domain.schedule import last_tick
 from billing.errors import BillingError
 from billing.services import dispatch, runs
 from billing.services.parts import Parts, Send
@@ -48,17 +48,10 @@ JOBS: Mapping[str, Job] = {
 }
 
 
-def slot_of(job: Job, at: datetime) -> datetime:
-    """The slot `at` falls into: the last time the job's cron expression fired."""
-    start = croniter(job.cron, at.timestamp()).get_prev(float)
-    following = croniter(job.cron, start).get_next(float)
-    return datetime.fromtimestamp(following if following <= at.timestamp() else start, tz=UTC)
-
-
 def run_due_jobs(parts: Parts, send: Send, done: dict[str, datetime]) -> None:
     """Each job whose slot has changed: take its tick and do it. A job that fails is tried in its next slot."""
     for name, job in JOBS.items():
-        slot = slot_of(job, real_now())
+        slot = last_tick(job.cron, real_now())
         if done.get(name) == slot:
             continue
         with parts.transaction() as session:

@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from billing import embedded, log
 from billing.app import App, build, find_sender
-from billing.errors import BillingError, ServiceUnavailable
+from billing.errors import ServiceUnavailable
 from billing.processes import Children, children, free_port, wait_until
 from billing.services.parts import Parts, Send
 from billing.settings import load_settings
@@ -32,6 +32,7 @@ HOST = "127.0.0.1"
 NO_QUOTA = "1000000"  # requests a minute
 LATENCY_MS, JITTER_MS = "20", "10"
 THREADS = "8"
+WORKER_POLL_MS = "25"  # of an idle queue; dramatiq's second is nothing in a day, but our days are shorter
 LOG_CHARACTERS_SHOWN = 200
 
 Json = dict[str, Any]
@@ -60,7 +61,8 @@ class Stage:
     def check_alive(self) -> None:
         child = self.children.dead()
         if child is not None:
-            raise ServiceUnavailable(f"{child.name} ended by itself (exit status {child.process.returncode})")
+            status = child.process.returncode
+            raise ServiceUnavailable(f"{child.name} ended by itself (exit status {status}){_end_of(self.logs)}")
 
 
 class RemoteSimulator:
@@ -104,20 +106,19 @@ def set_up() -> Iterator[Stage]:
         stack.enter_context(_only_our_settings(settings))
         upgrade(database)
         crew = stack.enter_context(children())
+        _start(crew, logs, web_port, simulator_port)
+        app = build(load_settings("database_url", "redis_url", "xendit_secret_key", "xendit_callback_token"))
+        stack.callback(app.close)
+        log.configure("json", level=logging.CRITICAL)  # what goes wrong on purpose is the story, not a log line
+        send = find_sender(app.settings)
+        if send is None:
+            raise ServiceUnavailable("the workers are not installed: run `make setup` first")
         try:
-            _start(crew, logs, web_port, simulator_port)
-            app = build(load_settings("database_url", "redis_url", "xendit_secret_key", "xendit_callback_token"))
-            stack.callback(app.close)
-            log.configure("json", level=logging.CRITICAL)  # what goes wrong on purpose is the story, not a log line
-            send = find_sender(app.settings)
-            if send is None:
-                raise ServiceUnavailable("the workers are not installed: run `make setup` first")
-            simulator = RemoteSimulator(simulator_port)
             wait_until(lambda: _answers(simulator_port, "/_simulator/requests"), "the simulator", crew)
             wait_until(lambda: _answers(web_port, "/readyz"), "web", crew)
-            yield Stage(app, send, simulator, crew, logs)
-        except BillingError as error:
+        except ServiceUnavailable as error:
             raise ServiceUnavailable(f"{error}{_end_of(logs)}") from None
+        yield Stage(app, send, RemoteSimulator(simulator_port), crew, logs)
 
 
 def _settings(database: str, redis: str, web_port: int, simulator_port: int) -> dict[str, str]:
@@ -168,7 +169,7 @@ def _start(crew: Children, logs: IO[bytes], web_port: int, simulator_port: int) 
     web = ["uvicorn", "billing.web:create_app", "--factory", "--host", HOST, "--port", str(web_port)]
     crew.start("web", [*web, "--no-access-log", "--log-level", "warning"], environment=ours, output=logs)
     workers = ["dramatiq", "workers", "--processes", "2", "--threads", THREADS]
-    crew.start("workers", workers, environment=ours, output=logs)
+    crew.start("workers", workers, environment=ours | {"dramatiq_worker_timeout": WORKER_POLL_MS}, output=logs)
     crew.start("the scheduler", ["workers.scheduler"], environment=ours, output=logs)
 
 

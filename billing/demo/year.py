@@ -62,11 +62,12 @@ _CHARGES_DUE = text(
             AND status IN ('trialing', 'active', 'past_due'))
     """
 )
+_EVENTS_UNDER_WAY = text("SELECT count(*) FROM webhook_events WHERE state = 'received'")
 # A look-up of a session is claimed by moving its next one five minutes on.
-_NEWS_UNDER_WAY = text(
+_LOOK_UPS_UNDER_WAY = text(
     """
-    SELECT (SELECT count(*) FROM webhook_events WHERE state = 'received')
-         + (SELECT count(*) FROM payment_sessions WHERE next_check_at <= :now + interval '6 minutes')
+    SELECT (SELECT count(*) FROM payment_sessions WHERE next_check_at <= :now
+            OR next_check_at BETWEEN :now + interval '4 minutes' AND :now + interval '6 minutes')
          + (SELECT count(*) FROM charge_attempts WHERE next_check_at <= :now)
     """
 )
@@ -135,6 +136,9 @@ class Year:
         heapq.heappush(self._agenda, (at, next(self._order), action))
 
     def _live(self) -> None:
+        """What people do now; what Xendit tells of by itself, such as the end of a session, comes first."""
+        if self._agenda and self._agenda[0][0] <= self.now:
+            self._wait_for_events()
         while self._agenda and self._agenda[0][0] <= self.now:
             _, _, action = heapq.heappop(self._agenda)
             action()
@@ -147,7 +151,8 @@ class Year:
             runs.run_on_workers(
                 self.stage.parts, self.stage.send, None, self._watch, wait=True, poll_seconds=POLL_SECONDS
             )
-            self._wait_for_news()
+            self._wait_for_events()
+            self._wait_for(lambda: self._count(_LOOK_UPS_UNDER_WAY))
             if not self._count(_CHARGES_DUE):
                 break
         self._read_facts()
@@ -156,13 +161,14 @@ class Year:
     def _watch(self, _totals: runs.Json) -> None:
         self.stage.check_alive()
 
-    def _wait_for_news(self) -> None:
-        """Webhooks on their way, events and look-ups in a worker's hands."""
+    def _wait_for_events(self) -> None:
+        """Webhooks on their way, and events in a worker's hands."""
+        self._wait_for(lambda: self._webhooks_queued() or self._count(_EVENTS_UNDER_WAY))
+
+    def _wait_for(self, how_many: Callable[[], int]) -> None:
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while self._webhooks_queued() or self._count(_NEWS_UNDER_WAY):
+        while how_many() and time.monotonic() < deadline:
             self.stage.check_alive()
-            if time.monotonic() > deadline:
-                return
             time.sleep(POLL_SECONDS)
 
     def _webhooks_queued(self) -> int:
@@ -230,7 +236,7 @@ class Year:
         for person in people:
             if person.abandons_first:
                 self._plan(self.now + NEXT_DAY, partial(self._start_again, person))
-        self._wait_for_news()
+        self._wait_for_events()
 
     def _subscribe(self, person: Person) -> str:
         parts = self.stage.parts
@@ -300,14 +306,18 @@ class Year:
             self.stage.simulator.post(f"{token}/script", {"outcomes": person.script})
 
     def _start_again(self, person: Person) -> None:
+        """A fresh session, as `billing session create` opens it; first ours learns that the other one has expired."""
         with self.stage.parts.sessions() as session:
             subscription = session.get_one(Subscription, self._subscription_id(person))
             customer = session.get_one(Customer, subscription.customer_id)
+            abandoned = select(PaymentSession.id).where(PaymentSession.subscription_id == subscription.id)
+            session_id = session.scalars(abandoned).one()
+        onboarding.refresh_session(self.stage.parts, session_id)
         opened = onboarding.open_session(
             self.stage.parts, customer, mode=SessionMode.PAYMENT_LINK, subscription=subscription, via=person.via
         )
         self._use_payment_page(person, opened)
-        self._wait_for_news()
+        self._wait_for_events()
 
     def _asked(self, person: Person, fact: Fact) -> None:
         """We asked for another payment method; most people bring one after some days."""
@@ -323,7 +333,7 @@ class Year:
         if subscription.status in BILLABLE:
             opened = onboarding.open_session(self.stage.parts, customer, mode=SessionMode.PAYMENT_LINK)
             self._use_payment_page(person, opened, new_card=card_number(NEW_CARDS_FROM + number))
-            self._wait_for_news()
+            self._wait_for_events()
 
     def _subscription_id(self, person: Person) -> str:
         return next(key for key, owner in self._people_by_subscription.items() if owner is person)

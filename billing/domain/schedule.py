@@ -376,3 +376,9 @@ def _ticks(expression: str, after: datetime) -> Iterator[datetime]:
     while True:
         tick: datetime = ticks.get_next()
         yield tick
+
+
+def last_tick(expression: str, at: datetime) -> datetime:
+    """For the scheduler's own jobs: when a six-field expression (seconds last, in UTC) last fired, `at` included."""
+    before: datetime = croniter(expression, at.replace(microsecond=0) + timedelta(seconds=1)).get_prev(datetime)
+    return before

@@ -259,7 +259,11 @@ def _set_back(parts: Parts, begun: Begun, wait: timedelta, error: str) -> None:
                 ChargeAttempt.lease_id == begun.lease_id,
             )
             .values(
-                status=AttemptStatus.SCHEDULED, scheduled_at=now + wait, lease_until=None, submitted_at=None, error=error
+                status=AttemptStatus.SCHEDULED,
+                scheduled_at=now + wait,
+                lease_until=None,
+                submitted_at=None,
+                error=error,
             )
         )
     log.info("charge.set_back", attempt=begun.attempt_id, error=error)
@@ -353,9 +357,11 @@ def _succeeded(
     session: Session, found: queries.Found, report: ChargeReport, now: datetime, rules: Rules, source: str
 ) -> None:
     attempt, invoice, subscription = found.attempt, found.invoice, found.subscription
-    capture = _record_capture(session, found, report, now)
-    if capture is None:
+    known = _known_capture(found, report)
+    if known is not None:
+        _captured_again(session, found, known, report, now, rules)
         return
+    capture = _record_capture(session, found, report, now)
     _note_ids_and_codes(attempt, report)
     late = attempt.status in (AttemptStatus.FAILED, AttemptStatus.CANCELED)
     attempt.status = AttemptStatus.SUCCEEDED
@@ -365,7 +371,7 @@ def _succeeded(
     attempt.decline_class = None
     invoice.amount_paid_minor += capture.amount_minor
     if capture.overpayment:
-        _answer_overpayment(session, found, capture, now, rules)
+        _answer_overpayment(session, found, capture, capture.amount_minor, now, rules)
         return
     if attempt.origin == "session" and subscription.status == SubscriptionStatus.INCOMPLETE:
         _begin_prepaid(session, found, now)
@@ -391,19 +397,34 @@ def _succeeded(
     retrying.recover_subscription(session, subscription, now)
 
 
-def _record_capture(
-    session: Session, found: queries.Found, report: ChargeReport, now: datetime
-) -> Capture | None:
-    """The capture if it is news, None if we have it. One attempt has one payment; another payment id under the same
-    reference is a second capture. A capture without an id (synchronous answer) and one with it are the same."""
-    attempt, invoice = found.attempt, found.invoice
+def _known_capture(found: queries.Found, report: ChargeReport) -> Capture | None:
+    """The capture we have of this payment. One attempt has one payment; another payment id under the same reference
+    is a second capture. A capture without an id (synchronous answer) and one with it are the same."""
     for known in found.captures:
-        if known.attempt_id == attempt.id and (
+        if known.attempt_id == found.attempt.id and (
             known.payment_id is None or report.payment_id is None or known.payment_id == report.payment_id
         ):
             if known.payment_id is None and report.payment_id is not None:
-                known.payment_id = attempt.payment_id = report.payment_id
-            return None
+                known.payment_id = found.attempt.payment_id = report.payment_id
+            return known
+    return None
+
+
+def _captured_again(
+    session: Session, found: queries.Found, known: Capture, report: ChargeReport, now: datetime, rules: Rules
+) -> None:
+    """The same payment, now with more money than before: Xendit captured it once more."""
+    total = report.amount
+    if total is None or total.currency != known.currency or total.amount_minor <= known.amount_minor:
+        return
+    extra = total.amount_minor - known.amount_minor
+    known.amount_minor += extra
+    found.invoice.amount_paid_minor += extra
+    _answer_overpayment(session, found, known, extra, now, rules)
+
+
+def _record_capture(session: Session, found: queries.Found, report: ChargeReport, now: datetime) -> Capture:
+    attempt, invoice = found.attempt, found.invoice
     amount = report.amount or Money(attempt.amount_minor, attempt.currency)
     capture = Capture(
         id=new_id("cap"),
@@ -429,7 +450,7 @@ def _is_not_owed(found: queries.Found) -> bool:
 
 
 def _answer_overpayment(
-    session: Session, found: queries.Found, capture: Capture, now: datetime, rules: Rules
+    session: Session, found: queries.Found, capture: Capture, amount_minor: int, now: datetime, rules: Rules
 ) -> None:
     """Recorded, shown, and given back (or held for a person): never hidden."""
     duplicate = found.invoice.status == InvoiceStatus.PAID
@@ -437,7 +458,7 @@ def _answer_overpayment(
         id=new_id("ref"),
         reference_id=new_id("ref"),
         capture_id=capture.id,
-        amount_minor=capture.amount_minor,
+        amount_minor=amount_minor,
         currency=capture.currency,
         reason="DUPLICATE" if duplicate else "CANCELLATION",
         status=RefundState.REQUESTED if rules.refund_overpayments else RefundState.HELD,
@@ -453,7 +474,7 @@ def _answer_overpayment(
         "invoice.overpaid",
         invoice=found.invoice.number,
         attempt=found.attempt.id,
-        amount=str(Money(capture.amount_minor, capture.currency)),
+        amount=str(Money(amount_minor, capture.currency)),
         refund=refund.status,
     )
     log.error("invoice.overpaid", invoice=found.invoice.id, attempt=found.attempt.id)
@@ -588,4 +609,3 @@ def _note_ids_and_codes(attempt: ChargeAttempt, report: ChargeReport) -> None:
     attempt.failure_code = report.failure_code or attempt.failure_code
     attempt.network_code = report.network_code or attempt.network_code
     attempt.advice_code = report.advice_code or attempt.advice_code
-

@@ -8,7 +8,7 @@ nothing the second time.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
@@ -216,22 +216,23 @@ def _hold_overpayments(parts: Parts, ids: Sequence[str]) -> int:
             invoice = session.get_one(Invoice, capture.invoice_id)
             lock_subscription(session, invoice.subscription_id)
             if session.scalar(select(Refund.id).where(Refund.capture_id == identity)) is None:
-                session.add(_held_refund(capture, parts))
+                owed = 0 if capture.overpayment else invoice.amount_minor
+                session.add(_held_refund(capture, capture.amount_minor - owed, now))
                 tell(session, invoice.subscription_id, now, "refund.held", invoice=invoice.number, capture=capture.id)
     return len(ids)
 
 
-def _held_refund(capture: Capture, parts: Parts) -> Refund:
+def _held_refund(capture: Capture, amount_minor: int, now: datetime) -> Refund:
     return Refund(
         id=new_id("ref"),
         reference_id=new_id("ref"),
         capture_id=capture.id,
-        amount_minor=capture.amount_minor,
+        amount_minor=amount_minor,
         currency=capture.currency,
         reason="DUPLICATE",
         status=RefundState.HELD,
         error="found by billing doctor: an overpayment that nothing had answered",
-        created_at=parts.clock.now(),
+        created_at=now,
     )
 
 
@@ -279,6 +280,21 @@ def _end_open_invoices(parts: Parts, ids: Sequence[str]) -> int:
     return mended
 
 
+def _void_drafts(parts: Parts, ids: Sequence[str]) -> int:
+    """The number of a first invoice is wanted by the one the calendar opens."""
+    mended = 0
+    for identity in ids:
+        with parts.transaction() as session:
+            invoice = session.get_one(Invoice, identity)
+            lock_subscription(session, invoice.subscription_id)
+            session.refresh(invoice)
+            if invoice.status == InvoiceStatus.DRAFT and not has_unfinished_attempt(session, identity):
+                close_invoice(session, invoice, InvoiceStatus.VOID, parts.clock.now(), reason="never collected")
+                invoice.number = f"{invoice.number}-{invoice.id}"
+                mended += 1
+    return mended
+
+
 def _plan_again(parts: Parts, ids: Sequence[str]) -> int:
     mended = 0
     for identity in ids:
@@ -303,5 +319,6 @@ REPAIRS: Mapping[str, Callable[[Parts, Sequence[str]], int]] = {
     "refunds_are_followed": _hold_refunds,
     "planned_attempts_may_be_charged": _withdraw_attempts,
     "planned_tokens_may_be_charged": _let_choose_token,
+    "drafts_are_awaited": _void_drafts,
     "open_invoices_have_an_end": _end_open_invoices,
 }

@@ -116,7 +116,7 @@ def _import_row(parts: Parts, row: Row, *, dry_run: bool, verify: bool) -> bool:
                 _write(session, row, checked, report, parts.clock.now())
                 if not dry_run:
                     session.commit()
-        except IntegrityError:
+        except (IntegrityError, Conflict):
             continue  # another import, or a webhook, wrote one of these a moment ago: look again
         return True
     raise Conflict("another process writes the same customer, token or subscription; import the file again")

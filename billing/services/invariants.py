@@ -116,8 +116,8 @@ _RULES = (
         "overpayments_are_answered",
         4,
         "overpayments without a refund, sent or held",
-        """SELECT c.id FROM captures c LEFT JOIN refunds r ON r.capture_id = c.id
-        WHERE c.overpayment AND r.id IS NULL""",
+        """SELECT c.id FROM captures c JOIN invoices i ON i.id = c.invoice_id LEFT JOIN refunds r ON r.capture_id = c.id
+        WHERE (c.overpayment OR c.amount_minor > i.amount_minor) AND r.id IS NULL""",
         "a held refund is written down for each, for a person to decide",
     ),
     Check(
@@ -332,6 +332,14 @@ _RULES = (
         JOIN subscriptions s ON s.id = a.subscription_id JOIN payment_tokens t ON t.id = a.payment_token_id
         WHERE t.customer_id <> s.customer_id""",
         "not repaired: `billing subscription pause` it, then find out who was charged",
+    ),
+    Check(
+        "drafts_are_awaited",
+        6,
+        "draft invoices that no payment session will collect",
+        f"""SELECT i.id FROM invoices i JOIN subscriptions s ON s.id = i.subscription_id
+        WHERE i.status = 'draft' AND s.status <> 'incomplete' AND {_NO_UNFINISHED}""",
+        "they become void and give their number back: the calendar bills the period",
     ),
     # After those that withdraw attempts: an invoice they leave without one must have an end all the same.
     Check(

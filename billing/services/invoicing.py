@@ -147,9 +147,7 @@ def _add_invoice(
             "opened_at": now,
         }
     )
-    rows.lines.append(
-        {"invoice_id": invoice_id, "description": plan.name, "amount_minor": subscription.amount_minor}
-    )
+    rows.lines.append({"invoice_id": invoice_id, "description": plan.name, "amount_minor": subscription.amount_minor})
     rows.attempts.append(
         {
             "id": attempt_id,

@@ -266,9 +266,7 @@ def _ask_for_session(
         allowed_channels=channels,
         metadata=metadata,
         allow_save="FORCED" if pay else None,
-        recurring=RecurringTerms(
-            frequency_days(schedule_from_text(plan.schedule)), _contract_end(row.created_at)
-        ),
+        recurring=RecurringTerms(frequency_days(schedule_from_text(plan.schedule)), _contract_end(row.created_at)),
         success_return_url=f"{base}/return/{row.id}" if base else None,
         cancel_return_url=f"{base}/return/{row.id}" if base else None,
         origins=parts.rules.components_origins or ((base,) if base else ()),

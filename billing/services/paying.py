@@ -29,7 +29,9 @@ def pay_invoice(parts: Parts, invoice_id: str, token_id: str | None) -> str:
         if stop is not None:
             raise Conflict(f"charging is stopped: {stop}; put it right, then `billing charging resume`")
         if subscription.status not in BILLABLE:
-            raise IllegalTransition(f"cannot charge invoice {invoice.number}: the subscription is {subscription.status}")
+            raise IllegalTransition(
+                f"cannot charge invoice {invoice.number}: the subscription is {subscription.status}"
+            )
         if invoice.status == InvoiceStatus.UNCOLLECTIBLE:
             invoice.status, invoice.closed_at = InvoiceStatus.OPEN, None
         if invoice.status != InvoiceStatus.OPEN:

@@ -26,6 +26,7 @@ from billing.store.models import Capture, ChargeAttempt, Invoice
 
 NEVER_ARRIVED = "NOT_FOUND_AT_GATEWAY"
 ASK_AGAIN = timedelta(minutes=1)
+ASK_AGAIN_AT_MOST = timedelta(hours=1)  # a gateway that is down for a day is not asked every minute
 MADE_NO_MONEY = frozenset({"FAILED", "VOIDED", "REVERSED"})
 
 
@@ -69,11 +70,14 @@ def _by_reference(parts: Parts, attempt: ChargeAttempt) -> ChargeReport | None:
     rows = [row for row in parts.gateway.find_transactions(attempt.reference_id) if row.type == "PAYMENT"]
     money = [row for row in rows if row.status == "SUCCESS"]
     for row in money or rows:
-        if row.status == "PENDING":
-            return None
-        if row.payment_id is not None:
+        if row.payment_id is None:
+            continue
+        try:
             return parts.gateway.get_payment(row.payment_id)
-    return None
+        except NotFound:
+            continue
+    # A trace that cannot be read yet, or that is still open there, is a trace: it must never be presumed lost.
+    return ChargeReport(ChargeStatus.PENDING) if rows else None
 
 
 def _with_codes(parts: Parts, report: ChargeReport) -> ChargeReport:
@@ -138,7 +142,8 @@ def _ask_again(session: Session, attempt_id: str, parts: Parts, error: str) -> N
     attempt.lease_until = None
     attempt.error = error
     if attempt.next_check_at is not None:
-        attempt.next_check_at = now + ASK_AGAIN
+        attempt.next_check_at = now + min(ASK_AGAIN * 2 ** min(attempt.checks, 6), ASK_AGAIN_AT_MOST)
+        attempt.checks += 1
 
 
 def doubt_expired_submissions(parts: Parts, limit: int) -> int:
@@ -218,9 +223,7 @@ def _settle_from_list(parts: Parts, attempt_id: str, row: TransactionRow) -> Non
         settle_attempt(session, attempt_id, report, parts.clock.now(), parts.rules, source="lookup")
 
 
-def _missing_there(
-    parts: Parts, start: datetime, end: datetime, theirs: dict[str, TransactionRow]
-) -> list[Difference]:
+def _missing_there(parts: Parts, start: datetime, end: datetime, theirs: dict[str, TransactionRow]) -> list[Difference]:
     """Captures of that day which the list of that day lacks. Near midnight the two may disagree about the day, so a
     capture is looked up by its reference before it is called missing."""
     missing: list[Difference] = []
@@ -240,4 +243,3 @@ def _missing_there(
             why = "we count it as collected, Xendit's list does not have it: ask Xendit"
             missing.append(Difference("missing_there", capture.payment_id, reference, amount, None, why))
     return missing
-

@@ -190,7 +190,15 @@ def _follow(session: Session, found: queries.Found, step: dunning.Next, now: dat
             return f"next payment method: {reason}"
         case dunning.AskCustomer(until=until, reason=reason):
             invoice.grace_ends_at = until
-            tell(session, subscription.id, now, "customer.asked", invoice=invoice.number, reason=reason, until=_iso(until))
+            tell(
+                session,
+                subscription.id,
+                now,
+                "customer.asked",
+                invoice=invoice.number,
+                reason=reason,
+                until=_iso(until),
+            )
             return f"the customer is asked until {_iso(until)}: {reason}"
         case dunning.GiveUp(reason=reason):
             give_up(session, subscription, found.plan, invoice, now, reason)
@@ -281,7 +289,9 @@ def try_again_uncounted(session: Session, found: queries.Found, now: datetime) -
     if found.subscription.status not in BILLABLE:
         _without_future(session, found, now)
     elif found.invoice.status == InvoiceStatus.OPEN:
-        schedule_attempt(session, found.invoice, now, origin=found.attempt.origin, replaces_at=found.attempt.replaces_at)
+        schedule_attempt(
+            session, found.invoice, now, origin=found.attempt.origin, replaces_at=found.attempt.replaces_at
+        )
 
 
 def withdraw_other_attempts(session: Session, invoice: Invoice, paid_by: ChargeAttempt, now: datetime) -> None:

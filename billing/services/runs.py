@@ -136,10 +136,7 @@ def _work_left(parts: Parts, at: datetime) -> bool:
     """Attempts that are due or in a worker's hands."""
     with parts.sessions() as session:
         query = select(ChargeAttempt.id).where(
-            (
-                (ChargeAttempt.status == AttemptStatus.SCHEDULED)
-                & (ChargeAttempt.scheduled_at <= at)
-            )
+            ((ChargeAttempt.status == AttemptStatus.SCHEDULED) & (ChargeAttempt.scheduled_at <= at))
             | (ChargeAttempt.status == AttemptStatus.SUBMITTED)
         )
         stopped = session.scalar(select(ChargingStop.id)) is not None

@@ -300,9 +300,7 @@ def record_skipped(
 
 
 def has_unfinished_attempt(session: Session, invoice_id: str) -> bool:
-    query = select(ChargeAttempt.id).where(
-        ChargeAttempt.invoice_id == invoice_id, ChargeAttempt.status.in_(UNFINISHED)
-    )
+    query = select(ChargeAttempt.id).where(ChargeAttempt.invoice_id == invoice_id, ChargeAttempt.status.in_(UNFINISHED))
     return session.scalar(query) is not None
 
 

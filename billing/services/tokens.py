@@ -113,9 +113,7 @@ def _use_for_waiting_invoices(session: Session, customer_id: str, token: Payment
         _supersede_action(session, invoice, now)
         if invoice.status == InvoiceStatus.OPEN and not may_still_move_money(session, invoice):
             replaced = take_planned(session, invoice, now)
-            schedule_attempt(
-                session, invoice, now, origin="new_token", payment_token_id=token.id, replaces_at=replaced
-            )
+            schedule_attempt(session, invoice, now, origin="new_token", payment_token_id=token.id, replaces_at=replaced)
             tell(session, subscription_id, now, "customer.new_method", token=token.id, invoice=invoice.number)
 
 
@@ -192,13 +190,10 @@ def make_first(session: Session, token: PaymentToken) -> None:
     """The first to be charged from now on, for the customer and for each of his subscriptions."""
     if token.status != TokenStatus.ACTIVE:
         raise Conflict(f"token {token.id} is {token.status}; only an ACTIVE token can be preferred")
-    lowest = session.scalar(
-        select(func.min(PaymentToken.rank)).where(PaymentToken.customer_id == token.customer_id)
-    )
+    lowest = session.scalar(select(func.min(PaymentToken.rank)).where(PaymentToken.customer_id == token.customer_id))
     token.rank = (lowest or 0) - 1
     subscriptions = select(Subscription).where(
         Subscription.customer_id == token.customer_id, Subscription.status != SubscriptionStatus.CANCELED
     )
     for subscription in session.scalars(subscriptions.with_for_update(key_share=True)):
         subscription.payment_token_id = token.id
-

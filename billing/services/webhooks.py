@@ -172,13 +172,12 @@ def _capture_is_known(session: Session, report: ChargeReport) -> bool:
     """Nothing to settle, and no lock needed, when the answer to our call has told us this capture already."""
     if report.payment_id is None:
         return False
-    return session.scalar(select(Capture.id).where(Capture.payment_id == report.payment_id)) is not None
+    amount = session.scalar(select(Capture.amount_minor).where(Capture.payment_id == report.payment_id))
+    return amount is not None and (report.amount is None or report.amount.amount_minor <= amount)
 
 
 def _apply_token(session: Session, report: TokenReport, now: datetime) -> tuple[bool, str | None]:
-    known = session.scalar(
-        select(PaymentToken).where(PaymentToken.payment_token_id == report.payment_token_id)
-    )
+    known = session.scalar(select(PaymentToken).where(PaymentToken.payment_token_id == report.payment_token_id))
     row = onboarding.match_session(session, report)
     customer: Customer | None
     if known is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+from itertools import pairwise
 
 import pytest
 
@@ -83,7 +84,7 @@ def test_the_31st_comes_back_after_every_short_month(world: World) -> None:
         "07-31", "08-31", "09-30", "10-31", "11-30", "12-31", "01-31",
     ]  # fmt: skip
     assert world.collected() == [50_000] * 13
-    assert all(a.period_end == b.period_start for a, b in zip(ana.invoices, ana.invoices[1:], strict=False))
+    assert all(a.period_end == b.period_start for a, b in pairwise(ana.invoices))
 
 
 def test_a_later_start_waits(world: World) -> None:
@@ -146,7 +147,7 @@ def test_token_capture_and_session_events_come_in_any_order(
         ["payment.capture"],
         ["payment_token.activation", "payment_session.completed", "payment.capture"],
     ],
-    ids=lambda names: "+".join(names),
+    ids="+".join,
 )
 @pytest.mark.parametrize("via", [SessionType.SAVE, SessionType.PAY])
 def test_an_onboarding_whose_webhooks_are_lost_is_found_by_asking(

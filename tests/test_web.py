@@ -1,0 +1,440 @@
+"""The web process: what it stores, what it refuses, and that nothing from outside makes it fall over."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import simplejson
+from sqlalchemy import select, text
+
+from billing.app import App, build
+from billing.domain.gateway import SessionMode
+from billing.services import onboarding
+from billing.settings import Settings
+from billing.store.models import WebhookEvent
+from billing.web import make_web
+from tests.world import Subscriber, World
+
+SAMPLES = sorted((Path(__file__).parent / "xendit" / "samples").glob("*.json"))
+WEBHOOKS = "/webhooks/xendit"
+TOKEN = "story-callback-token"
+CARD_NUMBER = "4000000000001091"
+
+
+class Web:
+    """The web process with a browser in front of it."""
+
+    def __init__(self, database_url: str, world: World, **settings: Any) -> None:
+        wanted: dict[str, Any] = {
+            "_env_file": None,
+            "database_url": database_url,
+            "xendit_secret_key": "xnd_development_story",
+            "xendit_callback_token": TOKEN,
+            "xendit_requests_per_minute": 1_000_000,
+        }
+        self.settings = Settings(**wanted | settings)
+        built = build(self.settings, gateway=world.gateway)
+        # The world's clock and gateway, the process's own engine.
+        parts = type(built.parts)(
+            sessions=built.parts.sessions,
+            clock=world.clock,
+            gateway=world.gateway,
+            quota=built.parts.quota,
+            rules=built.parts.rules,
+        )
+        self.app = App(self.settings, built.engine, parts)
+        self._web = make_web(self.app, self.settings, None)
+
+    def post(
+        self, content: bytes | AsyncIterator[bytes] | object, *, token: str | None = TOKEN, **headers: str
+    ) -> httpx.Response:
+        body = content if isinstance(content, bytes | AsyncIterator) else simplejson.dumps(content).encode()
+        sent = {"content-type": "application/json"} | ({"x-callback-token": token} if token is not None else {})
+        return self._ask("POST", WEBHOOKS, content=body, headers=sent | headers)
+
+    def get(self, path: str) -> httpx.Response:
+        return self._ask("GET", path)
+
+    def _ask(self, method: str, path: str, **wanted: Any) -> httpx.Response:
+        """Ends when what the web process does after its answer is done. Its errors are the test's errors."""
+
+        async def ask() -> httpx.Response:
+            transport = httpx.ASGITransport(self._web, raise_app_exceptions=True)
+            async with httpx.AsyncClient(transport=transport, base_url="http://billing.example") as browser:
+                return await browser.request(method, path, **wanted)
+
+        return asyncio.run(ask())
+
+    def stored(self) -> list[WebhookEvent]:
+        with self.app.parts.sessions() as session:
+            return list(session.scalars(select(WebhookEvent).order_by(WebhookEvent.id)))
+
+    def everything_stored(self) -> str:
+        with self.app.parts.sessions() as session:
+            return str(session.scalars(text("SELECT payload::text FROM webhook_events")).all())
+
+
+@pytest.fixture
+def world(database_url: str) -> Iterator[World]:
+    with World(database_url) as world:
+        yield world
+
+
+@pytest.fixture
+def new_web(database_url: str, world: World) -> Iterator[Callable[..., Web]]:
+    with ExitStack() as running:
+
+        def make(url: str = database_url, **settings: Any) -> Web:
+            web = Web(url, world, **settings)
+            running.callback(web.app.engine.dispose)
+            return web
+
+        yield make
+
+
+@pytest.fixture
+def web(new_web: Callable[..., Web]) -> Web:
+    made: Web = new_web()
+    return made
+
+
+def capture(**changes: Any) -> dict[str, Any]:
+    """A capture of something that is none of ours."""
+    data = {
+        "payment_id": "py-00000000-0000-4000-a000-000000000001",
+        "payment_request_id": "pr-00000000-0000-4000-a000-000000000001",
+        "reference_id": "somebody-elses",
+        "status": "SUCCEEDED",
+        "currency": "IDR",
+        "request_amount": 50000,
+    }
+    return {"event": "payment.capture", "business_id": "b", "created": "2026-01-31T02:00:00Z", "data": data | changes}
+
+
+# What Xendit sends
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=[path.stem for path in SAMPLES])
+def test_every_documented_event_is_accepted_and_stored_once(web: Web, sample: Path) -> None:
+    body = sample.read_bytes()
+
+    assert [web.post(body).status_code for _ in range(3)] == [200, 200, 200]
+
+    assert [event.deliveries for event in web.stored()] == [3]
+    assert web.stored()[0].state in ("ignored", "unmatched", "applied")
+
+
+def test_there_are_samples() -> None:
+    assert len(SAMPLES) >= 20
+
+
+def test_all_samples_together_in_any_order_break_nothing(web: Web) -> None:
+    for sample in reversed(SAMPLES):
+        assert web.post(sample.read_bytes()).status_code == 200
+    assert not [event for event in web.stored() if event.state == "parked"]
+
+
+def test_a_delivery_is_known_again_by_what_it_says(web: Web) -> None:
+    """W3: the envelope's `created` changes with every delivery."""
+    web.post(capture() | {"created": "2026-01-31T02:00:00Z"})
+    web.post(capture() | {"created": "2026-01-31T02:15:00Z"})
+
+    assert [event.deliveries for event in web.stored()] == [2]
+
+
+def test_an_event_is_applied_right_after_the_answer(web: Web, world: World) -> None:
+    ana = world.subscribe()
+    ana.completes_session()
+
+    for delivery in world.simulator.due_deliveries(world.now):
+        assert web.post(delivery.body).status_code == 200
+
+    assert ana.status == "active"
+    assert {event.state for event in web.stored()} == {"applied"}
+
+
+def test_amounts_stay_exact(web: Web) -> None:
+    web.post(b'{"event":"payment.capture","data":{"payment_id":"py-1","status":"SUCCEEDED","fee":0.10000000000000001}}')
+    assert "0.10000000000000001" in web.everything_stored()
+
+
+# Who may send
+
+
+@pytest.mark.parametrize("token", [None, "", "wrong", TOKEN + " x", TOKEN[:-1], "\u00e4".encode().decode("latin-1")])
+def test_who_does_not_know_the_token_is_refused(web: Web, token: str | None) -> None:
+    refused = web.post(capture(), token=token)
+
+    assert refused.status_code == 401
+    assert TOKEN not in refused.text
+    assert web.stored() == []
+
+
+def test_two_tokens_are_accepted_while_one_is_being_rotated(new_web: Callable[..., Web]) -> None:
+    web = new_web(xendit_callback_token="old-token, new-token")
+
+    assert web.post(capture(), token="old-token").status_code == 200
+    assert web.post(capture(), token="new-token").status_code == 200
+    assert web.post(capture(), token="old-token, new-token").status_code == 401
+
+
+def test_a_refused_sender_is_not_read(web: Web) -> None:
+    assert web.post(b"{not json", token="wrong").status_code == 401
+
+
+# What strangers send
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b" ", b"{", b"nonsense", b"\xff\xfe\x00", b"null", b"[]", b"[{}]", b'"text"', b"12", b"true", b"NaN", b"{}",
+        b'{"event": null, "data": {}}', b'{"event": 7, "data": {}}', b'{"event": {}, "data": {}}',
+        b'{"event": "payment.capture"}', b'{"event": "payment.capture", "data": null}',
+        b'{"event": "payment.capture", "data": "text"}', b'{"event": "payment.capture", "data": []}',
+        b'{"event": "payment.capture", "data": {"amount": NaN}}',
+        b'{"event": "payment.capture", "data": {"amount": -Infinity}}',
+        b'{"event": "", "data": {}}',
+    ],
+)  # fmt: skip
+def test_what_is_no_event_is_refused(web: Web, body: bytes) -> None:
+    refused = web.post(body)
+
+    assert refused.status_code == 400
+    assert "Traceback" not in refused.text
+    assert web.stored() == []
+
+
+ODD: list[Any] = [None, True, 0, -1, 10**40, 1.5, "", " ", "x" * 5000, "\x00", "a\x00b", "\ud800", "\udfff", [], {}, [[]]]
+
+
+@pytest.mark.parametrize("event", ["payment.capture", "payment_token.activation", "payment_session.completed",
+                                   "payment.failure", "refund.succeeded", "payment_request.expiry"])  # fmt: skip
+@pytest.mark.parametrize("odd", ODD, ids=[repr(value)[:12] for value in ODD])
+def test_odd_values_in_any_member_are_stored_or_refused_but_never_500(web: Web, event: str, odd: object) -> None:
+    members = [
+        "id", "payment_id", "payment_request_id", "payment_token_id", "payment_session_id", "reference_id", "status",
+        "currency", "amount", "request_amount", "captures", "customer_id", "failure_code", "updated", "channel_code",
+        "channel_properties", "payment_details",
+    ]  # fmt: skip
+    for changed in members:
+        data = {name: "SUCCEEDED" if name == "status" else f"{name[:2]}-{name}" for name in members} | {changed: odd}
+        assert web.post({"event": event, "data": data}).status_code in (200, 400), changed
+    assert not [row.error for row in web.stored() if row.state == "parked"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"event":"payment.capture","data":{"payment_id":"py-1","note":"a\\u0000b"}}',
+        b'{"event":"payment.capture\\u0000","data":{"payment_id":"py-1"}}',
+        b'{"event":"payment.capture","data":{"payment_id":"py-\\u0000"}}',
+        b'{"event":"payment.capture","data":{"payment_id":"py-1","\\u0000":"x"}}',
+        b'{"event":"payment.capture","data":{"payment_id":"py-1","note":"\\ud800"}}',
+        b'{"event":"payment.capture","data":{"payment_id":"\\udc00","status":"SUCCEEDED"}}',
+        b'{"event":"payment.capture","data":{"payment_id":"py-1","amount":1e999999}}',
+        b'{"event":"payment.capture","data":{"payment_id":"py-1","request_amount":1e999999,"currency":"IDR"}}',
+        b'{"event":"payment.capture","data":{"payment_id":"py-1","request_amount":-1e-999999,"currency":"IDR"}}',
+        b'{"event":"payment.capture","data":{"payment_id":"py-1","amount":' + b"9" * 5000 + b"}}",
+        b'{"event":"unheard.of","data":{"amount":1e999999}}',
+        b'{"event":"unheard.of","data":{"amount":' + b"9" * 5000 + b"}}",
+        b'{"event":"x","data":' + b"[" * 50_000 + b"]" * 50_000 + b"}",
+        b'{"event":"x","data":{"a":' + b"[" * 400 + b"]" * 400 + b"}}",
+        b'{"event":"x","data":' + b'{"a":' * 20_000 + b"1" + b"}" * 20_000 + b"}",
+        b'{"event":"payment.capture","data":{"payment_id":"py-1","captures":[null,1,"x",{},[]]}}',
+        b'{"event":"' + b"e" * 100_000 + b'","data":{}}',
+        '{"event":"payment.capture","data":{"payment_id":"py-\u2028\U0001f600","status":"SUCCEEDED"}}'.encode(),
+        b'\xef\xbb\xbf{"event":"payment.capture","data":{"payment_id":"py-1"}}',
+        b'{"event":"payment.capture","event":"x","data":{},"data":{"payment_id":"py-1"}}',
+    ],
+    ids=range(20),
+)  # fmt: skip
+def test_hostile_bodies_are_never_500(web: Web, body: bytes) -> None:
+    assert web.post(body).status_code in (200, 400)
+
+
+def test_a_body_that_is_too_large_is_refused_by_its_length(new_web: Callable[..., Web]) -> None:
+    web = new_web(webhook_max_bytes=2_000)
+    assert web.post(capture(note="x" * 3_000)).status_code == 413
+    assert web.stored() == []
+
+
+def test_a_body_that_is_too_large_is_refused_without_its_length(new_web: Callable[..., Web]) -> None:
+    web = new_web(webhook_max_bytes=2_000)
+
+    async def unannounced() -> AsyncIterator[bytes]:
+        for _ in range(100):
+            yield b" " * 1_000
+
+    assert web.post(unannounced()).status_code == 413
+
+
+def test_a_length_that_lies_is_of_no_use(new_web: Callable[..., Web]) -> None:
+    web = new_web(webhook_max_bytes=2_000)
+    assert web.post(capture(note="x" * 3_000), **{"content-length": "10"}).status_code == 413
+
+
+def test_an_unknown_event_is_stored_and_left_alone(web: Web) -> None:
+    assert web.post({"event": "something.new", "data": {"id": "x"}}).status_code == 200
+    assert [(row.event, row.state) for row in web.stored()] == [("something.new", "ignored")]
+
+
+def test_somebody_elses_payment_is_kept_unmatched(web: Web) -> None:
+    """W1: its parent may still come."""
+    assert web.post(capture()).status_code == 200
+    assert [(row.event, row.state) for row in web.stored()] == [("payment.capture", "unmatched")]
+
+
+def test_an_event_before_its_parent_is_applied_when_the_parent_appears(web: Web, world: World) -> None:
+    ana = world.subscribe_save()
+    world.open_due()
+    foreseen = ana.attempt.reference_id
+    with world.parts.transaction() as session:  # the event names a reference we do not know yet
+        session.execute(text("UPDATE charge_attempts SET reference_id = 'not-yet'"))
+    web.post(capture(reference_id=foreseen))
+    assert ana.invoice.status == "open"
+
+    with world.parts.transaction() as session:
+        session.execute(text("UPDATE charge_attempts SET reference_id = :known"), {"known": foreseen})
+    world.advance(minutes=2)
+    world.tick()
+
+    assert ana.invoice.status == "paid"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"card_number": CARD_NUMBER},
+        {"channel_properties": {"card_details": {"card_number": CARD_NUMBER, "cvv": "737"}}},
+        {"note": f"the card is {CARD_NUMBER}."},
+        {"note": "4000 0000 0000 1091"},
+        {"note": "4000-0000-0000-1091"},
+        {CARD_NUMBER: "a member's name"},
+        {"amounts": [int(CARD_NUMBER)]},
+        {"description": CARD_NUMBER, "metadata": {"pan": CARD_NUMBER, "cvv2": "737", "cvn": "737"}},
+    ],
+    ids=range(8),
+)
+@pytest.mark.parametrize("event", ["payment.capture", "somebody.elses"])
+def test_card_numbers_are_not_in_the_database(web: Web, event: str, data: dict[str, Any]) -> None:
+    web.post({"event": event, "data": {"payment_id": "py-1", "status": "SUCCEEDED"} | data})
+
+    kept = web.everything_stored()
+    assert CARD_NUMBER not in kept.replace(" ", "").replace("-", "")
+    assert "737" not in kept
+
+
+def test_the_database_away_means_send_it_again(new_web: Callable[..., Web]) -> None:
+    web = new_web("postgresql+psycopg://nobody@127.0.0.1:9/nowhere")
+    refused = web.post(capture())
+    assert refused.status_code == 503
+    assert "Traceback" not in refused.text
+
+
+# Health
+
+
+def test_health_and_readiness(web: Web) -> None:
+    assert web.get("/healthz").status_code == 200
+    assert web.get("/readyz").json() == {"ok": True, "problems": []}
+
+
+def test_without_the_database_it_lives_and_is_not_ready(new_web: Callable[..., Web]) -> None:
+    web = new_web("postgresql+psycopg://nobody:hushhush@127.0.0.1:9/nowhere")
+
+    assert web.get("/healthz").status_code == 200
+    ready = web.get("/readyz")
+    assert (ready.status_code, ready.json()["problems"]) == (503, ["the database does not answer"])
+    assert "hushhush" not in ready.text
+    metrics = web.get("/metrics")
+    assert (metrics.status_code, "billing_up 0.0" in metrics.text) == (200, True)
+
+
+def test_with_redis_it_is_ready_only_when_redis_answers(new_web: Callable[..., Web], redis_url: str) -> None:
+    assert new_web(redis_url=redis_url).get("/readyz").status_code == 200
+    away = new_web(redis_url="redis://127.0.0.1:9/0").get("/readyz")
+    assert (away.status_code, away.json()["problems"]) == (503, ["Redis does not answer"])
+
+
+def test_metrics_show_what_is_under_way(web: Web, world: World) -> None:
+    ana = world.subscribe_save()
+    ana.script("TIMEOUT_BEFORE")
+    world.run()
+    world.advance(days=40)
+
+    shown = web.get("/metrics").text
+
+    assert 'billing_attempts_unfinished{status="in_doubt"} 1.0' in shown
+    assert 'billing_charging_stopped 0.0' in shown
+    oldest = next(line for line in shown.splitlines() if line.startswith('billing_oldest_due_seconds{kind="subscription"}'))
+    assert float(oldest.split()[-1]) > 86_400
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/openapi.json", "/webhooks", "/return", "/admin", "/return/../x"])
+def test_there_is_nothing_else(web: Web, path: str) -> None:
+    assert web.get(path).status_code == 404
+
+
+def test_webhooks_are_posted(web: Web) -> None:
+    assert web.get(WEBHOOKS).status_code == 405
+
+
+# The two pages a customer may see
+
+
+def test_the_return_page_asks_xendit_when_the_webhook_is_late(web: Web, world: World) -> None:
+    ana = world.subscribe()
+    waiting = web.get(f"/return/{ana.session_id}")
+    assert (waiting.status_code, "Waiting" in waiting.text) == (200, True)
+
+    ana.completes_session()
+    done = web.get(f"/return/{ana.session_id}")
+
+    assert (done.status_code, "All done" in done.text) == (200, True)
+    assert ana.status == "active"
+
+
+def test_the_return_page_of_a_link_that_is_over(web: Web, world: World) -> None:
+    ana = world.subscribe()
+    onboarding.cancel_session(world.parts, ana.session_id)
+    assert "no longer valid" in web.get(f"/return/{ana.session_id}").text
+
+
+def test_the_return_page_does_not_need_xendit_to_answer(web: Web, world: World) -> None:
+    ana = world.subscribe()
+    world.break_calls("500_BEFORE", endpoint="GET /sessions/{id}")
+    assert web.get(f"/return/{ana.session_id}").status_code == 200
+
+
+@pytest.mark.parametrize("name", ["ses-unknown", "%00", "a%00b", "x" * 3_000, "%F0%9F%98%80", "%ED%A0%80", "'--", "<script>"])
+@pytest.mark.parametrize("page", ["return", "checkout"])
+def test_pages_of_unknown_sessions(web: Web, page: str, name: str) -> None:
+    shown = web.get(f"/{page}/{name}")
+    assert shown.status_code == 404
+    assert "<script>alert" not in shown.text
+
+
+def test_the_checkout_page_embeds_components(web: Web, world: World, database_url: str) -> None:
+    ana = world.subscribe()
+    onboarding.cancel_session(world.parts, ana.session_id)
+    session = onboarding.open_session(
+        world.parts, ana.customer, mode=SessionMode.COMPONENTS, subscription=ana.subscription
+    )
+
+    shown = web.get(f"/checkout/{session.id}")
+
+    assert shown.status_code == 200
+    assert session.components_sdk_key
+    assert session.components_sdk_key in shown.text
+
+
+def test_there_is_no_checkout_page_for_a_payment_link(web: Web, world: World) -> None:
+    ana: Subscriber = world.subscribe()
+    assert web.get(f"/checkout/{ana.session_id}").status_code == 404
