@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,6 +38,8 @@ from billing.xendit.webhook import check_callback_token, read_event
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=select_autoescape(default=True)
 )
+
+_SESSION_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
 
 log = structlog.get_logger()
 
@@ -90,6 +93,11 @@ def make_web(app: App, settings: Settings, send: Send | None) -> FastAPI:
     @web.get("/checkout/{session_id}")
     def checkout_page(session_id: str) -> Response:
         return _checkout_page(app, settings, session_id)
+
+    @web.exception_handler(SQLAlchemyError)
+    async def database_is_away(_request: Request, error: SQLAlchemyError) -> Response:
+        log.error("web.database_is_away", error=error.__class__.__name__)
+        return PlainTextResponse("not available at the moment, try again\n", 503)
 
     return web
 
@@ -208,6 +216,8 @@ def _checkout_page(app: App, settings: Settings, session_id: str) -> Response:
 
 
 def _session(app: App, session_id: str) -> PaymentSession | None:
+    if not _SESSION_ID.fullmatch(session_id):
+        return None
     with app.parts.sessions() as session:
         return session.get(PaymentSession, session_id)
 

@@ -13,8 +13,7 @@ from billing.errors import ServiceUnavailable
 from billing.services import dispatch
 from workers import broker
 
-# Without a place to go to, declaring the actors fails in one line (workers/broker.py).
-dramatiq.set_broker(broker.make_broker(broker.settings()))
+dramatiq.set_broker(broker.make_broker(broker.sender_settings()))
 
 
 @dramatiq.actor(queue_name="charges", max_retries=0)

@@ -10,6 +10,7 @@ from functools import cache
 import dramatiq
 import structlog
 from dramatiq.brokers.redis import RedisBroker
+from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import Middleware, Retries
 
 from billing.app import App, build
@@ -21,6 +22,9 @@ NAMESPACE = "billing"
 
 class ForThisProcess(Middleware):
     """Names the message in every log line, and closes the process's connections when the worker stops."""
+
+    def after_process_boot(self, broker: dramatiq.Broker) -> None:
+        app()
 
     def before_process_message(self, broker: dramatiq.Broker, message: dramatiq.MessageProxy) -> None:
         structlog.contextvars.bind_contextvars(message_id=message.message_id)
@@ -40,10 +44,13 @@ class ForThisProcess(Middleware):
             app().close()
 
 
-def make_broker(settings: Settings) -> RedisBroker:
+def make_broker(settings: Settings) -> dramatiq.Broker:
     # No TimeLimit: it would raise inside a charge, between the answer and its settling. Retries only to state zero:
     # a retry of delivery belongs to the lease, a retry of money to dunning.
     middleware = [Retries(max_retries=0), ForThisProcess()]
+    if not settings.redis:
+        # The scheduler works without Redis and never sends; a worker is refused when it boots (`app`).
+        return StubBroker(middleware=middleware)  # type: ignore[no-untyped-call]
     return RedisBroker(url=settings.redis, namespace=NAMESPACE, middleware=middleware)  # type: ignore[no-untyped-call]
 
 
@@ -56,12 +63,12 @@ def or_exit(load: Callable[[], Settings]) -> Settings:
         raise SystemExit(error.exit_status) from None
 
 
-@cache
-def settings() -> Settings:
-    return or_exit(lambda: load_settings("database_url", "redis_url", "xendit_secret_key"))
+def sender_settings() -> Settings:
+    """All that declaring the actors and sending needs: the web process hands on events without Xendit's key."""
+    return or_exit(load_settings)
 
 
 @cache
 def app() -> App:
-    """Built on the first unit of work: one engine and one gateway a process."""
-    return build(settings())
+    """One engine and one gateway a process. A worker builds it when it starts; a mere sender never does."""
+    return build(or_exit(lambda: load_settings("database_url", "redis_url", "xendit_secret_key")))

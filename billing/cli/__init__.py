@@ -12,6 +12,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -22,14 +23,24 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from billing import __version__
-from billing.cli import clock, customer, invoice, ops, output, plan, session, subscription, token
-from billing.cli.demo import demo
-from billing.cli.dev import dev
-from billing.cli.explain import explain
+from billing.cli import (
+    clock,
+    customer,
+    demo,
+    dev,
+    explain,
+    invoice,
+    ops,
+    output,
+    plan,
+    run,
+    session,
+    simulator,
+    subscribe,
+    subscription,
+    token,
+)
 from billing.cli.opening import debugging
-from billing.cli.run import run
-from billing.cli.simulator import simulator
-from billing.cli.subscribe import subscribe
 from billing.errors import BillingError
 from billing.store.engine import database_errors_in_one_line, first_line
 
@@ -84,15 +95,15 @@ def _assemble() -> None:
     commands: dict[str, tuple[Callable[..., None], str]] = {
         "migrate": (ops.migrate, "Create the schema, or bring it up to date."),
         "import": (ops.import_, "Bring in existing subscribers with existing tokens."),
-        "subscribe": (subscribe, "Subscribe a customer to a plan."),
-        "run": (run, "Open what is due and charge it."),
-        "explain": (explain, "One subscription's story, and why the next charge is when it is."),
+        "subscribe": (subscribe.subscribe, "Subscribe a customer to a plan."),
+        "run": (run.run, "Open what is due and charge it."),
+        "explain": (explain.explain, "One subscription's story, and why the next charge is when it is."),
         "doctor": (ops.doctor, "Check that nothing is charged twice, forgotten or miscounted."),
         "reconcile": (ops.reconcile, "Ask Xendit about what is in doubt; compare a day's money."),
         "replay": (ops.replay, "Apply a stored webhook event again."),
-        "demo": (demo, "Live through months of billing in a minute."),
-        "dev": (dev, "Run everything in this terminal."),
-        "simulator": (simulator, "Run the built-in Xendit alone."),
+        "demo": (demo.demo, "Live through months of billing in a minute."),
+        "dev": (dev.dev, "Run everything in this terminal."),
+        "simulator": (simulator.simulator, "Run the built-in Xendit alone."),
     }
     groups: dict[str, tuple[typer.Typer, str]] = {
         "plan": (plan.app, "What is sold, at what price, and when."),
@@ -129,7 +140,8 @@ def run_command(arguments: Sequence[str]) -> int:
         with database_errors_in_one_line():
             status = app(list(arguments), prog_name="billing", standalone_mode=False)
         sys.stdout.flush()
-        return status if isinstance(status, int) else 0
+        # Typer has made an exit status of Ctrl-C by then.
+        return _interrupted() if status == INTERRUPTED else int(status or 0)
     except BillingError as error:
         return _complain(str(error), error.exit_status)
     except TyperException as error:
@@ -140,11 +152,13 @@ def run_command(arguments: Sequence[str]) -> int:
         reason = f"Redis does not answer ({error.__class__.__name__}); check BILLING_REDIS_URL"
         return _complain(reason, FAILED)
     except (KeyboardInterrupt, typer.Abort):
-        return _complain("interrupted; nothing is lost, what was under way is taken up again", INTERRUPTED)
+        return _interrupted()
     except BrokenPipeError:
-        # Whoever read us has seen enough. Python would complain once more when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
+        _drop_stdout()
+        return FAILED  # whoever read us has seen enough: nothing to say
+    except OSError as error:
+        _drop_stdout()
+        return _complain(f"the operating system refused: {error.strerror or error.__class__.__name__}", FAILED)
     except Exception as error:  # noqa: BLE001 - the edge: an unknown error is our bug, and still one line
         return _complain(_our_bug(error), FAILED)
 
@@ -160,6 +174,16 @@ def _complain(text: str, status: int) -> int:
         traceback.print_exc()
     output.complain(text)
     return status
+
+
+def _drop_stdout() -> None:
+    """What could not be written stays in Python's buffer; without this it would complain once more at the very end."""
+    with suppress(OSError):  # a stream without a file descriptor has nothing to drop
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _interrupted() -> int:
+    return _complain("interrupted; nothing is lost, what was under way is taken up again", INTERRUPTED)
 
 
 def _usage(error: TyperException) -> int:

@@ -104,7 +104,8 @@ def _environment(settings: Settings, running: ExitStack, port: int, simulator_po
         "BILLING_PUBLIC_URL": public_url,
         # The simulator only looks whether it is https.
         "BILLING_COMPONENTS_ORIGINS": ",".join(settings.components_origins) or f"https://localhost:{port}",
-        "BILLING_COMPONENTS_SCRIPT_URL": settings.components_script_url or f"http://localhost:{simulator_port}/components.js",
+        "BILLING_COMPONENTS_SCRIPT_URL": settings.components_script_url
+        or f"http://localhost:{simulator_port}/components.js",
         "BILLING_TEST_CLOCK": "true",
     }
 

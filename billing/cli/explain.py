@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated
+from zoneinfo import ZoneInfo
 
 import typer
 
 from billing.cli import output
 from billing.cli.opening import opened
 from billing.cli.values import AsJson
+from billing.domain.schedule import parse_zone
 from billing.services import catalog
 from billing.services import explain as stories
 from billing.services.views import Json
 
-COLUMNS = {"when": "at", "what": "what"}
+COLUMNS = {"when": "when", "what": "what"}
 
 
 def explain(
@@ -26,15 +29,27 @@ def explain(
     """
     with opened() as billing, billing.parts.sessions() as session:
         found = catalog.find_subscription(session, subscription)
-        document = stories.explain(session, found, billing.parts.clock.now())
+        document = stories.explain(session, found, billing.parts.clock.now(), rules=billing.parts.rules)
     output.show(document, as_json=as_json, people=lambda: _people(document))
 
 
 def _people(document: Json) -> None:
-    view, upcoming = document["subscription"], document["next"]
-    output.card(f"Subscription {view['reference']}", view)
+    output.card(f"Subscription {document['subscription']['reference']}", document["subscription"])
     output.say("")
-    output.table(document["events"], COLUMNS, empty="nothing has happened yet")
-    when = f" {output.instant(upcoming['at'])}" if upcoming.get("at") else ""
-    output.say(f"\nNext:{when} {upcoming['what']}")
-    output.say(f"Why:  {upcoming['why']}")
+    zone = parse_zone(document["subscription"]["timezone"])
+    rows = [{"when": _local(event["at"], zone), "what": event["what"]} for event in document["events"]]
+    output.table(rows, COLUMNS, empty="nothing has happened yet")
+    _upcoming("Next", document["next"], zone)
+    if document["then"]:
+        _upcoming("Then", document["then"], zone)
+
+
+def _upcoming(title: str, upcoming: Json, zone: ZoneInfo) -> None:
+    when = f", {_local(upcoming['at'], zone)}" if upcoming["at"] else ""
+    output.say(f"\n{title}: {upcoming['what']}{when}")
+    output.say(f"  {upcoming['why']}")
+
+
+def _local(at: str, zone: ZoneInfo) -> str:
+    """As the story's own words have it: on the subscription's wall clock."""
+    return datetime.fromisoformat(at).astimezone(zone).isoformat(" ", "minutes")

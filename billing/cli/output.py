@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -22,6 +23,10 @@ from billing.domain.money import Money, format_money
 
 Json = Mapping[str, Any]
 PIPE_WIDTH = 10_000
+PROSE = ("what", "reason", "detail", "explanation", "repair", "error", "note")  # columns whose text may wrap
+PROSE_WIDTH = 24  # and the least they need
+NUMBERS = ("amount", "amount_paid", "count", "tries", "deliveries")
+GAP = 3  # between two columns
 MANY = 20  # rows a person reads of a side list; --json has them all
 
 _STATUS_STYLES = {
@@ -84,29 +89,52 @@ def complain(text: str) -> None:
 
 
 def table(rows: Sequence[Json], columns: Mapping[str, str], *, empty: str) -> None:
-    """`columns`: heading -> member. Without rows: one line that says so, and what to do."""
+    """`columns`: heading -> member. Without rows: one line that says so, and what to do.
+
+    On a terminal too narrow for whole ids, amounts and times each row becomes a block of lines instead.
+    """
     if not rows:
         note(empty)
         return
-    grid = Table(box=box.SIMPLE_HEAD if sys.stdout.isatty() else None, pad_edge=False, header_style="bold")
-    for heading, member in columns.items():
-        right = member in ("amount", "amount_paid", "count", "tries", "deliveries")
-        grid.add_column(heading, justify="right" if right else "left", overflow="fold")
-    for row in rows:
-        grid.add_row(*(cell(row, member) for member in columns.values()))
-    _print_grid(grid)
-
-
-def _print_grid(grid: Table) -> None:
-    """Without the blanks that fill up the last column where nobody sees a column."""
+    cells = [[cell(row, member) for member in columns.values()] for row in rows]
+    widths = [
+        max(cell_len(heading), *(line[place].cell_len for line in cells)) for place, heading in enumerate(columns)
+    ]
     out = console()
+    needed = sum(
+        min(width, PROSE_WIDTH) if member in PROSE else width
+        for member, width in zip(columns.values(), widths, strict=True)
+    )
+    if needed + GAP * len(columns) > out.width:
+        _print_blocks(out, list(columns), cells)
+    else:
+        _print_grid(out, columns, cells, widths)
+
+
+def _print_grid(out: Console, columns: Mapping[str, str], cells: list[list[Text]], widths: list[int]) -> None:
+    grid = Table(box=box.SIMPLE_HEAD if out.is_terminal else None, pad_edge=False, header_style="bold")
+    for (heading, member), width in zip(columns.items(), widths, strict=True):
+        prose = member in PROSE
+        right = member in NUMBERS
+        grid.add_column(heading, justify="right" if right else "left", min_width=None if prose else width)
+    for line in cells:
+        grid.add_row(*line)
     if out.is_terminal:
         out.print(grid)
         return
+    # Without the blanks that fill up the last column where nobody sees a column.
     with out.capture() as captured:
         out.print(grid)
     sys.stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
     sys.stdout.flush()
+
+
+def _print_blocks(out: Console, headings: list[str], cells: list[list[Text]]) -> None:
+    width = max(len(heading) for heading in headings)
+    for line in cells:
+        for heading, value in zip(headings, line, strict=True):
+            out.print(Text(f"{heading:<{width}}  ", style="dim") + value, soft_wrap=True)
+        out.print()
 
 
 def card(title: str, document: Json) -> None:
@@ -126,14 +154,14 @@ def cell(row: Json, member: str) -> Text:
     if value is None:
         return Text("-", style="dim")
     if isinstance(value, bool):
-        return Text("yes" if value else "no")
+        return Text("yes" if value else "no", style="bold red" if member == "ok" and not value else "")
     text = str(value)
     if member in ("amount", "amount_paid") and row.get("currency"):
-        return Text(money(text, row["currency"]), no_wrap=True)
+        return Text(money(text, row["currency"]))
     if member in ("at", "now") or member.endswith(("_at", "_start", "_end")):
-        return Text(instant(text), no_wrap=True)
+        return Text(instant(text))
     if member in ("status", "state"):
-        return Text(text, style=STYLE_OF.get(text, ""), no_wrap=True)
+        return Text(text, style=STYLE_OF.get(text, ""))
     return Text(text)
 
 

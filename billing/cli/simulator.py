@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import time
 from collections.abc import Callable
@@ -85,15 +86,20 @@ def _clock(settings: Settings) -> Callable[[], datetime] | None:
 class FollowedClock:
     """The shared test clock, read at most ten times a second. While the database is away the last offset holds."""
 
-    def __init__(self, database_url: str) -> None:
-        self._clock = DatabaseTestClock(make_sessions(make_engine(database_url, pool_size=2)))
+    def __init__(self, database_url: str, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._engine = make_engine(database_url, pool_size=2)
+        self._clock = DatabaseTestClock(make_sessions(self._engine))
+        self._monotonic = monotonic
         self._offset = timedelta()
-        self._read_again = 0.0
+        self._read_again = -math.inf
 
     def __call__(self) -> datetime:
-        if time.monotonic() >= self._read_again:
+        if self._monotonic() >= self._read_again:
             self._read()
         return real_now() + self._offset
+
+    def close(self) -> None:
+        self._engine.dispose()
 
     def _read(self) -> None:
         wait = READ_AGAIN_SECONDS
@@ -101,4 +107,4 @@ class FollowedClock:
             self._offset = self._clock.now() - real_now()
         except SQLAlchemyError:
             wait = READ_AFTER_ERROR_SECONDS
-        self._read_again = time.monotonic() + wait
+        self._read_again = self._monotonic() + wait

@@ -31,8 +31,8 @@ from billing.store.migrate import upgrade
 HOST = "127.0.0.1"
 NO_QUOTA = "1000000"  # requests a minute
 LATENCY_MS, JITTER_MS = "20", "10"
-THREADS = "8"
-WORKER_POLL_MS = "25"  # of an idle queue; dramatiq's second is nothing in a day, but our days are shorter
+THREADS = "12"
+WORKER_POLL_MS = "40"  # of an idle queue; dramatiq's second is nothing in a day, but our days are shorter
 LOG_CHARACTERS_SHOWN = 200
 
 Json = dict[str, Any]
@@ -168,7 +168,7 @@ def _start(crew: Children, logs: IO[bytes], web_port: int, simulator_port: int) 
     crew.start("the simulator", simulator, environment=ours | {"BILLING_TEST_CLOCK": "false"}, output=logs)
     web = ["uvicorn", "billing.web:create_app", "--factory", "--host", HOST, "--port", str(web_port)]
     crew.start("web", [*web, "--no-access-log", "--log-level", "warning"], environment=ours, output=logs)
-    workers = ["dramatiq", "workers", "--processes", "2", "--threads", THREADS]
+    workers = ["dramatiq", "workers", "--processes", "1", "--threads", THREADS]
     crew.start("workers", workers, environment=ours | {"dramatiq_worker_timeout": WORKER_POLL_MS}, output=logs)
     crew.start("the scheduler", ["workers.scheduler"], environment=ours, output=logs)
 

@@ -25,11 +25,10 @@ from billing.domain.lifecycle import BILLABLE, SubscriptionStatus
 from billing.services import catalog, onboarding, runs, subscriptions
 from billing.store.models import Customer, Fact, PaymentSession, Plan, Subscription
 
-POLL_SECONDS = 0.03
-PATIENCE_SECONDS = 3.0  # for webhooks and look-ups that are under way; what is lost for good must not stop the demo
+POLL_SECONDS = 0.015
+PATIENCE_SECONDS = 15.0  # for what is under way; whatever it is, it must not stop the demo for good
 RUNS_AT_ONE_INSTANT = 6  # one run can make work for the next: a new card, a look-up
 OFFICE_THREADS = 8
-TOGETHER = timedelta(minutes=10)  # what is due within minutes is done in one run
 LATER_THAT_DAY = timedelta(minutes=12)  # by then a session whose webhook was lost is asked about
 NEXT_DAY = timedelta(hours=26)  # an abandoned session has expired by then
 PAUSE = timedelta(days=40)
@@ -41,34 +40,44 @@ TROUBLE_LASTS = timedelta(days=6)
 TROUBLE_BEGINS = "From now on every third webhook is lost, and every third arrives twice"
 TROUBLE_ENDS = "Webhooks arrive again"
 
+# The last of those that are due within half an hour of the first: one run does them all.
 _NEXT_DUE = text(
     """
-    SELECT min(at) FROM (
-        SELECT min(next_billing_at) AS at FROM subscriptions
+    WITH due AS (
+        SELECT next_billing_at AS at FROM subscriptions
             WHERE status IN ('trialing', 'active', 'past_due') AND hold_reason IS NULL
-        UNION ALL SELECT min(scheduled_at) FROM charge_attempts WHERE status = 'scheduled'
-        UNION ALL SELECT min(next_check_at) FROM charge_attempts WHERE next_check_at IS NOT NULL
-        UNION ALL SELECT min(grace_ends_at) FROM invoices WHERE status = 'open' AND hold_reason IS NULL
-            AND grace_ends_at > :now
-        UNION ALL SELECT min(next_try_at) FROM refunds WHERE next_try_at IS NOT NULL
-    ) AS due
+        UNION ALL SELECT scheduled_at FROM charge_attempts WHERE status = 'scheduled'
+        UNION ALL SELECT next_check_at FROM charge_attempts WHERE next_check_at IS NOT NULL
+        UNION ALL SELECT grace_ends_at FROM invoices WHERE status = 'open' AND grace_ends_at > :now
+        UNION ALL SELECT next_try_at FROM refunds WHERE next_try_at IS NOT NULL
+    )
+    SELECT max(at) FROM due WHERE at <= (SELECT min(at) FROM due) + interval '30 minutes'
     """
 )
-_CHARGES_DUE = text(
+# What waits for a billing run, and what a worker has in hand; by the test clock, in one statement. (The look-up of a
+# session is claimed by moving its next one five minutes on.)
+_BUSY = text(
     """
-    SELECT (SELECT count(*) FROM charge_attempts WHERE status = 'submitted'
-            OR (status = 'scheduled' AND scheduled_at <= :now) OR next_check_at <= :now)
-         + (SELECT count(*) FROM subscriptions WHERE next_billing_at <= :now AND hold_reason IS NULL
-            AND status IN ('trialing', 'active', 'past_due'))
-    """
-)
-_EVENTS_UNDER_WAY = text("SELECT count(*) FROM webhook_events WHERE state = 'received'")
-# A look-up of a session is claimed by moving its next one five minutes on.
-_LOOK_UPS_UNDER_WAY = text(
-    """
-    SELECT (SELECT count(*) FROM payment_sessions WHERE next_check_at <= :now
-            OR next_check_at BETWEEN :now + interval '4 minutes' AND :now + interval '6 minutes')
-         + (SELECT count(*) FROM charge_attempts WHERE next_check_at <= :now)
+    WITH clock AS (
+        SELECT clock_timestamp() + offset_microseconds * interval '1 microsecond' AS now FROM test_clock
+    ),
+    due AS (
+        SELECT lease_until IS NULL AS waits FROM charge_attempts, clock
+            WHERE status = 'submitted' OR (status = 'scheduled' AND scheduled_at <= now) OR next_check_at <= now
+        UNION ALL
+        SELECT next_check_at <= now FROM payment_sessions, clock WHERE next_check_at <= now
+            OR next_check_at BETWEEN now + interval '4 minutes' AND now + interval '6 minutes'
+        UNION ALL
+        SELECT true FROM subscriptions, clock WHERE next_billing_at <= now AND hold_reason IS NULL
+            AND status IN ('trialing', 'active', 'past_due')
+        UNION ALL
+        SELECT true FROM invoices, clock WHERE status = 'open' AND grace_ends_at <= now AND hold_reason IS NULL
+            AND NOT EXISTS (SELECT 1 FROM charge_attempts AS a WHERE a.invoice_id = invoices.id AND a.status IN
+                ('scheduled', 'submitted', 'pending', 'requires_action', 'in_doubt'))
+        UNION ALL
+        SELECT false FROM webhook_events WHERE state = 'received'
+    )
+    SELECT count(*) FILTER (WHERE waits) AS waiting, count(*) FILTER (WHERE NOT waits) AS in_hand FROM due
     """
 )
 
@@ -99,8 +108,13 @@ class Year:
     _people_by_subscription: dict[str, Person] = field(default_factory=dict)
     _answered: set[str] = field(default_factory=set)
     _last_fact: int = 0
+    _office: ThreadPoolExecutor = field(init=False)
 
     def play(self) -> None:
+        with ThreadPoolExecutor(OFFICE_THREADS, thread_name_prefix="office") as self._office:
+            self._play()
+
+    def _play(self) -> None:
         end = end_of(self.months)
         self._move_to(OPENING_DAY)
         self._open_shop()
@@ -118,19 +132,16 @@ class Year:
         self.stage.move_clocks(instant)
 
     def _next_instant(self) -> datetime:
-        """The next whole minute at which something is due. The year after the next stands for never."""
+        """The next minute at which something is due."""
         with self.stage.parts.sessions() as session:
             due = session.scalar(_NEXT_DUE, {"now": self.now})
         planned = self._agenda[0][0] if self._agenda else None
         coming = [at for at in (due, planned) if at is not None]
         if not coming:
             return end_of(self.months)
-        whole_minute = min(coming).astimezone(HOME).replace(second=0, microsecond=0)
-        return max(whole_minute if whole_minute == min(coming) else whole_minute + timedelta(minutes=1), self._tick())
-
-    def _tick(self) -> datetime:
-        """The clock never stands still: what is due now was tried just now."""
-        return self.now + timedelta(minutes=1)
+        # Up to the minute; and never the minute we are in: what is due now was tried just now.
+        minute = (min(coming) + timedelta(seconds=59)).astimezone(HOME).replace(second=0, microsecond=0)
+        return max(minute, self.now + timedelta(minutes=1))
 
     def _plan(self, at: datetime, action: Callable[[], None]) -> None:
         heapq.heappush(self._agenda, (at, next(self._order), action))
@@ -138,7 +149,7 @@ class Year:
     def _live(self) -> None:
         """What people do now; what Xendit tells of by itself, such as the end of a session, comes first."""
         if self._agenda and self._agenda[0][0] <= self.now:
-            self._wait_for_events()
+            self._settle()
         while self._agenda and self._agenda[0][0] <= self.now:
             _, _, action = heapq.heappop(self._agenda)
             action()
@@ -147,37 +158,32 @@ class Year:
 
     def _bill(self) -> None:
         """Billing runs until nothing is due any more, then what came of them."""
-        for _ in range(RUNS_AT_ONE_INSTANT):
-            runs.run_on_workers(
-                self.stage.parts, self.stage.send, None, self._watch, wait=True, poll_seconds=POLL_SECONDS
-            )
-            self._wait_for_events()
-            self._wait_for(lambda: self._count(_LOOK_UPS_UNDER_WAY))
-            if not self._count(_CHARGES_DUE):
-                break
+        tries = RUNS_AT_ONE_INSTANT
+        while self._settle() and tries:
+            runs.run_on_workers(self.stage.parts, self.stage.send, None, lambda _totals: None, wait=False)
+            tries -= 1
         self._read_facts()
         self.audience.advanced(self.now, paid=self.paid, failed=self.failed)
 
-    def _watch(self, _totals: runs.Json) -> None:
-        self.stage.check_alive()
-
-    def _wait_for_events(self) -> None:
-        """Webhooks on their way, and events in a worker's hands."""
-        self._wait_for(lambda: self._webhooks_queued() or self._count(_EVENTS_UNDER_WAY))
-
-    def _wait_for(self, how_many: Callable[[], int]) -> None:
+    def _settle(self) -> int:
+        """Wait until the workers are done and no webhook is on its way. Returns how much waits for a billing run."""
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while how_many() and time.monotonic() < deadline:
+        while time.monotonic() < deadline:
+            waiting, in_hand = self._busy()
+            if waiting or not (in_hand or self._webhooks_queued()):
+                return waiting
             self.stage.check_alive()
             time.sleep(POLL_SECONDS)
+        return 0
+
+    def _busy(self) -> tuple[int, int]:
+        with self.stage.app.engine.connect() as connection:
+            row = connection.execute(_BUSY).one()
+        return row.waiting, row.in_hand
 
     def _webhooks_queued(self) -> int:
-        counts = self.stage.simulator.get("/_simulator/webhooks")["counts"]
+        counts = self.stage.simulator.get("/_simulator/webhooks?summary")["counts"]
         return sum(row["count"] for row in counts if row["status"] == "QUEUED")
-
-    def _count(self, query: object) -> int:
-        with self.stage.parts.sessions() as session:
-            return session.scalar(query, {"now": self.stage.parts.clock.now()}) or 0  # type: ignore[call-overload]
 
     def _read_facts(self) -> None:
         with self.stage.parts.sessions() as session:
@@ -230,13 +236,11 @@ class Year:
         self.audience.announced(self.now, what)
 
     def _sign_up(self, people: list[Person]) -> None:
-        with ThreadPoolExecutor(OFFICE_THREADS) as office:
-            for person, subscription_id in zip(people, office.map(self._subscribe, people), strict=True):
-                self._people_by_subscription[subscription_id] = person
+        for person, subscription_id in zip(people, self._office.map(self._subscribe, people), strict=True):
+            self._people_by_subscription[subscription_id] = person
         for person in people:
             if person.abandons_first:
                 self._plan(self.now + NEXT_DAY, partial(self._start_again, person))
-        self._wait_for_events()
 
     def _subscribe(self, person: Person) -> str:
         parts = self.stage.parts
@@ -317,7 +321,6 @@ class Year:
             self.stage.parts, customer, mode=SessionMode.PAYMENT_LINK, subscription=subscription, via=person.via
         )
         self._use_payment_page(person, opened)
-        self._wait_for_events()
 
     def _asked(self, person: Person, fact: Fact) -> None:
         """We asked for another payment method; most people bring one after some days."""
@@ -333,7 +336,6 @@ class Year:
         if subscription.status in BILLABLE:
             opened = onboarding.open_session(self.stage.parts, customer, mode=SessionMode.PAYMENT_LINK)
             self._use_payment_page(person, opened, new_card=card_number(NEW_CARDS_FROM + number))
-            self._wait_for_events()
-
+    
     def _subscription_id(self, person: Person) -> str:
         return next(key for key, owner in self._people_by_subscription.items() if owner is person)

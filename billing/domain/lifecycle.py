@@ -98,13 +98,13 @@ SUBSCRIPTION_MOVES: Mapping[SubscriptionStatus, frozenset[SubscriptionStatus]] =
     _S.CANCELED: frozenset(),
 }
 
-# `paid` never moves. `uncollectible` and `void` become `paid` when money turns up after all.
+# `paid` never moves. `uncollectible` becomes `paid` when money turns up after all; money for a `void` one is given back.
 INVOICE_MOVES: Mapping[InvoiceStatus, frozenset[InvoiceStatus]] = {
     _I.DRAFT: frozenset({_I.OPEN, _I.PAID, _I.VOID}),
     _I.OPEN: frozenset({_I.PAID, _I.UNCOLLECTIBLE, _I.VOID}),
     _I.PAID: frozenset(),
     _I.UNCOLLECTIBLE: frozenset({_I.OPEN, _I.PAID}),
-    _I.VOID: frozenset({_I.PAID}),
+    _I.VOID: frozenset(),
 }
 
 # `succeeded` never moves. Everything else may become `succeeded`, because the gateway can find money late;

@@ -27,16 +27,15 @@ from billing.domain.lifecycle import (
     BILLABLE,
     AttemptStatus,
     InvoiceStatus,
-    RefundState,
     SubscriptionStatus,
     attempt_may_become,
 )
 from billing.domain.money import Money
 from billing.domain.schedule import frequency_days, schedule_from_text
 from billing.errors import InvalidMoney, NotSent, OutcomeUnknown, RateLimited, RequestRejected, Unavailable
-from billing.services import retrying
+from billing.services import refunding, retrying
 from billing.services.parts import Parts, Rules, tell
-from billing.services.subscriptions import close_invoice, prepaid_first_period
+from billing.services.subscriptions import close_invoice, invoice_number, prepaid_first_period
 from billing.services.tokens import verify_for_charge
 from billing.store import queries
 from billing.store.clock import real_now
@@ -47,7 +46,6 @@ from billing.store.models import (
     Invoice,
     PaymentToken,
     Plan,
-    Refund,
     Subscription,
     new_id,
 )
@@ -371,7 +369,7 @@ def _succeeded(
     attempt.decline_class = None
     invoice.amount_paid_minor += capture.amount_minor
     if capture.overpayment:
-        _answer_overpayment(session, found, capture, capture.amount_minor, now, rules)
+        refunding.give_back(session, found, capture, capture.amount_minor, now, rules)
         return
     if attempt.origin == "session" and subscription.status == SubscriptionStatus.INCOMPLETE:
         _begin_prepaid(session, found, now)
@@ -420,7 +418,7 @@ def _captured_again(
     extra = total.amount_minor - known.amount_minor
     known.amount_minor += extra
     found.invoice.amount_paid_minor += extra
-    _answer_overpayment(session, found, known, extra, now, rules)
+    refunding.give_back(session, found, known, extra, now, rules)
 
 
 def _record_capture(session: Session, found: queries.Found, report: ChargeReport, now: datetime) -> Capture:
@@ -449,40 +447,10 @@ def _is_not_owed(found: queries.Found) -> bool:
     return paid or ended or found.invoice.status in (InvoiceStatus.PAID, InvoiceStatus.VOID)
 
 
-def _answer_overpayment(
-    session: Session, found: queries.Found, capture: Capture, amount_minor: int, now: datetime, rules: Rules
-) -> None:
-    """Recorded, shown, and given back (or held for a person): never hidden."""
-    duplicate = found.invoice.status == InvoiceStatus.PAID
-    refund = Refund(
-        id=new_id("ref"),
-        reference_id=new_id("ref"),
-        capture_id=capture.id,
-        amount_minor=amount_minor,
-        currency=capture.currency,
-        reason="DUPLICATE" if duplicate else "CANCELLATION",
-        status=RefundState.REQUESTED if rules.refund_overpayments else RefundState.HELD,
-        next_try_at=now if rules.refund_overpayments else None,
-        created_at=now,
-    )
-    session.flush()
-    session.add(refund)
-    tell(
-        session,
-        found.subscription.id,
-        now,
-        "invoice.overpaid",
-        invoice=found.invoice.number,
-        attempt=found.attempt.id,
-        amount=str(Money(amount_minor, capture.currency)),
-        refund=refund.status,
-    )
-    log.error("invoice.overpaid", invoice=found.invoice.id, attempt=found.attempt.id)
-
-
 def _begin_prepaid(session: Session, found: queries.Found, now: datetime) -> None:
     """The payment session collected the first period: it runs from here on, whatever the session's own fate."""
     period = prepaid_first_period(session, found.subscription, found.plan, now)
+    found.invoice.number = invoice_number(found.subscription, period)
     found.invoice.period_key = period.key
     found.invoice.period_index = period.index
     found.invoice.period_start, found.invoice.period_end = period.start, period.end

@@ -338,7 +338,7 @@ _RULES = (
         6,
         "draft invoices that no payment session will collect",
         f"""SELECT i.id FROM invoices i JOIN subscriptions s ON s.id = i.subscription_id
-        WHERE i.status = 'draft' AND s.status <> 'incomplete' AND {_NO_UNFINISHED}""",
+        WHERE i.status = 'draft' AND s.status NOT IN ('incomplete', 'canceled') AND {_NO_UNFINISHED}""",
         "they become void and give their number back: the calendar bills the period",
     ),
     # After those that withdraw attempts: an invoice they leave without one must have an end all the same.

@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any
 
 import structlog
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from billing.domain import catch_up
@@ -19,7 +20,14 @@ from billing.domain.lifecycle import AttemptStatus, InvoiceStatus, SubscriptionS
 from billing.domain.schedule import Period
 from billing.errors import BillingError
 from billing.services.parts import tell
-from billing.services.subscriptions import Calendar, calendar_of, end, plan_next, record_skipped
+from billing.services.subscriptions import (
+    Calendar,
+    calendar_of,
+    end,
+    invoice_number,
+    plan_next,
+    record_skipped,
+)
 from billing.store import queries
 from billing.store.models import ChargeAttempt, Invoice, InvoiceLine, Plan, Subscription, new_id
 
@@ -50,22 +58,44 @@ def open_due_invoices(session: Session, now: datetime, *, run_id: str | None = N
     """Open what is due, at most `limit` subscriptions. Call again while `more`."""
     claimed = queries.claim_due_subscriptions(session, now, limit)
     opened = Opened(more=len(claimed) == limit)
+    try:
+        with session.begin_nested():
+            _open_all(session, claimed, now, run_id, opened)
+    except (BillingError, IntegrityError, ValueError):
+        # One of them cannot be opened, and nobody else may suffer for it (M3): one by one, the bad one is held.
+        opened = Opened(more=len(claimed) == limit)
+        for each in claimed:
+            _open_or_hold(session, each, now, run_id, opened)
+    return opened
+
+
+def _open_or_hold(
+    session: Session, each: tuple[Subscription, Plan], now: datetime, run_id: str | None, opened: Opened
+) -> None:
+    subscription, _ = each
+    try:
+        with session.begin_nested():
+            _open_all(session, [each], now, run_id, opened)
+    except (BillingError, IntegrityError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        subscription.hold_reason = subscription.open_error = reason
+        opened.skipped.append((subscription.id, reason))
+        tell(session, subscription.id, now, "subscription.held", reason=reason)
+        log.error("subscription.held", subscription=subscription.id, error=reason)
+
+
+def _open_all(
+    session: Session, claimed: Sequence[tuple[Subscription, Plan]], now: datetime, run_id: str | None, opened: Opened
+) -> None:
     rows = _Rows()
     for subscription, plan in claimed:
-        try:
-            _open_one(session, subscription, plan, now, run_id, rows, opened)
-        except BillingError as error:
-            subscription.hold_reason = str(error)
-            subscription.open_error = str(error)
-            opened.skipped.append((subscription.id, str(error)))
-            tell(session, subscription.id, now, "subscription.held", reason=str(error))
-            log.error("subscription.held", subscription=subscription.id, error=str(error))
+        _open_one(session, subscription, plan, now, run_id, rows, opened)
     if rows.invoices:
         queries.insert_rows(session, Invoice, rows.invoices)
         queries.insert_rows(session, InvoiceLine, rows.lines)
         queries.insert_rows(session, ChargeAttempt, rows.attempts)
-    opened.invoices = len(rows.invoices)
-    return opened
+    session.flush()
+    opened.invoices += len(rows.invoices)
 
 
 def _open_one(
@@ -84,13 +114,11 @@ def _open_one(
         return
     calendar = calendar_of(subscription, plan.schedule)
     due = due_periods(subscription, plan, calendar, now)
-    policy = catch_up.CatchUp(plan.catch_up)
-    approved = subscription.catch_up_until is not None and due[0].start <= subscription.catch_up_until
-    decision = catch_up.decide(catch_up.CatchUp.ALL if approved else policy, due, limit=CATCH_UP_LIMIT)
+    decision = decide(subscription, plan, due)
     for period in decision.bill:
         _add_invoice(subscription, plan, period, now, run_id, rows)
     if decision.skip:
-        reason = f"missed; catch-up policy {policy}"
+        reason = f"missed; catch-up policy {plan.catch_up}"
         record_skipped(session, subscription.id, decision.skip, reason, now, run_id)
         tell(session, subscription.id, now, "periods.skipped", count=len(decision.skip), reason=reason)
         opened.skipped.append((subscription.id, f"{len(decision.skip)} period(s): {reason}"))
@@ -99,6 +127,13 @@ def _open_one(
         tell(session, subscription.id, now, "subscription.held", reason=decision.hold)
         opened.skipped.append((subscription.id, decision.hold))
     _move_on(subscription, calendar, decision)
+
+
+def decide(subscription: Subscription, plan: Plan, due: Sequence[Period]) -> catch_up.Decision:
+    """What the plan's policy says of the due periods; those a person has released from a hold are billed."""
+    approved = subscription.catch_up_until is not None and due[0].start <= subscription.catch_up_until
+    policy = catch_up.CatchUp.ALL if approved else catch_up.CatchUp(plan.catch_up)
+    return catch_up.decide(policy, due, limit=CATCH_UP_LIMIT)
 
 
 def due_periods(subscription: Subscription, plan: Plan, calendar: Calendar, now: datetime) -> list[Period]:
@@ -135,7 +170,7 @@ def _add_invoice(
     rows.invoices.append(
         {
             "id": invoice_id,
-            "number": f"{subscription.reference}-{period.index + 1}",
+            "number": invoice_number(subscription, period),
             "subscription_id": subscription.id,
             "period_key": period.key,
             "period_index": period.index,

@@ -209,7 +209,7 @@ def _draft_first_invoice(
     if invoice is None:
         invoice = Invoice(
             id=new_id("inv"),
-            number=f"{subscription.reference}-1",
+            number=f"{subscription.reference}-draft",  # its number comes with its period
             subscription_id=subscription.id,
             period_key="first",
             period_index=0,

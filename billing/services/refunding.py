@@ -9,16 +9,48 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from billing.domain.gateway import RefundReport, RefundStatus
-from billing.domain.lifecycle import RefundState
+from billing.domain.lifecycle import InvoiceStatus, RefundState
 from billing.domain.money import Money
 from billing.errors import GatewayError, NotSent, RateLimited, Unavailable
-from billing.services.parts import Parts, tell
+from billing.services.parts import Parts, Rules, tell
 from billing.services.subscriptions import lock_subscription
-from billing.store.models import Capture, ChargeAttempt, Invoice, Refund
+from billing.store import queries
+from billing.store.models import Capture, ChargeAttempt, Invoice, Refund, new_id
 
 TRY_AGAIN = timedelta(minutes=10)
 
 log = structlog.get_logger()
+
+
+def give_back(
+    session: Session, found: queries.Found, capture: Capture, amount_minor: int, now: datetime, rules: Rules
+) -> None:
+    """More was captured than is owed: recorded, shown, and given back (or held for a person). Never hidden."""
+    duplicate = found.invoice.status == InvoiceStatus.PAID
+    refund = Refund(
+        id=new_id("ref"),
+        reference_id=new_id("ref"),
+        capture_id=capture.id,
+        amount_minor=amount_minor,
+        currency=capture.currency,
+        reason="DUPLICATE" if duplicate else "CANCELLATION",
+        status=RefundState.REQUESTED if rules.refund_overpayments else RefundState.HELD,
+        next_try_at=now if rules.refund_overpayments else None,
+        created_at=now,
+    )
+    session.flush()
+    session.add(refund)
+    tell(
+        session,
+        found.subscription.id,
+        now,
+        "invoice.overpaid",
+        invoice=found.invoice.number,
+        attempt=found.attempt.id,
+        amount=str(Money(amount_minor, capture.currency)),
+        refund=refund.status,
+    )
+    log.error("invoice.overpaid", invoice=found.invoice.id, attempt=found.attempt.id)
 
 
 def send_refund(parts: Parts, refund_id: str) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import wraps
+from typing import Any, cast
 
 from sqlalchemy import func, or_, select, update
 
+from billing.domain.gateway import PaymentGateway
 from billing.domain.lifecycle import AttemptStatus
+from billing.errors import GatewayError
 from billing.services import reconciling
 from billing.services.parts import Parts
 from billing.store.models import ChargeAttempt
@@ -45,27 +49,47 @@ def resolve_open(parts: Parts, progress: Callable[[int, int], None]) -> Resolved
 
 
 def _look_up(parts: Parts, attempt_id: str, outcome: Resolved) -> None:
-    before = _prepare(parts, attempt_id)
-    reconciling.check_attempt(parts, attempt_id)
+    _plan_now(parts, attempt_id)
+    overheard = _Overheard(parts.gateway)
+    reconciling.check_attempt(replace(parts, gateway=cast(PaymentGateway, overheard)), attempt_id)
     with parts.sessions() as session:
         attempt = session.get_one(ChargeAttempt, attempt_id)
     if attempt.status not in OPEN:
         outcome.resolved += 1
-    elif attempt.checks == before:  # a look-up that got an answer counts itself
+    elif overheard.error is not None:
         outcome.unanswered += 1
-        outcome.error = attempt.error
+        outcome.error = overheard.error
 
 
-def _prepare(parts: Parts, attempt_id: str) -> int:
-    """An attempt nobody would have looked up gets its time now. Returns how often it was looked up before."""
+def _plan_now(parts: Parts, attempt_id: str) -> None:
+    """An attempt nobody would have looked up gets its time."""
     with parts.transaction() as session:
         session.execute(
             update(ChargeAttempt)
             .where(
-                ChargeAttempt.id == attempt_id,
-                ChargeAttempt.status.in_(OPEN),
-                ChargeAttempt.next_check_at.is_(None),
+                ChargeAttempt.id == attempt_id, ChargeAttempt.status.in_(OPEN), ChargeAttempt.next_check_at.is_(None)
             )
             .values(next_check_at=parts.clock.now())
         )
-        return session.get_one(ChargeAttempt, attempt_id).checks
+
+
+class _Overheard:
+    """The gateway, and what it last failed with: `check_attempt` swallows that, because a ladder goes on anyway; a
+    person who asked wants to hear it."""
+
+    def __init__(self, gateway: PaymentGateway) -> None:
+        self._gateway = gateway
+        self.error: str | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        call = getattr(self._gateway, name)
+
+        @wraps(call)
+        def overhear(*arguments: Any, **options: Any) -> Any:
+            try:
+                return call(*arguments, **options)
+            except GatewayError as error:
+                self.error = str(error)
+                raise
+
+        return overhear

@@ -12,7 +12,6 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from billing.domain import catch_up
 from billing.domain.lifecycle import BILLABLE, AttemptStatus, InvoiceStatus, TokenStatus
 from billing.domain.money import Money
 from billing.errors import ServiceUnavailable
@@ -247,7 +246,7 @@ def _plan_openings(
         if not due:
             skipped.append({"subscription_id": subscription.id, "reason": "all cycles billed"})
             continue
-        decision = catch_up.decide(catch_up.CatchUp(plan.catch_up), due, limit=invoicing.CATCH_UP_LIMIT)
+        decision = invoicing.decide(subscription, plan, due)
         token = _first_token(session, subscription)
         for period in decision.bill:
             amount = Money(subscription.amount_minor, subscription.currency)

@@ -164,9 +164,9 @@ def tell_events(story: Story) -> list[Json]:
 def _facts(story: Story) -> Iterator[_Event]:
     for fact in story.facts:
         attempt = story.attempts.get(fact.detail.get("attempt", ""))
-        yield _Event(
-            fact.at, (fact.id, 0), fact.kind, _line(story, fact, attempt), fact.detail | _more(story, fact, attempt)
-        )
+        # Past due is written just before the failure that makes it so.
+        order = (fact.id + 1, 1) if fact.kind == "subscription.past_due" else (fact.id, 0)
+        yield _Event(fact.at, order, fact.kind, _line(story, fact, attempt), fact.detail | _more(story, fact, attempt))
 
 
 def _openings(story: Story) -> Iterator[_Event]:
@@ -189,7 +189,8 @@ def _sendings(story: Story) -> Iterator[_Event]:
         with_token = story.token_name(attempt.payment_token_id)
         what = f"{story.attempt_name(attempt)}: {amount} sent to Xendit with {with_token} ({attempt.origin})"
         detail = {"attempt": attempt.id, "reference_id": attempt.reference_id, "status": attempt.status}
-        order = (_first_fact(story, {attempt.id}, attempt.submitted_at), -1)
+        names = {attempt.id, story.invoices[attempt.invoice_id].number}
+        order = (_first_fact(story, names, attempt.submitted_at), -1)
         yield _Event(attempt.submitted_at, order, "attempt.submitted", what, detail)
 
 

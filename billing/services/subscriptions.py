@@ -99,6 +99,9 @@ def activate(session: Session, subscription: Subscription, plan: Plan, now: date
     """The token is there: plan the first period. Nothing happens when it is active already."""
     if subscription.status != SubscriptionStatus.INCOMPLETE:
         return
+    for draft in _open_invoices(session, subscription.id):
+        # A payment session was to collect the first period; it ended, and the customer saved a method instead.
+        close_invoice(session, draft, InvoiceStatus.VOID, now, reason="collected by the saved method instead")
     set_anchor(subscription, plan, now)
     plan_next(subscription, calendar_of(subscription, plan.schedule).first())
     in_trial = plan.trial_days > 0 and subscription.next_billing_at is not None and subscription.next_billing_at > now
@@ -110,6 +113,11 @@ def activate(session: Session, subscription: Subscription, plan: Plan, now: date
         "subscription.trialing" if in_trial else "subscription.activated",
         next_billing_at=_iso(subscription.next_billing_at),
     )
+
+
+def invoice_number(subscription: Subscription, period: Period) -> str:
+    """Unique without a counter that every worker would wait for (L1)."""
+    return f"{subscription.reference}-{period.index + 1}"
 
 
 def plan_next(subscription: Subscription, period: Period) -> None:

@@ -354,7 +354,7 @@ class Refund(Base):
 
     id: Mapped[str] = mapped_column(primary_key=True)
     reference_id: Mapped[str] = mapped_column(unique=True)
-    capture_id: Mapped[str] = mapped_column(ForeignKey("captures.id"), unique=True)
+    capture_id: Mapped[str] = mapped_column(ForeignKey("captures.id"), index=True)
     xendit_refund_id: Mapped[str | None] = mapped_column(unique=True)
     amount_minor: Mapped[int] = mapped_column(BigInteger)
     currency: Mapped[str]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import typer
@@ -208,6 +208,20 @@ def test_a_reader_that_leaves_early_gets_no_traceback(billing: Terminal) -> None
     process.wait(timeout=30)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a full disk to try")
+def test_a_full_disk_is_one_line(billing: Terminal) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "billing", "plan", "list", "--json"],
+            env=billing.full_environment({}),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (1, "billing: the operating system refused: No space left on device\n")
+
+
 def test_refusals_of_a_real_process(bare: Terminal) -> None:
     assert bare.as_process("plan", "list").status == 2
     ended = bare.as_process("plan", "list", BILLING_DATABASE_URL=NOBODY_THERE)
@@ -241,7 +255,5 @@ def test_ctrl_c_is_one_line(billing: Terminal, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_settings_are_read_from_a_dotenv_file_in_the_folder(bare: Terminal, database_url: str) -> None:
-    with open(".env", "w", encoding="utf-8") as file:  # noqa: PTH123 - the current folder is the point
-        file.write(f"BILLING_DATABASE_URL={database_url}\n")
+    Path(".env").write_text(f"BILLING_DATABASE_URL={database_url}\n", encoding="utf-8")
     assert bare.json("plan", "list") == []
-    os.remove(".env")  # noqa: PTH107

@@ -96,7 +96,7 @@ def test_reconcile_that_gets_no_answer_is_no_success(ana: Terminal, xendit: Xend
     assert ended.err.startswith("billing: 1 look-up(s) brought no answer")
 
 
-def test_a_day_is_compared_with_xendits_list(ana: Terminal, xendit: Xendit) -> None:
+def test_a_day_is_compared_with_xendits_list(ana: Terminal) -> None:
     ana.json("run")
     day = ana.json("invoice", "list")[0]["attempts"][0]["settled_at"][:10]
     differences = ana.json("reconcile", "--date", day)["differences"]

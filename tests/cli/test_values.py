@@ -43,9 +43,14 @@ def test_a_day() -> None:
 
 @pytest.mark.parametrize(
     ("text", "duration"),
-    [("31d", timedelta(days=31)), ("1d12h", timedelta(hours=36)), ("2W", timedelta(weeks=2)), ("90s", timedelta(seconds=90)),
-     ("5m", timedelta(minutes=5))],
-)  # fmt: skip
+    [
+        ("31d", timedelta(days=31)),
+        ("1d12h", timedelta(hours=36)),
+        ("2W", timedelta(weeks=2)),
+        ("90s", timedelta(seconds=90)),
+        ("5m", timedelta(minutes=5)),
+    ],
+)
 def test_durations(text: str, duration: timedelta) -> None:
     assert parse_duration(text) == duration
 

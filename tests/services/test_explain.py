@@ -58,8 +58,8 @@ def test_a_month_from_the_link_to_the_second_try_is_told_in_order(world: World) 
         "subscription.activated",
         "invoice.opened",
         "attempt.submitted",
-        "subscription.past_due",
         "attempt.failed",
+        "subscription.past_due",
         "attempt.submitted",
         "invoice.paid",
         "subscription.recovered",
@@ -399,6 +399,14 @@ def test_the_token_told_is_the_one_that_will_be_charged(session: Session) -> Non
     subscription = make_subscription(session, customer=customer, token=own)
 
     assert "charged with DANA once Xendit confirms it" in upcoming(session, subscription)["why"]
+
+
+def test_the_subscriptions_own_token_comes_before_the_customers_first(session: Session) -> None:
+    customer = make_customer(session)
+    make_token(session, customer, card_last4="4242")
+    subscription = make_subscription(session, customer=customer, token=make_token(session, customer, card_last4="1111"))
+
+    assert "charged with CARDS ending in 1111" in upcoming(session, subscription)["why"]
 
 
 def test_a_stop_of_all_charging_is_said_with_every_charge(session: Session) -> None:
