@@ -15,7 +15,7 @@ from billing import log
 from billing.domain.gateway import CHARGE_ENDPOINT, PaymentGateway, Quota
 from billing.errors import GatewayError, NotSent, ServiceUnavailable
 from billing.quota import make_quota
-from billing.services import charging, dispatch, onboarding, reconciling, refunding, webhooks
+from billing.services import charging, dispatch, reconciling, refunding, sessions, webhooks
 from billing.services.parts import Parts, Rules, Send
 from billing.settings import Settings
 from billing.store.clock import make_clock
@@ -134,7 +134,7 @@ def work_on_and_log(parts: Parts, kind: str, identity: str) -> None:
 
 def _check_session(parts: Parts, session_id: str) -> None:
     try:
-        onboarding.refresh_session(parts, session_id)
+        sessions.refresh_session(parts, session_id)
     except GatewayError as error:
         structlog.get_logger().warning("session.check_failed", session=session_id, error=str(error))
 

@@ -28,7 +28,7 @@ from billing.app import App, build, find_sender
 from billing.domain.gateway import GatewayEvent, SessionMode
 from billing.domain.lifecycle import SessionStatus
 from billing.errors import BillingError, WebhookRejected
-from billing.services import onboarding, webhooks
+from billing.services import sessions, webhooks
 from billing.services.parts import Send
 from billing.settings import Settings, load_settings
 from billing.store.models import PaymentSession
@@ -193,7 +193,7 @@ def _return_page(app: App, settings: Settings, session_id: str) -> Response:
         return _page("return.html", 404, state="unknown")
     if row.status == SessionStatus.ACTIVE and settings.secret_key:
         try:
-            row = onboarding.refresh_session(app.parts, row.id)
+            row = sessions.refresh_session(app.parts, row.id)
         except BillingError as error:
             log.warning("return_page.not_refreshed", session=row.id, error=str(error))
     return _page("return.html", 200, state=row.status, type=row.type)

@@ -16,7 +16,7 @@ from sqlalchemy import select, text
 
 from billing.app import App, build
 from billing.domain.gateway import SessionMode
-from billing.services import onboarding
+from billing.services import onboarding, sessions
 from billing.services.parts import Rules
 from billing.settings import Settings
 from billing.store.models import WebhookEvent
@@ -410,7 +410,7 @@ def test_the_return_page_asks_xendit_when_the_webhook_is_late(web: Web, world: W
 
 def test_the_return_page_of_a_link_that_is_over(web: Web, world: World) -> None:
     ana = world.subscribe()
-    onboarding.cancel_session(world.parts, ana.session_id)
+    sessions.cancel_session(world.parts, ana.session_id)
     assert "no longer valid" in web.get(f"/return/{ana.session_id}").text
 
 
@@ -432,7 +432,7 @@ def test_pages_of_unknown_sessions(web: Web, page: str, name: str) -> None:
 
 def test_the_checkout_page_embeds_components(web: Web, world: World) -> None:
     ana = world.subscribe()
-    onboarding.cancel_session(world.parts, ana.session_id)
+    sessions.cancel_session(world.parts, ana.session_id)
     session = onboarding.open_session(
         world.parts, ana.customer, mode=SessionMode.COMPONENTS, subscription=ana.subscription
     )

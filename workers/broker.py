@@ -50,7 +50,7 @@ def make_broker(settings: Settings) -> dramatiq.Broker:
     middleware = [Retries(max_retries=0), ForThisProcess()]
     if not settings.redis:
         # The scheduler works without Redis and never sends; a worker is refused when it boots (`app`).
-        return StubBroker(middleware=middleware)  # type: ignore[no-untyped-call]
+        return StubBroker(middleware=middleware)
     return RedisBroker(url=settings.redis, namespace=NAMESPACE, middleware=middleware)  # type: ignore[no-untyped-call]
 
 

@@ -149,9 +149,9 @@ class _Printer:
     def relay(self, lines: IO[bytes]) -> None:
         with suppress(ValueError, OSError):  # closed while we read, or nobody reads us any more
             for line in lines:
-                text = Text(line.decode("utf-8", errors="replace").rstrip("\n"))
+                text = line.decode("utf-8", errors="replace").rstrip("\n")
                 with self.lock:
-                    self.out.print(self.prefix + text, soft_wrap=True)
+                    self.out.print(Text.assemble(self.prefix, text), soft_wrap=True)
 
 
 def _modules(port: int, simulator_port: int, requests_per_minute: str) -> dict[str, list[str]]:

@@ -25,8 +25,7 @@ COLUMNS = {
     "amount": "amount",
     "paid": "amount_paid",
     "period from": "period_start",
-    "until": "period_end",
-    "attempts": "attempt_count",
+    "tries": "attempt_count",
 }
 ATTEMPT_COLUMNS = {
     "no": "number",

@@ -133,7 +133,7 @@ def _print_blocks(out: Console, headings: list[str], cells: list[list[Text]]) ->
     width = max(len(heading) for heading in headings)
     for line in cells:
         for heading, value in zip(headings, line, strict=True):
-            out.print(Text(f"{heading:<{width}}  ", style="dim") + value, soft_wrap=True)
+            out.print(Text.assemble((f"{heading:<{width}}  ", "dim"), value), soft_wrap=True)
         out.print()
 
 
@@ -144,8 +144,8 @@ def card(title: str, document: Json) -> None:
     out = console()
     out.print(Text(title, style="bold"))
     for member in shown:
-        label = Text(f"  {member.replace('_', ' '):<{width}}  ", style="dim")
-        out.print(label + cell(document, member), soft_wrap=True)
+        label = f"  {member.replace('_', ' '):<{width}}  "
+        out.print(Text.assemble((label, "dim"), cell(document, member)), soft_wrap=True)
 
 
 def cell(row: Json, member: str) -> Text:

@@ -23,9 +23,7 @@ COLUMNS = {
     "amount": "amount",
     "schedule": "schedule",
     "time zone": "timezone",
-    "trial days": "trial_days",
     "catch-up": "catch_up",
-    "dunning": "dunning",
 }
 
 

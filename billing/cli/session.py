@@ -13,7 +13,7 @@ from billing.cli.opening import GATEWAY, opened
 from billing.cli.values import AsJson
 from billing.domain.gateway import SessionMode, SessionType
 from billing.errors import InvalidSetting
-from billing.services import catalog, listings, onboarding
+from billing.services import catalog, listings, onboarding, sessions
 from billing.services.views import Json, session_view
 from billing.settings import Settings
 
@@ -76,7 +76,7 @@ def refresh(name: SessionName, as_json: AsJson = False) -> None:
     with opened(GATEWAY) as billing:
         with billing.parts.sessions() as session:
             found = catalog.find_session(session, name)
-        view = session_view(onboarding.refresh_session(billing.parts, found.id))
+        view = session_view(sessions.refresh_session(billing.parts, found.id))
     output.show(view, as_json=as_json, people=lambda: people(view, billing.settings))
 
 
@@ -86,7 +86,7 @@ def cancel(name: SessionName, as_json: AsJson = False) -> None:
     with opened(GATEWAY) as billing:
         with billing.parts.sessions() as session:
             found = catalog.find_session(session, name)
-        view = session_view(onboarding.cancel_session(billing.parts, found.id))
+        view = session_view(sessions.cancel_session(billing.parts, found.id))
     output.show(view, as_json=as_json, people=lambda: people(view, billing.settings))
 
 

@@ -14,7 +14,7 @@ from billing.cli import output
 from billing.cli.opening import opened
 from billing.cli.values import AsJson
 from billing.domain.lifecycle import SubscriptionStatus
-from billing.services import catalog, onboarding, subscriptions, views
+from billing.services import catalog, sessions, subscriptions, views
 from billing.services.views import Json
 from billing.store.models import Plan, Subscription
 
@@ -26,7 +26,6 @@ COLUMNS = {
     "plan": "plan",
     "status": "status",
     "amount": "amount",
-    "period until": "current_period_end",
     "next billing": "next_billing_at",
 }
 
@@ -90,7 +89,7 @@ def cancel(
     with opened() as billing:
         view = _move(billing, name, move)
         if view["status"] == SubscriptionStatus.CANCELED and billing.settings.secret_key:
-            onboarding.cancel_open_sessions(billing.parts, view["id"])
+            sessions.cancel_open_sessions(billing.parts, view["id"])
     output.show(view, as_json=as_json, people=lambda: output.say(_canceled(view)))
 
 

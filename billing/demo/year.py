@@ -22,13 +22,14 @@ from billing.demo.cast import HOME, OPENING_DAY, PLANS, Fate, Person, card_numbe
 from billing.demo.stage import Stage
 from billing.domain.gateway import SessionMode
 from billing.domain.lifecycle import BILLABLE, SubscriptionStatus
-from billing.services import catalog, onboarding, runs, subscriptions
+from billing.services import catalog, onboarding, runs, sessions, subscriptions
 from billing.store.models import Customer, Fact, PaymentSession, Plan, Subscription
 
-POLL_SECONDS = 0.015
+POLL_SECONDS = 0.02
 PATIENCE_SECONDS = 15.0  # for what is under way; whatever it is, it must not stop the demo for good
 RUNS_AT_ONE_INSTANT = 6  # one run can make work for the next: a new card, a look-up
 OFFICE_THREADS = 8
+TOGETHER = timedelta(minutes=15)  # what people do and what is due
 LATER_THAT_DAY = timedelta(minutes=12)  # by then a session whose webhook was lost is asked about
 NEXT_DAY = timedelta(hours=26)  # an abandoned session has expired by then
 PAUSE = timedelta(days=40)
@@ -62,20 +63,20 @@ _BUSY = text(
         SELECT clock_timestamp() + offset_microseconds * interval '1 microsecond' AS now FROM test_clock
     ),
     due AS (
-        SELECT lease_until IS NULL AS waits FROM charge_attempts, clock
-            WHERE status = 'submitted' OR (status = 'scheduled' AND scheduled_at <= now) OR next_check_at <= now
-        UNION ALL
-        SELECT next_check_at <= now FROM payment_sessions, clock WHERE next_check_at <= now
-            OR next_check_at BETWEEN now + interval '4 minutes' AND now + interval '6 minutes'
-        UNION ALL
-        SELECT true FROM subscriptions, clock WHERE next_billing_at <= now AND hold_reason IS NULL
+        SELECT false AS waits FROM charge_attempts WHERE status = 'submitted' AND lease_until IS NOT NULL
+        UNION ALL SELECT lease_until IS NULL FROM charge_attempts, clock
+            WHERE status = 'scheduled' AND scheduled_at <= now
+        UNION ALL SELECT lease_until IS NULL FROM charge_attempts, clock WHERE next_check_at <= now
+        UNION ALL SELECT true FROM payment_sessions, clock WHERE next_check_at <= now
+        UNION ALL SELECT false FROM payment_sessions, clock
+            WHERE next_check_at BETWEEN now + interval '4 minutes' AND now + interval '6 minutes'
+        UNION ALL SELECT false FROM webhook_events WHERE next_try_at IS NOT NULL AND state = 'received'
+        UNION ALL SELECT true FROM subscriptions, clock WHERE next_billing_at <= now AND hold_reason IS NULL
             AND status IN ('trialing', 'active', 'past_due')
-        UNION ALL
-        SELECT true FROM invoices, clock WHERE status = 'open' AND grace_ends_at <= now AND hold_reason IS NULL
+        UNION ALL SELECT true FROM invoices, clock
+            WHERE status = 'open' AND grace_ends_at <= now AND hold_reason IS NULL
             AND NOT EXISTS (SELECT 1 FROM charge_attempts AS a WHERE a.invoice_id = invoices.id AND a.status IN
                 ('scheduled', 'submitted', 'pending', 'requires_action', 'in_doubt'))
-        UNION ALL
-        SELECT false FROM webhook_events WHERE state = 'received'
     )
     SELECT count(*) FILTER (WHERE waits) AS waiting, count(*) FILTER (WHERE NOT waits) AS in_hand FROM due
     """
@@ -139,8 +140,9 @@ class Year:
         coming = [at for at in (due, planned) if at is not None]
         if not coming:
             return end_of(self.months)
+        instant = max(at for at in coming if at <= min(coming) + TOGETHER)
         # Up to the minute; and never the minute we are in: what is due now was tried just now.
-        minute = (min(coming) + timedelta(seconds=59)).astimezone(HOME).replace(second=0, microsecond=0)
+        minute = (instant + timedelta(seconds=60, microseconds=-1)).astimezone(HOME).replace(second=0, microsecond=0)
         return max(minute, self.now + timedelta(minutes=1))
 
     def _plan(self, at: datetime, action: Callable[[], None]) -> None:
@@ -218,7 +220,6 @@ class Year:
                 )
         for day in sign_up_days(self.months):
             self._plan(day, partial(self._sign_up, [person for person in self.people if person.joins_at == day]))
-            self._plan(day + LATER_THAT_DAY, lambda: None)
         for person in self.people:
             if person.changes_mind_at is not None:
                 self._plan(person.changes_mind_at, partial(self._change_mind, person))
@@ -241,6 +242,7 @@ class Year:
         for person in people:
             if person.abandons_first:
                 self._plan(self.now + NEXT_DAY, partial(self._start_again, person))
+        self._plan(self.now + LATER_THAT_DAY, lambda: None)
 
     def _subscribe(self, person: Person) -> str:
         parts = self.stage.parts
@@ -316,7 +318,7 @@ class Year:
             customer = session.get_one(Customer, subscription.customer_id)
             abandoned = select(PaymentSession.id).where(PaymentSession.subscription_id == subscription.id)
             session_id = session.scalars(abandoned).one()
-        onboarding.refresh_session(self.stage.parts, session_id)
+        sessions.refresh_session(self.stage.parts, session_id)
         opened = onboarding.open_session(
             self.stage.parts, customer, mode=SessionMode.PAYMENT_LINK, subscription=subscription, via=person.via
         )

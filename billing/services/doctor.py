@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
-from sqlalchemy import select, text, update
+from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
 from billing.domain.gateway import SessionReport
@@ -25,10 +25,10 @@ from billing.domain.lifecycle import (
     SubscriptionStatus,
 )
 from billing.services.invariants import CHECKS, Check, constraint_names
-from billing.services.onboarding import apply_session
 from billing.services.parts import Parts, tell
 from billing.services.reconciling import doubt_expired_submissions
 from billing.services.retrying import CARD_DECLINES_A_DAY, CARD_DECLINES_IN_30_DAYS
+from billing.services.sessions import apply_session
 from billing.services.subscriptions import (
     calendar_of,
     close_invoice,
@@ -215,9 +215,11 @@ def _hold_overpayments(parts: Parts, ids: Sequence[str]) -> int:
             capture = session.get_one(Capture, identity)
             invoice = session.get_one(Invoice, capture.invoice_id)
             lock_subscription(session, invoice.subscription_id)
-            if session.scalar(select(Refund.id).where(Refund.capture_id == identity)) is None:
-                owed = 0 if capture.overpayment else invoice.amount_minor
-                session.add(_held_refund(capture, capture.amount_minor - owed, now))
+            refunded = select(func.coalesce(func.sum(Refund.amount_minor), 0)).where(Refund.capture_id == identity)
+            owed = 0 if capture.overpayment else invoice.amount_minor
+            surplus = capture.amount_minor - owed - (session.scalar(refunded) or 0)
+            if surplus > 0:
+                session.add(_held_refund(capture, surplus, now))
                 tell(session, invoice.subscription_id, now, "refund.held", invoice=invoice.number, capture=capture.id)
     return len(ids)
 
@@ -281,7 +283,6 @@ def _end_open_invoices(parts: Parts, ids: Sequence[str]) -> int:
 
 
 def _void_drafts(parts: Parts, ids: Sequence[str]) -> int:
-    """The number of a first invoice is wanted by the one the calendar opens."""
     mended = 0
     for identity in ids:
         with parts.transaction() as session:
@@ -290,7 +291,6 @@ def _void_drafts(parts: Parts, ids: Sequence[str]) -> int:
             session.refresh(invoice)
             if invoice.status == InvoiceStatus.DRAFT and not has_unfinished_attempt(session, identity):
                 close_invoice(session, invoice, InvoiceStatus.VOID, parts.clock.now(), reason="never collected")
-                invoice.number = f"{invoice.number}-{invoice.id}"
                 mended += 1
     return mended
 

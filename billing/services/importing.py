@@ -37,7 +37,6 @@ from billing.errors import (
     GatewayError,
     InvalidInput,
     NotFound,
-    RateLimited,
     RequestRejected,
 )
 from billing.services.catalog import create_customer

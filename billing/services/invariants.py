@@ -115,9 +115,11 @@ _RULES = (
     Check(
         "overpayments_are_answered",
         4,
-        "overpayments without a refund, sent or held",
-        """SELECT c.id FROM captures c JOIN invoices i ON i.id = c.invoice_id LEFT JOIN refunds r ON r.capture_id = c.id
-        WHERE (c.overpayment OR c.amount_minor > i.amount_minor) AND r.id IS NULL""",
+        "captures of more than was owed without a refund of it, sent or held",
+        """SELECT c.id FROM captures c JOIN invoices i ON i.id = c.invoice_id
+        LEFT JOIN (SELECT capture_id, sum(amount_minor) AS amount FROM refunds GROUP BY capture_id) r
+            ON r.capture_id = c.id
+        WHERE c.amount_minor - CASE WHEN c.overpayment THEN 0 ELSE i.amount_minor END > coalesce(r.amount, 0)""",
         "a held refund is written down for each, for a person to decide",
     ),
     Check(
@@ -255,9 +257,12 @@ _RULES = (
         8,
         "invoices whose paid amount is not captures minus refunds",
         """SELECT i.id FROM invoices i LEFT JOIN (
-            SELECT c.invoice_id, sum(c.amount_minor) - coalesce(sum(r.amount_minor), 0) AS amount
-            FROM captures c LEFT JOIN refunds r ON r.capture_id = c.id AND r.status = 'succeeded'
-            GROUP BY c.invoice_id
+            SELECT invoice_id, sum(amount_minor) AS amount FROM (
+                SELECT invoice_id, amount_minor FROM captures
+                UNION ALL
+                SELECT c.invoice_id, -r.amount_minor FROM refunds r JOIN captures c ON c.id = r.capture_id
+                WHERE r.status = 'succeeded'
+            ) moved GROUP BY invoice_id
         ) m ON m.invoice_id = i.id
         WHERE i.amount_paid_minor <> coalesce(m.amount, 0)""",
         _MONEY,
@@ -339,7 +344,7 @@ _RULES = (
         "draft invoices that no payment session will collect",
         f"""SELECT i.id FROM invoices i JOIN subscriptions s ON s.id = i.subscription_id
         WHERE i.status = 'draft' AND s.status NOT IN ('incomplete', 'canceled') AND {_NO_UNFINISHED}""",
-        "they become void and give their number back: the calendar bills the period",
+        "they become void: the calendar bills the period",
     ),
     # After those that withdraw attempts: an invoice they leave without one must have an end all the same.
     Check(

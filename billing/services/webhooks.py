@@ -26,7 +26,7 @@ from billing.domain.gateway import (
 )
 from billing.domain.lifecycle import AttemptStatus, EventState
 from billing.errors import BillingError
-from billing.services import onboarding, refunding
+from billing.services import matching, refunding, sessions
 from billing.services.charging import settle_attempt
 from billing.services.parts import Parts, Rules
 from billing.services.tokens import apply_token
@@ -151,7 +151,7 @@ def _apply_payment(session: Session, report: ChargeReport, now: datetime, rules:
 
 def _find_attempt(session: Session, report: ChargeReport) -> ChargeAttempt | None:
     """By reference, exact or without the session's suffix; else by the ids Xendit gave it."""
-    references = onboarding.references_of(report.reference_id)
+    references = matching.references_of(report.reference_id)
     if references:
         query = select(ChargeAttempt).where(ChargeAttempt.reference_id.in_(references))
         attempt = session.scalar(query)
@@ -162,7 +162,7 @@ def _find_attempt(session: Session, report: ChargeReport) -> ChargeAttempt | Non
         attempt = session.scalar(query.limit(1))
         if attempt is not None:
             return attempt
-    row = onboarding.match_session(session, report)
+    row = matching.match_session(session, report)
     if row is None:
         return None
     return session.scalar(select(ChargeAttempt).where(ChargeAttempt.reference_id == row.reference_id))
@@ -178,19 +178,19 @@ def _capture_is_known(session: Session, report: ChargeReport) -> bool:
 
 def _apply_token(session: Session, report: TokenReport, now: datetime) -> tuple[bool, str | None]:
     known = session.scalar(select(PaymentToken).where(PaymentToken.payment_token_id == report.payment_token_id))
-    row = onboarding.match_session(session, report)
+    row = matching.match_session(session, report)
     customer: Customer | None
     if known is not None:
         customer = session.get_one(Customer, known.customer_id)
     elif row is not None:
         customer = session.get_one(Customer, row.customer_id)
     else:
-        customer = onboarding.customer_by_xendit_id(session, report.customer_id)
+        customer = matching.customer_by_xendit_id(session, report.customer_id)
     if customer is None:
         return False, None
     token = apply_token(session, customer, report, now)
     if row is not None and row.customer_id == token.customer_id:
-        onboarding.link_token(session, row, token, now)
+        sessions.link_token(session, row, token, now)
     return True, row.subscription_id if row else None
 
 
@@ -202,7 +202,7 @@ def _apply_session(session: Session, report: SessionReport, now: datetime) -> tu
         row = session.scalar(select(PaymentSession).where(PaymentSession.reference_id == report.reference_id))
     if row is None:
         return False, None
-    onboarding.apply_session(session, row, report, now)
+    sessions.apply_session(session, row, report, now)
     return True, row.subscription_id
 
 

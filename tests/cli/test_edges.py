@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from billing import __version__
 from billing.cli import PANELS, app
 from billing.services import listings
-from tests.cli.terminal import Terminal
+from tests.cli.terminal import Terminal, Xendit
 
 NOBODY_THERE = "postgresql+psycopg://billing:hunter2@127.0.0.1:1/billing"
 
@@ -151,10 +151,26 @@ def test_xendit_that_does_not_answer(shop: Terminal) -> None:
     assert shop.json("subscription", "list") == []  # nothing half done
 
 
-def test_redis_that_does_not_answer(shop: Terminal) -> None:
-    shop.json("subscribe", "ana", "gold", "--via", "save")
-    ended = shop.as_process("invoice", "pay", "nope", BILLING_REDIS_URL="redis://127.0.0.1:1/0")
-    assert "no invoice 'nope'" in ended.refusal
+@pytest.fixture
+def due(shop: Terminal, xendit: Xendit) -> Terminal:
+    """One subscriber whose first period is due."""
+    session = shop.json("subscribe", "ana", "gold", "--via", "save")["session"]
+    xendit.complete(session)
+    shop.json("session", "refresh", session["id"])
+    return shop
+
+
+def test_redis_that_does_not_answer(due: Terminal) -> None:
+    ended = due.as_process("run", BILLING_REDIS_URL="redis://127.0.0.1:1/0")
+    assert ended.status == 1
+    assert ended.refusal.startswith("Redis does not answer")
+
+
+def test_with_redis_the_work_is_handed_to_the_workers(due: Terminal, redis_url: str) -> None:
+    ended = due.as_process("run", "--json", BILLING_REDIS_URL=redis_url)
+    assert ended.status == 0
+    assert (ended.document["opened"], ended.document["attempted"], ended.document["waiting"]) == (1, 0, 1)
+    assert "billing run --wait" in ended.err
 
 
 # ------------------------------------------------------------------------------------------- as real processes

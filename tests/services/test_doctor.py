@@ -87,6 +87,12 @@ def a_lively_database(session: Session) -> None:
     second = make_attempt(session, overpaid, status=AttemptStatus.SUCCEEDED)
     make_refund(session, make_capture(session, second, overpayment=True))
 
+    twice = make_paid_invoice(session)
+    again = make_capture(session, make_attempt(session, twice, status=AttemptStatus.SUCCEEDED), overpayment=True)
+    for status in (RefundState.SUCCEEDED, RefundState.PENDING):  # captured once more after the first refund
+        make_refund(session, again, status=status, amount_minor=25_000, next_try_at=None)
+    twice.amount_paid_minor -= 25_000
+
     doubtful = make_attempt(session, status=AttemptStatus.IN_DOUBT)
     assert doubtful.next_check_at is not None
     make_attempt(session, status=AttemptStatus.SUBMITTED, lease_until=real_now() + timedelta(seconds=60))
@@ -201,6 +207,12 @@ def _(session: Session) -> None:
 def _(session: Session) -> None:
     invoice = make_paid_invoice(session)
     make_capture(session, make_attempt(session, invoice, status=AttemptStatus.SUCCEEDED), overpayment=True)
+
+
+@fault("overpayments_are_answered", left={"no_refund_is_stuck"})
+def _(session: Session) -> None:
+    """Given back in part."""
+    make_refund(session, overpayment(session), amount_minor=49_999)
 
 
 @fault("overpayments_are_answered", left={"no_refund_is_stuck"})
@@ -437,7 +449,7 @@ def _(session: Session) -> None:
 def make_draft(session: Session, subscription: Subscription) -> Invoice:
     draft = Invoice(
         id=new_id("inv"),
-        number=f"{subscription.reference}-1",
+        number=f"{subscription.reference}-draft",
         subscription_id=subscription.id,
         period_key="first",
         period_index=0,

@@ -10,7 +10,7 @@ import pytest
 
 from billing.domain.gateway import SessionType
 from billing.errors import Conflict
-from billing.services import onboarding
+from billing.services import sessions
 from tests.world import START, World
 
 
@@ -262,7 +262,7 @@ def test_refresh_does_what_the_webhooks_would_have_done(world: World) -> None:
     ana = world.subscribe(via=SessionType.PAY)
     ana.completes_session()
 
-    onboarding.refresh_session(world.parts, ana.session_id)
+    sessions.refresh_session(world.parts, ana.session_id)
     world.live(minutes=2)
 
     assert ana.status == "active"

@@ -1,0 +1,175 @@
+"""What becomes of a payment session: completed, expired, canceled; told by an event, or asked for by GET.
+
+Called by webhooks, the command line, the return page and the scheduler's look-ups. Opening one: services/onboarding.py.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from billing.domain.gateway import SessionReport, SessionType, TokenReport
+from billing.domain.lifecycle import (
+    AttemptStatus,
+    InvoiceStatus,
+    SessionStatus,
+    SubscriptionStatus,
+    TokenStatus,
+)
+from billing.errors import Conflict, GatewayError, NotFound
+from billing.services.parts import Parts, tell
+from billing.services.subscriptions import activate, close_invoice, lock_subscription, lock_subscriptions_of
+from billing.services.tokens import apply_token
+from billing.store.models import ChargeAttempt, Customer, Invoice, PaymentSession, PaymentToken, Plan
+
+CHECK_AFTER_COMPLETION = timedelta(minutes=1)
+
+
+def refresh_session(parts: Parts, session_id: str) -> PaymentSession:
+    """Read the session (and the token it saved) from Xendit and apply what it says, as a webhook would."""
+    with parts.sessions() as session:
+        row = session.get_one(PaymentSession, session_id)
+    if row.xendit_session_id is None:
+        raise Conflict(f"session {session_id} was never opened at Xendit; start again with `billing session create`")
+    report = parts.gateway.get_session(row.xendit_session_id)
+    token: TokenReport | None = None
+    if report.payment_token_id is not None:
+        token = parts.gateway.get_token(report.payment_token_id)
+    now = parts.clock.now()
+    with parts.transaction() as session:
+        row = session.get_one(PaymentSession, session_id)
+        if token is not None:
+            apply_token(session, session.get_one(Customer, row.customer_id), token, now)
+        apply_session(session, row, report, now)
+        row.next_check_at = None if row.status != SessionStatus.ACTIVE else next_session_check(row, now)
+    return row
+
+
+def cancel_session(parts: Parts, session_id: str) -> PaymentSession:
+    """Ends a session at Xendit; nobody can pay through its link any more. Xendit sends no event for it."""
+    with parts.sessions() as session:
+        row = session.get_one(PaymentSession, session_id)
+    if row.status != SessionStatus.ACTIVE:
+        raise Conflict(f"session {session_id} is {row.status}; only an ACTIVE session can be canceled")
+    if row.xendit_session_id is not None:
+        report = parts.gateway.cancel_session(row.xendit_session_id)
+    else:
+        report = SessionReport(session_id, row.reference_id, row.type, SessionStatus.CANCELED)
+    with parts.transaction() as session:
+        row = session.get_one(PaymentSession, session_id)
+        apply_session(session, row, report, parts.clock.now())
+    return row
+
+
+def next_session_check(row: PaymentSession, now: datetime) -> datetime:
+    """The webhooks normally tell. Should they be lost, the session is asked about after 10 minutes, an hour, and when
+    it must have ended."""
+    steps = (row.created_at + timedelta(hours=1), row.expires_at + timedelta(minutes=2))
+    return next((step for step in steps if step > now), now + timedelta(hours=1))
+
+
+# ---------------------------------------------------------------------------------- what Xendit tells of it
+
+
+def apply_session(session: Session, row: PaymentSession, report: SessionReport, now: datetime) -> None:
+    """`payment_session.completed` is the authoritative link between session, token, payment and customer."""
+    # Locks first, in the one order all take them; then the row as it is now.
+    lock_subscriptions_of(session, row.customer_id)
+    session.refresh(row)
+    row.payment_token_id = report.payment_token_id or row.payment_token_id
+    row.payment_request_id = report.payment_request_id or row.payment_request_id
+    row.payment_id = report.payment_id or row.payment_id
+    if report.status == SessionStatus.COMPLETED:
+        _session_completed(session, row, now)
+    elif report.status in (SessionStatus.EXPIRED, SessionStatus.CANCELED) and row.status == SessionStatus.ACTIVE:
+        session_over(session, row, SessionStatus(report.status), now)
+
+
+def _session_completed(session: Session, row: PaymentSession, now: datetime) -> None:
+    first_time = row.status != SessionStatus.COMPLETED
+    row.status = SessionStatus.COMPLETED
+    if first_time:
+        row.next_check_at = None
+    subscription = lock_subscription(session, row.subscription_id) if row.subscription_id else None
+    if row.payment_token_id is not None:
+        token = _token_of_session(session, row, now)
+        link_token(session, row, token, now)
+    elif first_time and subscription is not None:
+        # PAY with optional or disabled saving: paid, but nothing to renew with.
+        tell(session, subscription.id, now, "customer.asked", reason="no payment method was saved", session=row.id)
+    if row.type == SessionType.PAY and row.payment_request_id is not None:
+        _look_up_payment_soon(session, row, now)
+
+
+def _token_of_session(session: Session, row: PaymentSession, now: datetime) -> PaymentToken:
+    """The token the session names. When its own event is late it is stored as PENDING: charged only once a GET or
+    the event has said ACTIVE."""
+    query = select(PaymentToken).where(PaymentToken.payment_token_id == row.payment_token_id)
+    token = session.scalar(query)
+    if token is None and row.payment_token_id is not None:
+        customer = session.get_one(Customer, row.customer_id)
+        pending = TokenReport(row.payment_token_id, TokenStatus.PENDING)
+        token = apply_token(session, customer, pending, now)
+        row.next_check_at = now + CHECK_AFTER_COMPLETION
+    assert token is not None  # noqa: S101 - payment_token_id is set: callers ask only then
+    return token
+
+
+def link_token(session: Session, row: PaymentSession, token: PaymentToken, now: datetime) -> None:
+    """The token of a session belongs to the session's subscription; with a SAVE session it starts the subscription."""
+    row.payment_token_id = token.payment_token_id
+    if row.subscription_id is None or token.status != TokenStatus.ACTIVE:
+        return
+    subscription = lock_subscription(session, row.subscription_id)
+    if subscription.status == SubscriptionStatus.CANCELED or subscription.payment_token_id == token.id:
+        return
+    subscription.payment_token_id = token.id
+    tell(session, subscription.id, now, "token.saved", token=token.id, channel=token.channel_code)
+    if row.type == SessionType.SAVE:
+        activate(session, subscription, session.get_one(Plan, subscription.plan_id), now)
+
+
+def _look_up_payment_soon(session: Session, row: PaymentSession, now: datetime) -> None:
+    """The capture has its own event; should that be late, the attempt is looked up by the id the session names."""
+    attempt = session.scalar(select(ChargeAttempt).where(ChargeAttempt.reference_id == row.reference_id))
+    if attempt is not None and attempt.status in (AttemptStatus.PENDING, AttemptStatus.CANCELED):
+        attempt.payment_request_id = attempt.payment_request_id or row.payment_request_id
+        attempt.payment_id = attempt.payment_id or row.payment_id
+        attempt.next_check_at = now + CHECK_AFTER_COMPLETION
+
+
+def session_over(session: Session, row: PaymentSession, status: SessionStatus, now: datetime) -> None:
+    """Expired or canceled: the subscription stays `incomplete`; `billing session create` starts again."""
+    if row.subscription_id is None:
+        row.status, row.next_check_at = status, None
+        return
+    subscription = lock_subscription(session, row.subscription_id)
+    row.status, row.next_check_at = status, None
+    attempt = session.scalar(select(ChargeAttempt).where(ChargeAttempt.reference_id == row.reference_id))
+    if attempt is not None and attempt.status == AttemptStatus.PENDING:
+        attempt.status = AttemptStatus.CANCELED
+        attempt.settled_at = now
+        attempt.next_check_at = None
+        attempt.error = f"the payment session is {status}"
+        session.flush()
+        invoice = session.get_one(Invoice, attempt.invoice_id)
+        if subscription.status == SubscriptionStatus.CANCELED and invoice.status == InvoiceStatus.DRAFT:
+            close_invoice(session, invoice, InvoiceStatus.VOID, now, reason="subscription canceled")
+    tell(session, subscription.id, now, f"session.{status.lower()}", session=row.id)
+
+
+def cancel_open_sessions(parts: Parts, subscription_id: str) -> None:
+    """A canceled subscription's links must not take money any more. What cannot be canceled now expires by itself,
+    and money that still comes is given back."""
+    with parts.sessions() as session:
+        query = select(PaymentSession.id).where(
+            PaymentSession.subscription_id == subscription_id, PaymentSession.status == SessionStatus.ACTIVE
+        )
+        open_ids = list(session.scalars(query))
+    for session_id in open_ids:
+        try:
+            cancel_session(parts, session_id)
+        except (GatewayError, NotFound, Conflict):
+            continue

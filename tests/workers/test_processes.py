@@ -1,0 +1,97 @@
+"""Workers and scheduler as they run in production: what is due is charged once, and they stop when told to."""
+
+from __future__ import annotations
+
+import pytest
+import redis
+
+from tests.workers.conftest import KEY, Site
+
+
+def test_what_is_due_is_charged_once_and_everybody_stops_in_order(site: Site) -> None:
+    """Two schedulers on purpose (D11): any number may run."""
+    site.subscribers(5)
+    workers, *schedulers = site.start_workers(), site.start_scheduler(), site.start_scheduler()
+
+    site.wait_until(lambda: site.statuses() == ["succeeded"] * 5)
+
+    assert [scheduler.stop() for scheduler in schedulers] == [0, 0]
+    assert workers.stop() == 0
+    assert site.collected() == site.charges() == 5
+    for process in (workers, *schedulers):
+        output = process.output
+        assert KEY not in output
+        assert "Traceback" not in output
+
+
+def test_without_redis_the_scheduler_does_the_work_itself(site: Site) -> None:
+    site.subscribers(3)
+    scheduler = site.start_scheduler(without="BILLING_REDIS_URL")
+
+    site.wait_until(lambda: site.statuses() == ["succeeded"] * 3)
+
+    assert scheduler.stop() == 0
+    assert site.collected() == 3
+
+
+def test_what_a_killed_worker_had_in_hand_is_never_charged_twice(site: Site) -> None:
+    """D2, D13: SIGKILL in the middle of a burst. Each attempt ends, or is written down as submitted."""
+    site.subscribers(60)
+    workers, scheduler = site.start_workers(), site.start_scheduler()
+    site.wait_until(lambda: site.collected() >= 10)
+    workers.kill()
+
+    successors = site.start_workers()
+    site.wait_until(lambda: site.statuses().count("scheduled") <= 4 + 60 - len(site.statuses()))
+
+    assert [scheduler.stop(), successors.stop()] == [0, 0]
+    assert site.collected() == site.charges(), "no reference was sent twice"
+    assert site.collected() <= 60
+
+
+def test_losing_everything_in_redis_loses_nothing(site: Site) -> None:
+    """Redis is the doorbell: its messages are hints, the rows are the truth."""
+    site.subscribers(5)
+    scheduler = site.start_scheduler()
+    site.wait_until(lambda: site.statuses() == ["scheduled"] * 5)
+    with redis.Redis.from_url(site.environment["BILLING_REDIS_URL"]) as broker:
+        broker.flushdb()
+    assert scheduler.stop() == 0
+
+    successor = site.start_scheduler(without="BILLING_REDIS_URL")
+    site.leases_run_out()
+    site.wait_until(lambda: site.statuses() == ["succeeded"] * 5)
+
+    assert successor.stop() == 0
+    assert site.charges() == 5
+
+
+@pytest.mark.parametrize(
+    ("command", "missing"),
+    [
+        (["workers.scheduler"], "BILLING_DATABASE_URL"),
+        (["workers.scheduler"], "BILLING_XENDIT_SECRET_KEY"),
+        (["dramatiq", "workers", "--processes", "1"], "BILLING_REDIS_URL"),
+        (["dramatiq", "workers", "--processes", "1"], "BILLING_DATABASE_URL"),
+        (["dramatiq", "workers", "--processes", "1"], "BILLING_XENDIT_SECRET_KEY"),
+    ],
+)
+def test_a_missing_setting_stops_the_process_with_one_line(site: Site, command: list[str], missing: str) -> None:
+    process = site.start(*command, without=missing)
+
+    assert process.running.wait(timeout=30) == 2
+    ours = [line for line in process.output.splitlines() if line.startswith("billing:")]
+    assert len(ours) == 1
+    assert ours[0].startswith(f"billing: {missing}: not set; for example {missing}=")
+
+
+@pytest.mark.parametrize("command", [["workers.scheduler"], ["dramatiq", "workers", "--processes", "1"]])
+def test_a_malformed_setting_stops_the_process_and_shows_no_secret(site: Site, command: list[str]) -> None:
+    site.environment["BILLING_XENDIT_SECRET_KEY"] = "public_key_hushhush"
+    process = site.start(*command)
+
+    assert process.running.wait(timeout=30) == 2
+    output = process.output
+    assert "BILLING_XENDIT_SECRET_KEY" in output
+    assert "hushhush" not in output
+    assert "Traceback" not in output
