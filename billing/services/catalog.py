@@ -142,10 +142,9 @@ def create_customer(
 
 
 def check_reference(what: str, reference: str) -> None:
-    """No `_`: Xendit puts `_suffix` on references it makes, and ours must stay tellable from it."""
     if not _REFERENCE.fullmatch(reference):
         raise InvalidInput(
-            f"{what} {reference[:40]!r}: use 1 to 100 letters, digits and . : @ + - (no blanks, no underscore)"
+            f"{what} {reference[:40]!r}: use 1 to 100 letters, digits and . _ : @ + - (no blanks), beginning with a letter or digit"
         )
 
 

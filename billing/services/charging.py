@@ -370,6 +370,8 @@ def _succeeded(
     invoice.amount_paid_minor += capture.amount_minor
     if capture.overpayment:
         refunding.give_back(session, found, capture, capture.amount_minor, now, rules)
+        if invoice.status == InvoiceStatus.DRAFT:
+            close_invoice(session, invoice, InvoiceStatus.VOID, now, reason="subscription canceled")
         return
     if attempt.origin == "session" and subscription.status == SubscriptionStatus.INCOMPLETE:
         _begin_prepaid(session, found, now)

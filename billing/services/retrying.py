@@ -85,7 +85,9 @@ def choose_token(found: queries.FoundWithTokens, *, by_hand: bool) -> Choice:
 def _in_order(found: queries.FoundWithTokens) -> list[queries.TokenWithDeclines]:
     named, own = found.attempt.payment_token_id, found.subscription.payment_token_id
     if named is not None:
-        return [candidate for candidate in found.tokens if candidate.token.id == named]
+        only = found.attempt.origin == "operator"  # who names a token by hand means that one
+        rest = [] if only else [candidate for candidate in found.tokens if candidate.token.id != named]
+        return [candidate for candidate in found.tokens if candidate.token.id == named] + rest
     return sorted(found.tokens, key=lambda c: (c.token.id != own, c.token.rank))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -24,7 +26,7 @@ from billing.store.models import ChargeAttempt
 from billing.xendit.simulator import Simulator, SimulatorConfig, create_simulator_app
 from tests.factories import make_customer, make_plan, make_subscription, make_token
 
-LONGEST_WAIT_SECONDS = 30
+LONGEST_WAIT_SECONDS = 60
 KEY = "xnd_development_processes"
 
 
@@ -39,7 +41,7 @@ class Process:
 
     def kill(self) -> None:
         """As the kernel would when memory is short."""
-        self.running.kill()
+        os.killpg(self.running.pid, signal.SIGKILL)
         self.running.wait(timeout=LONGEST_WAIT_SECONDS)
 
     @property
@@ -104,7 +106,8 @@ class Site:
         """Leases live in real time: as if the minutes had passed."""
         engine = make_engine(self.database_url, pool_size=2)
         with Session(engine) as session, session.begin():
-            session.execute(update(ChargeAttempt).values(lease_until=None))
+            over = real_now() - timedelta(seconds=1)
+            session.execute(update(ChargeAttempt).where(ChargeAttempt.lease_until.is_not(None)).values(lease_until=over))
         engine.dispose()
 
     def collected(self) -> int:
@@ -165,7 +168,7 @@ def _serve(simulator: Simulator, stack: ExitStack) -> str:
 def _end(running: subprocess.Popen[str]) -> None:
     """Whatever a test left running, its children included."""
     if running.poll() is None:
-        os.killpg(running.pid, 9)
+        os.killpg(running.pid, signal.SIGKILL)
         running.wait(timeout=LONGEST_WAIT_SECONDS)
     if running.stdout is not None:
         running.stdout.close()
