@@ -48,7 +48,7 @@ lock: $(INSTALLED_DEV) ## renew both lock files from pyproject.toml (LOCK_FLAGS=
 	$(LOCK) --extra build --constraint requirements-dev.lock --no-annotate -o requirements.lock pyproject.toml
 
 .PHONY: clean
-clean: ## remove .venv and caches; data of `billing dev` in .billing stays
+clean: ## remove .venv and caches
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -152,7 +152,8 @@ class InProcess:
             future.result()
 
     def close(self) -> None:
-        self._pool.shutdown(wait=True)
+        """What has begun is finished; what waits stays due (Ctrl-C does not wait for a whole batch)."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
 
 def find_sender(settings: Settings) -> Send | None:

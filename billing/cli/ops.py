@@ -185,6 +185,20 @@ def show_charging(as_json: AsJson = False) -> None:
     output.show(view, as_json=as_json, people=lambda: output.say(text))
 
 
+@charging.command("stop")
+def stop_charging(
+    reason: Annotated[str, typer.Option("--reason", help="Why, for whoever finds it: \"bank holiday\".")],
+    as_json: AsJson = False,
+) -> None:
+    """Charge nobody until `billing charging resume`. What is under way is still followed; nothing is lost."""
+    with opened() as billing:
+        with billing.parts.transaction() as session:
+            queries.stop_charging(session, f"by an operator: {reason}", billing.parts.clock.now())
+        with billing.parts.sessions() as session:
+            view = listings.show_charging_stop(session)
+    output.show(view, as_json=as_json, people=lambda: output.say(f"Charging is stopped: {view['reason']}"))
+
+
 @charging.command("resume")
 def resume_charging(as_json: AsJson = False) -> None:
     """Charge again, after what stopped it (a refused key, a missing permission) has been put right."""

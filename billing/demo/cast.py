@@ -140,7 +140,8 @@ class Person:
 
     @property
     def reference(self) -> str:
-        return f"customer-{self.number:04d}"
+        """Of the customer and of the subscription."""
+        return f"{self.name.split()[0].lower()}-{self.number}"
 
     @property
     def email(self) -> str:

@@ -265,7 +265,7 @@ class Year:
             via=person.via,
             mode=SessionMode.PAYMENT_LINK,
             start_at=person.plan.start_at,
-            reference=f"{person.reference}-{plan.code}",
+            reference=person.reference,
         )
         if not person.abandons_first:
             self._use_payment_page(person, opened)

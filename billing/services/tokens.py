@@ -13,7 +13,6 @@ from billing.domain.lifecycle import (
     DEAD_TOKENS,
     AttemptStatus,
     InvoiceStatus,
-    SubscriptionStatus,
     TokenStatus,
 )
 from billing.errors import Conflict, GatewayError, NotFound
@@ -192,8 +191,5 @@ def make_first(session: Session, token: PaymentToken) -> None:
         raise Conflict(f"token {token.id} is {token.status}; only an ACTIVE token can be preferred")
     lowest = session.scalar(select(func.min(PaymentToken.rank)).where(PaymentToken.customer_id == token.customer_id))
     token.rank = (lowest or 0) - 1
-    subscriptions = select(Subscription).where(
-        Subscription.customer_id == token.customer_id, Subscription.status != SubscriptionStatus.CANCELED
-    )
-    for subscription in session.scalars(subscriptions.with_for_update(key_share=True)):
+    for subscription in lock_subscriptions_of(session, token.customer_id):
         subscription.payment_token_id = token.id

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -41,7 +41,8 @@ class Process:
 
     def kill(self) -> None:
         """As the kernel would when memory is short."""
-        os.killpg(self.running.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(self.running.pid, signal.SIGKILL)
         self.running.wait(timeout=LONGEST_WAIT_SECONDS)
 
     @property
@@ -123,7 +124,9 @@ class Site:
         give_up = time.monotonic() + LONGEST_WAIT_SECONDS
         while not done():
             if time.monotonic() > give_up:
-                told = [process.output[-2000:] for process in self._started if not process.stop() or True]
+                for process in self._started:
+                    process.kill()
+                told = [process.output[-2000:] for process in self._started]
                 pytest.fail("\n".join([f"not within {LONGEST_WAIT_SECONDS} s: {self.statuses()}", *told]))
             time.sleep(0.05)
 

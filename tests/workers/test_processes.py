@@ -35,7 +35,7 @@ def test_without_redis_the_scheduler_does_the_work_itself(site: Site) -> None:
 
 
 def test_what_a_killed_worker_had_in_hand_is_never_charged_twice(site: Site) -> None:
-    """D2, D13: SIGKILL in the middle of a burst; then its work is handed out again, next to the messages still there."""
+    """D2, D13: SIGKILL in mid-burst; then its work is handed out again, next to the messages still there."""
     site.subscribers(60)
     workers, scheduler = site.start_workers(), site.start_scheduler()
     site.wait_until(lambda: site.collected() >= 10)
