@@ -26,10 +26,21 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from billing.app import work_on
 from billing.domain.gateway import Quota, SessionMode, SessionType
-from billing.domain.lifecycle import BILLABLE, UNFINISHED, EventState
+from billing.domain.lifecycle import BILLABLE
 from billing.domain.schedule import schedule_from_text
 from billing.quota import Unlimited
-from billing.services import catalog, charging, dispatch, onboarding, paying, reconciling, runs, subscriptions, webhooks
+from billing.services import (
+    catalog,
+    charging,
+    dispatch,
+    doctor,
+    onboarding,
+    paying,
+    reconciling,
+    runs,
+    subscriptions,
+    webhooks,
+)
 from billing.services.parts import Parts, Rules
 from billing.services.views import Json
 from billing.store.clock import real_now
@@ -59,6 +70,12 @@ NO_LIMIT = 1_000_000_000
 CHARGE = "POST /v3/payment_requests"
 VISA = "4000000000001091"
 OTHER_VISA = "4000000000001000"
+# What the doctor tells of and a story may well end with: something is due, or waits for a person.
+NOT_WRONG = frozenset({
+    "due_attempts_on_time", "due_periods_on_time", "due_follow_ups_on_time",
+    "charging_is_allowed", "no_invoice_is_held", "no_subscription_is_held", "no_refund_is_stuck",
+})  # fmt: skip
+
 
 Row = TypeVar("Row", bound=Base)
 
@@ -100,7 +117,10 @@ class Budget:
 
 
 class World:
-    """Parts, clock and simulator, and the verbs of a story. Use it as a context manager."""
+    """Parts, clock and simulator, and the verbs of a story. Use it as a context manager.
+
+    When it ends its promises are checked, unless the test has made up rows that no service would write.
+    """
 
     def __init__(
         self,
@@ -109,8 +129,10 @@ class World:
         start: datetime = START,
         rules: Rules | None = None,
         quota: Quota | None = None,
+        made_up: bool = False,
         **simulator: Any,
     ) -> None:
+        self._made_up = made_up
         self.clock = StoppedClock(start)
         config = SimulatorConfig(requests_per_minute=NO_LIMIT, **simulator)
         self.simulator = Simulator(self.clock.now, seed=1, config=config)
@@ -136,7 +158,7 @@ class World:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if error is None:
+            if error is None and not self._made_up:
                 self.check_promises()
         finally:
             self.gateway.close()
@@ -395,8 +417,7 @@ class World:
         """Asserted at the end of every story: section 5 of the contract, as far as any story can break it."""
         with self.parts.sessions() as session:
             self._no_period_is_paid_twice(session)
-            self._sums_agree(session)
-            self._no_event_is_parked(session)
+        self._the_doctor_finds_nothing()
 
     def _no_period_is_paid_twice(self, session: Session) -> None:
         rows = session.execute(
@@ -413,23 +434,14 @@ class World:
             owed = session.get_one(Invoice, invoice).amount_minor
             assert count == 1 or known == count * owed, f"{invoice} was collected {count} times, unrecorded"
 
-    def _sums_agree(self, session: Session) -> None:
-        for invoice in session.scalars(select(Invoice)):
-            captured = session.scalar(select(func.sum(Capture.amount_minor)).where(Capture.invoice_id == invoice.id))
-            back = session.scalar(
-                select(func.sum(Refund.amount_minor))
-                .join(Capture, Capture.id == Refund.capture_id)
-                .where(Capture.invoice_id == invoice.id, Refund.status == "succeeded")
-            )
-            assert invoice.amount_paid_minor == (captured or 0) - (back or 0), invoice.number
-            unfinished = select(func.count()).where(
-                ChargeAttempt.invoice_id == invoice.id, ChargeAttempt.status.in_(UNFINISHED)
-            )
-            assert (session.scalar(unfinished) or 0) <= 1, invoice.number
-
-    def _no_event_is_parked(self, session: Session) -> None:
-        parked = session.scalars(select(WebhookEvent.error).where(WebhookEvent.state == EventState.PARKED)).all()
-        assert not parked, parked
+    def _the_doctor_finds_nothing(self) -> None:
+        """The invariants of design and contract, as `billing doctor` checks them on the live database."""
+        wrong = [
+            check["detail"]
+            for check in doctor.examine(self.parts)["checks"]
+            if not check["ok"] and check["name"] not in NOT_WRONG
+        ]
+        assert not wrong, wrong
 
 
 @dataclass(frozen=True)

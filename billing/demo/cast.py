@@ -14,14 +14,13 @@ from enum import StrEnum
 from zoneinfo import ZoneInfo
 
 from billing.domain.gateway import SessionType
-from billing.domain.schedule import Schedule, parse_cron, parse_every
+from billing.domain.schedule import Every, Schedule, parse_cron, parse_every
 
 HOME = ZoneInfo("Asia/Jakarta")
 OPENING_DAY = datetime(2027, 1, 1, tzinfo=HOME)  # fixed: the same story whenever it is told
 SIGN_UP_HOUR = timedelta(hours=10)
-SIGN_UP_WEEKDAYS = (0, 3)  # Monday, Thursday
+MONDAY = 0
 MONTH_END = datetime(2027, 1, 31, 10, tzinfo=HOME)
-LAST_MONTH_END_SIGN_UP = datetime(2027, 1, 29, tzinfo=HOME)
 
 
 # ----------------------------------------------------------------------------------------------- the plans
@@ -44,12 +43,17 @@ class PlanSheet:
     def is_monthly(self) -> bool:
         return self.weight >= _POPULAR
 
+    @property
+    def charges_once_a_month(self) -> bool:
+        """From the month of the sign-up on."""
+        return self.is_monthly and not self.trial_days and isinstance(self.schedule, Every)
+
 
 _POPULAR = 10
 _MONTHLY = parse_every("1:month")
 
 
-def _plan(code: str, name: str, amount: str, schedule: Schedule, weight: int, trial_days: int = 0) -> PlanSheet:
+def _plan(code: str, name: str, amount: str, schedule: Schedule, weight: int, *, trial_days: int = 0) -> PlanSheet:
     return PlanSheet(
         code=code, name=name, country="ID", amount=amount, currency="IDR", schedule=schedule, zone="Asia/Jakarta",
         weight=weight, trial_days=trial_days, start_at=MONTH_END if code == "month-end" else None,
@@ -69,7 +73,7 @@ PLANS: Sequence[PlanSheet] = (
     _plan("month-end", "Office coffee, every 31st", "450000", _MONTHLY, 12),
     _plan("workshop", "Workshops, on the 1st at 9", "250000", parse_cron("0 9 1 * *"), 14),
     _plan("club-year", "Coffee club, a year at once", "990000", parse_every("1:year"), 8),
-    _plan("beans", "Fresh beans every week", "45000", parse_every("1:week"), 4),
+    _plan("beans", "Fresh beans every two weeks", "85000", parse_every("2:week"), 4),
     _abroad("PH", "499.00", "PHP", "Asia/Manila"),
     _abroad("MY", "29.90", "MYR", "Asia/Kuala_Lumpur"),
     _abroad("TH", "299.00", "THB", "Asia/Bangkok"),
@@ -82,6 +86,7 @@ PLANS: Sequence[PlanSheet] = (
 class Fate(StrEnum):
     STEADY = "steady"
     SHORT = "short of money for some days"
+    LATELY_SHORT = "short of money since the last month"
     BANK_AWAY = "the bank does not answer"
     REFUSED = "declined without a reason"
     CARD_EXPIRES = "the card expires, a new one follows"
@@ -100,6 +105,7 @@ class Fate(StrEnum):
 # In how many of a thousand. A small cast still has one of each, in this order, as far as it goes.
 PER_THOUSAND = {
     Fate.SHORT: 75,
+    Fate.LATELY_SHORT: 14,
     Fate.CARD_EXPIRES: 30,
     Fate.ANSWER_LOST: 16,
     Fate.STOLEN: 12,
@@ -114,7 +120,7 @@ PER_THOUSAND = {
     Fate.LATE_CAPTURE: 8,
     Fate.LEAVES_NOW: 8,
 }
-_IGNORES_US = frozenset({Fate.STOLEN, Fate.BROKE})
+_IGNORES_US = frozenset({Fate.STOLEN, Fate.BROKE, Fate.LATELY_SHORT})
 _SMALL_SHARE = 0.6  # of a small cast has a fate: somebody must stay steady
 
 
@@ -154,7 +160,7 @@ _NAMES = {
         "Siti Budi Dewi Agus Putri Andi Rina Joko Wulan Bayu Lestari Dimas Ayu Hendra Nur Fajar Maya Rizky Indah Eko",
         "Rahayu Santoso Utomo Wijaya Wibowo Saputra Handayani Nugroho Siregar Hidayat Pratama Kusuma Utami Setiawan",
     ),
-    "PH": ("Maria Jose Angel Mark Grace Paolo Liza Carlo Joy Miguel", "Santos Reyes Cruz Bautista Garcia Mendoza Ramos"),
+    "PH": ("Maria Jose Angel Mark Grace Paolo Liza Carlo Joy Miguel", "Santos Reyes Cruz Bautista Garcia Mendoza"),
     "MY": ("Aisyah Ahmad Farid Nurul Hafiz Zainab Azlan Salmah", "Rahman Abdullah Ismail Hassan Yusof Othman"),
     "TH": ("Somchai Malee Niran Ploy Anan Kanya Prasert", "Srisuk Chaiyaporn Wongsa Rattana Boonmee"),
 }
@@ -181,10 +187,10 @@ def cast(customers: int, months: int, seed: int) -> list[Person]:
 
 
 def sign_up_days(months: int) -> list[datetime]:
-    """Twice a week in the first weeks: enough spread for a life-like month, few enough days for a short demo."""
-    weeks = min(6, max(1, months * 2))
-    days = (OPENING_DAY + timedelta(days=day) for day in range(7 * weeks))
-    return [day + SIGN_UP_HOUR for day in days if day.weekday() in SIGN_UP_WEEKDAYS]
+    """The first Mondays. Billing days are spread like sign-ups: enough for a life-like month, few for a short demo."""
+    weeks = min(4, months * 2)
+    days = (OPENING_DAY + timedelta(days=day) for day in range(7 * weeks + 3))
+    return [day + SIGN_UP_HOUR for day in days if day.weekday() == MONDAY][:weeks]
 
 
 def end_of(months: int) -> datetime:
@@ -204,33 +210,35 @@ def _fates(customers: int, chance: random.Random) -> list[Fate]:
 
 
 def _person(number: int, fate: Fate, joins_at: datetime, months: int, chance: random.Random) -> Person:
-    plan = _choose_plan(fate, joins_at, chance)
+    plan = _choose_plan(fate, chance)
     country = plan.country
     given, family = (chance.choice(names.split()) for names in _NAMES[country])
     cards_only = fate in _NEEDS_CARD
     channel = "CARDS" if cards_only or chance.random() < 0.6 else chance.choice(_WALLETS[country])  # noqa: PLR2004
     free_start = plan.trial_days or plan.start_at
+    via = SessionType.SAVE if free_start or chance.random() < 0.4 else SessionType.PAY  # noqa: PLR2004
+    by_token = months - (via == SessionType.PAY)
     moves = fate in (Fate.PAUSES, Fate.LEAVES, Fate.LEAVES_NOW)
     return Person(
         number=number,
         name=f"{given} {family}",
         country=country,
         plan=plan,
-        via=SessionType.SAVE if free_start or chance.random() < 0.4 else SessionType.PAY,  # noqa: PLR2004
+        via=via,
         joins_at=joins_at,
         channel=channel,
         card_number=card_number(number),
         card_expiry=_expiry(joins_at, months, chance) if fate == Fate.CARD_EXPIRES else None,
         failed_tries=chance.choices((0, 1, 2), (91, 7, 2))[0],
-        abandons_first=chance.random() < 0.04,  # noqa: PLR2004
+        abandons_first=chance.random() < 0.03,  # noqa: PLR2004
         fate=fate,
-        script=tuple(_script(fate, months, chance)),
+        script=tuple(_script(fate, by_token, chance)),
         answers_after=None if fate in _IGNORES_US else timedelta(days=chance.randint(1, 4), hours=chance.randint(0, 9)),
         changes_mind_at=joins_at + timedelta(days=chance.randint(20, max(21, 30 * months - 70))) if moves else None,
     )
 
 
-def _choose_plan(fate: Fate, joins_at: datetime, chance: random.Random) -> PlanSheet:
+def _choose_plan(fate: Fate, chance: random.Random) -> PlanSheet:
     """Whatever is to happen to a card needs charges for it to happen to: those are on a monthly plan."""
     country = chance.choices(tuple(_COUNTRIES), tuple(_COUNTRIES.values()))[0]
     offered = [
@@ -238,15 +246,15 @@ def _choose_plan(fate: Fate, joins_at: datetime, chance: random.Random) -> PlanS
         for plan in PLANS
         if plan.country == country
         and (plan.is_monthly or fate == Fate.STEADY)
-        and (plan.start_at is None or joins_at < LAST_MONTH_END_SIGN_UP)
-        and (plan.code != "beans" or joins_at.weekday() == 0)
+        and (fate != Fate.LATELY_SHORT or plan.charges_once_a_month)
     ]
     return chance.choices(offered, [plan.weight for plan in offered])[0]
 
 
-def _script(fate: Fate, months: int, chance: random.Random) -> Iterator[str]:
+def _script(fate: Fate, charges: int, chance: random.Random) -> Iterator[str]:
     """Some good months, then what the fate says; after the script every charge succeeds."""
-    yield from ["SUCCEEDED"] * chance.randint(0 if months < 4 else 1, max(1, months - 2))  # noqa: PLR2004
+    good = charges - 1 if fate == Fate.LATELY_SHORT else chance.randint(0 if charges < 4 else 1, max(1, charges - 2))  # noqa: PLR2004
+    yield from ["SUCCEEDED"] * good
     match fate:
         case Fate.SHORT:
             yield from ["INSUFFICIENT_BALANCE/51"] * chance.choice((1, 1, 2, 2, 3, 4))
@@ -256,7 +264,7 @@ def _script(fate: Fate, months: int, chance: random.Random) -> Iterator[str]:
             yield from ["DECLINED_BY_ISSUER/05"] * chance.choice((1, 2))
         case Fate.NEW_CARD | Fate.STOLEN:
             yield "STOLEN_CARD/43"
-        case Fate.BROKE:
+        case Fate.BROKE | Fate.LATELY_SHORT:
             yield from ["INSUFFICIENT_BALANCE/51"] * 100
         case Fate.ANSWER_LOST:
             yield "TIMEOUT_AFTER"

@@ -20,7 +20,8 @@ from sqlalchemy.orm import Session
 from billing.demo.cast import HOME
 from billing.demo.stage import Stage
 from billing.domain.declines import classify
-from billing.domain.lifecycle import AttemptStatus, InvoiceStatus, SubscriptionStatus
+from billing.domain.gateway import SessionType
+from billing.domain.lifecycle import AttemptStatus, InvoiceStatus, SessionStatus, SubscriptionStatus
 from billing.domain.money import Money
 from billing.services import doctor, explain
 from billing.services.subscriptions import calendar_of
@@ -31,6 +32,7 @@ from billing.store.models import (
     Customer,
     Fact,
     Invoice,
+    PaymentSession,
     Plan,
     SkippedPeriod,
     Subscription,
@@ -157,6 +159,7 @@ class Story:
     who: str
     reference: str
     plan: str
+    currency: str
     events: Sequence[Json]
     next: Json
 
@@ -227,9 +230,7 @@ def _recoveries(bills: Iterable[Bill]) -> list[Recovery]:
     for trouble, troubled in by_trouble.items():
         ends = Counter(bill.outcome for bill in troubled)
         days = [bill.days_to_recover for bill in troubled if bill.outcome == "recovered"]
-        found.append(
-            Recovery(trouble, ends["recovered"], ends["owed"], ends["lost"], mean(days) if days else None)
-        )
+        found.append(Recovery(trouble, ends["recovered"], ends["owed"], ends["lost"], mean(days) if days else None))
     return sorted(found, key=lambda row: -(row.recovered + row.owed + row.lost))
 
 
@@ -260,17 +261,22 @@ def _counts(session: Session, bills: Sequence[Bill]) -> dict[str, int]:
         return session.scalar(select(func.count()).where(*conditions)) or 0
 
     ended = ChargeAttempt.status.in_({AttemptStatus.SUCCEEDED, AttemptStatus.FAILED})
+    paid_through = PaymentSession.status == SessionStatus.COMPLETED, PaymentSession.subscription_id.is_not(None)
     doubted = select(Fact.detail["attempt"].astext).where(Fact.kind == "attempt.in_doubt")
     return {
         "retried": sum(bill.had_trouble for bill in bills),
         "recovered": sum(bill.outcome == "recovered" for bill in bills),
         "uncollectible": sum(bill.invoice.status == InvoiceStatus.UNCOLLECTIBLE for bill in bills),
         "canceled": number(Subscription.status == SubscriptionStatus.CANCELED),
-        "attempts": number(ChargeAttempt.submitted_at.is_not(None)),
+        "attempts": number(ChargeAttempt.submitted_at.is_not(None), ChargeAttempt.origin != "session"),
         "declined": number(Fact.kind == "attempt.failed"),
         "in_doubt": number(Fact.kind == "attempt.in_doubt"),
         "in_doubt_resolved": number(ChargeAttempt.id.in_(doubted), ended),
         "billing_runs": number(BillingRun.id.is_not(None)),
+        "save_sessions": number(*paid_through, PaymentSession.type == SessionType.SAVE),
+        "pay_sessions": number(*paid_through, PaymentSession.type == SessionType.PAY),
+        "failed_tries": number(Fact.kind == "session.try_failed"),
+        "expired_sessions": number(Fact.kind == "session.expired"),
     }
 
 
@@ -318,7 +324,8 @@ def _prove(stage: Stage, session: Session, payments: Sequence[Json], now: dateti
 
 def _charged_twice(session: Session, captured: Iterable[Json]) -> int:
     """By the simulator's ledger: periods of a subscription that more than one capture was made for."""
-    invoice_of = {row[0]: row[1] for row in session.execute(select(ChargeAttempt.reference_id, ChargeAttempt.invoice_id))}
+    query = select(ChargeAttempt.reference_id, ChargeAttempt.invoice_id)
+    invoice_of = {row[0]: row[1] for row in session.execute(query)}
     captures = Counter[str]()
     for payment in captured:
         # Payments of a session carry our reference with a suffix.
@@ -328,7 +335,7 @@ def _charged_twice(session: Session, captured: Iterable[Json]) -> int:
 
 
 def _periods(session: Session, now: datetime) -> tuple[int, int]:
-    """(periods that had to be billed or skipped, those that were not), counted from the calendar of each subscription."""
+    """(periods that had to be billed or skipped, those that were not), by the calendar of each subscription."""
     on_record: dict[str, set[str]] = defaultdict(set)
     for table in (Invoice, SkippedPeriod):
         for row in session.execute(select(table.subscription_id, table.period_key)):
@@ -370,7 +377,7 @@ def _story(session: Session, bills: Sequence[Bill], now: datetime) -> Story | No
     bill = max(candidates, key=_interest)
     told = explain.explain(session, bill.subscription, now)
     plan = session.get_one(Plan, bill.subscription.plan_id)
-    return Story(bill.who, bill.subscription.reference, plan.name, told["events"], told["next"])
+    return Story(bill.who, bill.subscription.reference, plan.name, plan.currency, told["events"], told["next"])
 
 
 def _interest(bill: Bill) -> tuple[int, int, str]:

@@ -31,7 +31,7 @@ from billing.store.migrate import upgrade
 HOST = "127.0.0.1"
 NO_QUOTA = "1000000"  # requests a minute
 LATENCY_MS, JITTER_MS = "20", "10"
-THREADS = "12"
+THREADS = "8"
 WORKER_POLL_MS = "40"  # of an idle queue; dramatiq's second is nothing in a day, but our days are shorter
 LOG_CHARACTERS_SHOWN = 200
 

@@ -88,7 +88,7 @@ class Audience(Protocol):
 
     def advanced(self, at: datetime, *, paid: int, failed: int) -> None: ...
 
-    def noticed(self, at: datetime, who: str, fact: Fact) -> None: ...
+    def noticed(self, who: str, currency: str, fact: Fact) -> None: ...
 
     def announced(self, at: datetime, what: str) -> None: ...
 
@@ -195,7 +195,7 @@ class Year:
             self.paid += fact.kind == "invoice.paid"
             self.failed += fact.kind == "attempt.failed"
             person = self._people_by_subscription[fact.subscription_id]
-            self.audience.noticed(self.now, person.name, fact)
+            self.audience.noticed(person.name, person.plan.currency, fact)
             if fact.kind == "customer.asked":
                 self._asked(person, fact)
 
@@ -228,7 +228,7 @@ class Year:
     def _plan_webhook_trouble(self) -> None:
         """Once while people sign up, so that tokens have to be fetched; once in the middle."""
         middle = OPENING_DAY + (end_of(self.months) - OPENING_DAY) / 2
-        for begin in (sign_up_days(self.months)[2] - timedelta(hours=1), middle):
+        for begin in (sign_up_days(self.months)[1] - timedelta(hours=1), middle):
             self._plan(begin, partial(self._webhooks, WEBHOOK_TROUBLE, TROUBLE_BEGINS))
             self._plan(begin + TROUBLE_LASTS, partial(self._webhooks, NO_TROUBLE, TROUBLE_ENDS))
 
@@ -241,8 +241,13 @@ class Year:
             self._people_by_subscription[subscription_id] = person
         for person in people:
             if person.abandons_first:
-                self._plan(self.now + NEXT_DAY, partial(self._start_again, person))
+                self._plan(self._another_day(), partial(self._start_again, person))
         self._plan(self.now + LATER_THAT_DAY, lambda: None)
+
+    def _another_day(self) -> datetime:
+        """When an abandoned session has expired: the next day of sign-ups, if there is one."""
+        later = [day for day in sign_up_days(self.months) if day > self.now + NEXT_DAY]
+        return min(later, default=self.now + NEXT_DAY)
 
     def _subscribe(self, person: Person) -> str:
         parts = self.stage.parts
@@ -326,9 +331,10 @@ class Year:
 
     def _asked(self, person: Person, fact: Fact) -> None:
         """We asked for another payment method; most people bring one after some days."""
-        if person.answers_after is None or fact.detail.get("invoice") in self._answered:
+        asked_for = str(fact.detail.get("invoice"))
+        if person.answers_after is None or asked_for in self._answered:
             return
-        self._answered.add(fact.detail.get("invoice"))
+        self._answered.add(asked_for)
         self._plan(self.now + person.answers_after, partial(self._bring_new_card, person, len(self._answered)))
 
     def _bring_new_card(self, person: Person, number: int) -> None:
@@ -338,6 +344,6 @@ class Year:
         if subscription.status in BILLABLE:
             opened = onboarding.open_session(self.stage.parts, customer, mode=SessionMode.PAYMENT_LINK)
             self._use_payment_page(person, opened, new_card=card_number(NEW_CARDS_FROM + number))
-    
+
     def _subscription_id(self, person: Person) -> str:
         return next(key for key, owner in self._people_by_subscription.items() if owner is person)

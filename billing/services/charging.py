@@ -42,11 +42,8 @@ from billing.store.clock import real_now
 from billing.store.models import (
     Capture,
     ChargeAttempt,
-    Customer,
     Invoice,
     PaymentToken,
-    Plan,
-    Subscription,
     new_id,
 )
 
@@ -135,6 +132,7 @@ class Begun:
     attempt_id: str
     request: ChargeRequest
     lease_id: str
+    lease_until: datetime  # real time
     send_before: float  # monotonic seconds
 
 
@@ -148,40 +146,57 @@ class UnverifiedToken:
 def begin_attempt(session: Session, attempt_id: str, now: datetime, rules: Rules) -> Begun | UnverifiedToken | None:
     """scheduled -> submitted, or None when there is nothing to do or the charge is no longer allowed.
 
-    Checked under the subscription's lock: still scheduled and due, subscription chargeable, invoice open, amount
-    unchanged, token ACTIVE, network caps, channel limits, no stop of the whole account.
+    Checked here, whatever was true when the attempt was planned: still scheduled and due, subscription chargeable,
+    invoice open, amount unchanged, token ACTIVE, network caps, channel limits, no stop of the whole account.
+
+    The move itself is one UPDATE that names the expected old state, so it is won once (D6). Whoever withdraws a
+    planned attempt (cancel, pause, another payment) changes the same row: one of the two finds it changed.
     """
-    subscription_id = queries.lock_subscription_of_attempt(session, attempt_id)
-    if subscription_id is None:
-        return None
     found = queries.attempt_with_tokens(session, attempt_id, now)
-    attempt, invoice, subscription = found.attempt, found.invoice, found.subscription
-    if attempt.status != AttemptStatus.SCHEDULED or attempt.scheduled_at > now:
+    if found is None or found.attempt.status != AttemptStatus.SCHEDULED or found.attempt.scheduled_at > now:
         return None
+    token = _chargeable_token(found)
+    if token is None:
+        # Something forbids the charge. What follows moves more than this row: look again, under the lock.
+        queries.lock_subscription_of_attempt(session, attempt_id)
+        return _refuse(session, attempt_id, now)
+    begun = _prepare(found, token, now, rules)
+    return begun if queries.submit(session, begun.attempt_id, token, begun.lease_id, now, begun.lease_until) else None
+
+
+def _chargeable_token(found: queries.FoundWithTokens) -> PaymentToken | None:
+    """The token to charge when every check is passed, else None."""
+    if found.charging_stopped or _why_not_chargeable(found):
+        return None
+    token = retrying.choose_token(found, by_hand=found.attempt.origin == "operator").token
+    return None if token is None or _beyond_channel_limits(found, token) else token
+
+
+def _refuse(session: Session, attempt_id: str, now: datetime) -> UnverifiedToken | None:
+    """Why the charge must not be made now, and what becomes of the attempt."""
+    found = queries.attempt_with_tokens(session, attempt_id, now)
+    if found is None or found.attempt.status != AttemptStatus.SCHEDULED:
+        return None
+    attempt = found.attempt
+    choice = retrying.choose_token(found, by_hand=attempt.origin == "operator")
+    refusal = _why_not_chargeable(found)
     if found.charging_stopped:
         attempt.lease_until = None
-        return None
-    refusal = _why_not_chargeable(attempt, invoice, subscription)
-    if refusal:
+    elif refusal:
         _withdraw(session, attempt, now, refusal)
-        return None
-    choice = retrying.choose_token(found, by_hand=attempt.origin == "operator")
-    if choice.unverified is not None:
+    elif choice.unverified is not None:
         return UnverifiedToken(choice.unverified.payment_token_id)
-    if choice.token is None:
+    elif choice.token is None:
         retrying.without_token(session, found, choice, now)
-        return None
-    amount = Money(attempt.amount_minor, attempt.currency)
-    try:
-        channels.check_amount(found.customer.country, choice.token.channel_code, amount)
-    except InvalidMoney as error:
-        _withdraw(session, attempt, now, str(error))
-        retrying.hold_invoice(session, invoice, now, str(error))
-        return None
-    return _submit(attempt, choice.token, found.customer, found.plan, invoice, now, rules)
+    else:
+        limit = _beyond_channel_limits(found, choice.token) or "the amount is outside the channel's limits"
+        _withdraw(session, attempt, now, limit)
+        retrying.hold_invoice(session, found.invoice, now, limit)
+    return None
 
 
-def _why_not_chargeable(attempt: ChargeAttempt, invoice: Invoice, subscription: Subscription) -> str | None:
+def _why_not_chargeable(found: queries.FoundWithTokens) -> str | None:
+    attempt, invoice, subscription = found.attempt, found.invoice, found.subscription
     if subscription.status not in BILLABLE:
         return f"the subscription is {subscription.status}"
     if invoice.status != InvoiceStatus.OPEN:
@@ -191,30 +206,24 @@ def _why_not_chargeable(attempt: ChargeAttempt, invoice: Invoice, subscription: 
     return None
 
 
-def _submit(
-    attempt: ChargeAttempt,
-    token: PaymentToken,
-    customer: Customer,
-    plan: Plan,
-    invoice: Invoice,
-    now: datetime,
-    rules: Rules,
-) -> Begun:
-    lease_id = new_id("lease")
-    attempt.status = AttemptStatus.SUBMITTED
-    attempt.submitted_at = now
-    attempt.payment_token_id = token.id
-    attempt.fingerprint = token.fingerprint
-    attempt.lease_until = real_now() + rules.submitted_lease
-    attempt.lease_id = lease_id
-    attempt.error = None
+def _beyond_channel_limits(found: queries.FoundWithTokens, token: PaymentToken) -> str | None:
+    amount = Money(found.attempt.amount_minor, found.attempt.currency)
+    try:
+        channels.check_amount(found.customer.country, token.channel_code, amount)
+    except InvalidMoney as error:
+        return str(error)
+    return None
+
+
+def _prepare(found: queries.FoundWithTokens, token: PaymentToken, now: datetime, rules: Rules) -> Begun:
+    attempt, plan = found.attempt, found.plan
     request = ChargeRequest(
         reference_id=attempt.reference_id,
         payment_token_id=token.payment_token_id,
         channel_code=token.channel_code,
         amount=Money(attempt.amount_minor, attempt.currency),
-        country=customer.country,
-        description=f"{plan.name}, {invoice.number}",
+        country=found.customer.country,
+        description=f"{plan.name}, {found.invoice.number}",
         metadata={
             "subscription_id": attempt.subscription_id,
             "invoice_id": attempt.invoice_id,
@@ -223,8 +232,14 @@ def _submit(
         recurring=RecurringTerms(frequency_days(schedule_from_text(plan.schedule)), _contract_end(now.date())),
         return_url=rules.return_base,
     )
-    # The lease outlives the longest call by a wide margin; what has not left by then must not leave at all.
-    return Begun(attempt.id, request, lease_id, time.monotonic() + rules.call_limit.total_seconds())
+    return Begun(
+        attempt.id,
+        request,
+        lease_id=new_id("lease"),
+        # The lease outlives the longest call by a wide margin; what has not left by then must not leave at all.
+        lease_until=real_now() + rules.submitted_lease,
+        send_before=time.monotonic() + rules.call_limit.total_seconds(),
+    )
 
 
 def _contract_end(today: date) -> date:
@@ -363,6 +378,7 @@ def _succeeded(
     _note_ids_and_codes(attempt, report)
     late = attempt.status in (AttemptStatus.FAILED, AttemptStatus.CANCELED)
     attempt.status = AttemptStatus.SUCCEEDED
+    attempt.submitted_at = attempt.submitted_at or now  # Xendit has it, even if we took it back as not sent
     attempt.settled_at = now
     attempt.next_check_at = attempt.lease_until = None
     attempt.cancel_wanted = False
@@ -496,6 +512,7 @@ def fail_attempt(
     attempt = found.attempt
     _note_ids_and_codes(attempt, report)
     attempt.status = AttemptStatus.FAILED
+    attempt.submitted_at = attempt.submitted_at or now
     attempt.failure_code = code
     attempt.decline_class = verdict.cls
     attempt.settled_at = now

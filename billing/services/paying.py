@@ -36,6 +36,7 @@ def pay_invoice(parts: Parts, invoice_id: str, token_id: str | None) -> str:
             invoice.status, invoice.closed_at = InvoiceStatus.OPEN, None
         if invoice.status != InvoiceStatus.OPEN:
             raise IllegalTransition(f"cannot charge invoice {invoice.number}: it is {invoice.status}")
+        replaced = take_planned(session, invoice, now)
         if may_still_move_money(session, invoice):
             raise Conflict(
                 f"invoice {invoice.number} has an attempt whose end is not known yet;"
@@ -49,7 +50,6 @@ def pay_invoice(parts: Parts, invoice_id: str, token_id: str | None) -> str:
                 raise Conflict(f"token {token.id} is {token.status}; only an ACTIVE token can be charged")
             if token.blocked_reason is not None:
                 raise Conflict(f"token {token.id} must not be tried again: {token.blocked_reason}")
-        replaced = take_planned(session, invoice, now)
         invoice.hold_reason = None
         attempt = schedule_attempt(
             session, invoice, now, origin="operator", payment_token_id=token_id, replaces_at=replaced

@@ -253,12 +253,14 @@ def _without_future(session: Session, found: queries.Found, now: datetime) -> st
 def revise_plan(session: Session, found: queries.Found, verdict: Classified, now: datetime) -> None:
     """Better codes arrived after a retry was planned: it may only become later, or fall away."""
     planned = session.scalar(
-        select(ChargeAttempt).where(
+        select(ChargeAttempt)
+        .where(
             ChargeAttempt.invoice_id == found.invoice.id,
             ChargeAttempt.status == AttemptStatus.SCHEDULED,
             ChargeAttempt.origin == "dunning",
             ChargeAttempt.number == found.attempt.number + 1,
         )
+        .with_for_update()
     )
     _note_decline_on_token(session, found.attempt, verdict)
     if planned is None:

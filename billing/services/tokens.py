@@ -110,8 +110,10 @@ def _use_for_waiting_invoices(session: Session, customer_id: str, token: Payment
     for subscription_id, invoice_id in session.execute(waiting).all():
         invoice = session.get_one(Invoice, invoice_id, populate_existing=True)
         _supersede_action(session, invoice, now)
-        if invoice.status == InvoiceStatus.OPEN and not may_still_move_money(session, invoice):
-            replaced = take_planned(session, invoice, now)
+        if invoice.status != InvoiceStatus.OPEN:
+            continue
+        replaced = take_planned(session, invoice, now)
+        if not may_still_move_money(session, invoice):
             schedule_attempt(session, invoice, now, origin="new_token", payment_token_id=token.id, replaces_at=replaced)
             tell(session, subscription_id, now, "customer.new_method", token=token.id, invoice=invoice.number)
 
@@ -143,11 +145,12 @@ def may_still_move_money(session: Session, invoice: Invoice) -> bool:
 
 
 def take_planned(session: Session, invoice: Invoice, now: datetime) -> datetime | None:
-    """Withdraw the planned retry in favour of one now. Its time is kept: the ladder is not used up by hand (U1)."""
+    """Withdraw the planned retry in favour of one now. Its time is kept: the ladder is not used up by hand (U1).
+    Afterwards ask `may_still_move_money`: a worker may have begun it a moment ago."""
     planned = session.scalar(
-        select(ChargeAttempt).where(
-            ChargeAttempt.invoice_id == invoice.id, ChargeAttempt.status == AttemptStatus.SCHEDULED
-        )
+        select(ChargeAttempt)
+        .where(ChargeAttempt.invoice_id == invoice.id, ChargeAttempt.status == AttemptStatus.SCHEDULED)
+        .with_for_update()
     )
     if planned is None:
         return None

@@ -79,13 +79,12 @@ def apply_stored_event(parts: Parts, event_id: str, read_event: ReadEvent, *, ag
     now = parts.clock.now()
     try:
         with parts.transaction() as session:
-            row = session.scalar(
-                select(WebhookEvent).where(WebhookEvent.id == event_id).with_for_update(skip_locked=not again)
-            )
+            # Waits, never skips: who holds the row may only be counting another delivery of the same event.
+            row = session.scalar(select(WebhookEvent).where(WebhookEvent.id == event_id).with_for_update())
             if row is None or (not again and row.state not in (EventState.RECEIVED, EventState.UNMATCHED)):
                 return
-            row.tries += 1
             matched, subscription_id = _apply(session, read_event(row.payload), now, parts.rules)
+            row.tries += 1
             row.lease_until = None
             row.error = None
             if matched:

@@ -68,4 +68,6 @@ def _store_offset(session: Session, offset: timedelta) -> None:
 
 def require_test_clock(enabled: bool) -> None:
     if not enabled:
-        raise InvalidSetting("BILLING_TEST_CLOCK: not set, so time cannot be moved; for example BILLING_TEST_CLOCK=true")
+        raise InvalidSetting(
+            "BILLING_TEST_CLOCK: not set, so time cannot be moved; for example BILLING_TEST_CLOCK=true"
+        )

@@ -386,9 +386,7 @@ class SkippedPeriod(Base):
     run_id: Mapped[str | None]
     created_at: Mapped[datetime]
 
-    __table_args__ = (
-        UniqueConstraint("subscription_id", "period_key", name="uq_skipped_periods_subscription_period"),
-    )
+    __table_args__ = (UniqueConstraint("subscription_id", "period_key", name="uq_skipped_periods_subscription_period"),)
 
 
 class WebhookEvent(Base):
@@ -490,5 +488,3 @@ class QuotaPause(Base):
 
     endpoint: Mapped[str] = mapped_column(primary_key=True)
     until: Mapped[datetime]
-
-

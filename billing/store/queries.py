@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import CursorResult, Select, and_, bindparam, exists, func, or_, select, text, update
+from sqlalchemy import CursorResult, Select, Table, and_, bindparam, exists, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session, aliased, object_session
 
 from billing.domain.lifecycle import BILLABLE, UNFINISHED, AttemptStatus, InvoiceStatus
 from billing.store.models import (
@@ -34,14 +34,19 @@ CLAIM_LEASE = timedelta(seconds=120)
 
 @dataclass(slots=True)
 class Found:
-    """An attempt with all it belongs to, read under the subscription's lock."""
+    """An attempt with all it belongs to."""
 
     attempt: ChargeAttempt
     invoice: Invoice
     subscription: Subscription
-    plan: Plan
-    customer: Customer
-    captures: list[Capture] = field(default_factory=list)
+    captures: list[Capture]
+
+    @property
+    def plan(self) -> Plan:
+        """Read when it is asked for: most charges succeed and never need it."""
+        session = object_session(self.subscription)
+        assert session is not None  # noqa: S101 - found in one, used in the same
+        return session.get_one(Plan, self.subscription.plan_id)
 
 
 @dataclass(slots=True)
@@ -56,8 +61,9 @@ class TokenWithDeclines:
 
 @dataclass(slots=True)
 class FoundWithTokens(Found):
-    charging_stopped: bool = False
-    tokens: list[TokenWithDeclines] = field(default_factory=list)
+    customer: Customer
+    charging_stopped: bool
+    tokens: list[TokenWithDeclines]
 
 
 # ---------------------------------------------------------------------------------------------------- locks
@@ -77,11 +83,9 @@ def lock_subscription_of_attempt(session: Session, attempt_id: str) -> str | Non
 
 def _attempt_joined(*extra: Any) -> Select[Any]:
     return (
-        select(ChargeAttempt, Invoice, Subscription, Plan, Customer, *extra)
+        select(ChargeAttempt, Invoice, Subscription, *extra)
         .join(Invoice, Invoice.id == ChargeAttempt.invoice_id)
         .join(Subscription, Subscription.id == ChargeAttempt.subscription_id)
-        .join(Plan, Plan.id == Subscription.plan_id)
-        .join(Customer, Customer.id == Subscription.customer_id)
         .where(ChargeAttempt.id == bindparam("attempt_id"))
         .execution_options(populate_existing=True)
     )
@@ -93,8 +97,8 @@ _WITH_INVOICE = _attempt_joined(Capture).outerjoin(Capture, Capture.invoice_id =
 def attempt_with_invoice(session: Session, attempt_id: str) -> Found:
     """The attempt, its surroundings and the captures its invoice has, fresh."""
     rows = session.execute(_WITH_INVOICE, {"attempt_id": attempt_id}).all()
-    attempt, invoice, subscription, plan, customer, _ = rows[0]
-    return Found(attempt, invoice, subscription, plan, customer, [row[5] for row in rows if row[5] is not None])
+    attempt, invoice, subscription, _ = rows[0]
+    return Found(attempt, invoice, subscription, [row[3] for row in rows if row[3] is not None])
 
 
 def _with_tokens() -> Select[Any]:
@@ -119,27 +123,67 @@ def _with_tokens() -> Select[Any]:
         )
         .correlate(ChargeAttempt, PaymentToken)
     )
-    return _attempt_joined(
-        exists().where(ChargingStop.id == 1),
-        PaymentToken,
-        declines.where(other.settled_at > bindparam("a_day_ago")).scalar_subquery(),
-        declines.where(other.settled_at > bindparam("a_month_ago")).scalar_subquery(),
-        here_today,
-    ).outerjoin(PaymentToken, PaymentToken.customer_id == Customer.id)
+    return (
+        _attempt_joined(
+            Plan,
+            Customer,
+            exists().where(ChargingStop.id == 1),
+            PaymentToken,
+            declines.where(other.settled_at > bindparam("a_day_ago")).scalar_subquery(),
+            declines.where(other.settled_at > bindparam("a_month_ago")).scalar_subquery(),
+            here_today,
+        )
+        .join(Plan, Plan.id == Subscription.plan_id)
+        .join(Customer, Customer.id == Subscription.customer_id)
+        .outerjoin(PaymentToken, PaymentToken.customer_id == Customer.id)
+    )
 
 
 _WITH_TOKENS = _with_tokens()
 
 
-def attempt_with_tokens(session: Session, attempt_id: str, now: datetime) -> FoundWithTokens:
+def attempt_with_tokens(session: Session, attempt_id: str, now: datetime) -> FoundWithTokens | None:
     """The attempt, its surroundings and the customer's tokens with their declines, in one statement."""
     rows = session.execute(
         _WITH_TOKENS,
         {"attempt_id": attempt_id, "a_day_ago": now - timedelta(days=1), "a_month_ago": now - timedelta(days=30)},
     ).all()
-    attempt, invoice, subscription, plan, customer, charging_stopped = rows[0][:6]
+    if not rows:
+        return None
+    attempt, invoice, subscription, _plan, customer, charging_stopped = rows[0][:6]
     tokens = [TokenWithDeclines(*row[6:10]) for row in rows if row[6] is not None]
-    return FoundWithTokens(attempt, invoice, subscription, plan, customer, [], charging_stopped, tokens)
+    return FoundWithTokens(attempt, invoice, subscription, [], customer, charging_stopped, tokens)
+
+
+_attempts = cast(Table, ChargeAttempt.__table__)
+_SUBMIT = (
+    update(_attempts)
+    .where(_attempts.c.id == bindparam("attempt_id"), _attempts.c.status == AttemptStatus.SCHEDULED)
+    .values(
+        status=AttemptStatus.SUBMITTED,
+        submitted_at=bindparam("now"),
+        payment_token_id=bindparam("token_id"),
+        fingerprint=bindparam("card"),
+        lease_until=bindparam("until"),
+        lease_id=bindparam("lease"),
+        error=None,
+    )
+)
+
+
+def submit(
+    session: Session, attempt_id: str, token: PaymentToken, lease_id: str, now: datetime, lease_until: datetime
+) -> bool:
+    """scheduled -> submitted. True for the one caller who won it."""
+    values = {
+        "attempt_id": attempt_id,
+        "now": now,
+        "token_id": token.id,
+        "card": token.fingerprint,
+        "until": lease_until,
+        "lease": lease_id,
+    }
+    return cast("CursorResult[Any]", session.execute(_SUBMIT, values)).rowcount == 1
 
 
 # --------------------------------------------------------------------------------------------------- claims
@@ -337,9 +381,7 @@ def insert_rows(session: Session, table: type[Base], rows: Sequence[Mapping[str,
 
 def overdue_invoices(now: datetime, limit: int) -> Select[str, str]:
     """Open invoices whose grace is over, with their subscription; those with an attempt under way are left alone."""
-    unfinished = exists().where(
-        and_(ChargeAttempt.invoice_id == Invoice.id, ChargeAttempt.status.in_(UNFINISHED))
-    )
+    unfinished = exists().where(and_(ChargeAttempt.invoice_id == Invoice.id, ChargeAttempt.status.in_(UNFINISHED)))
     return (
         select(Invoice.id, Invoice.subscription_id)
         .where(
@@ -359,5 +401,3 @@ def stop_charging(session: Session, reason: str, now: datetime) -> None:
 def lift_charging_stop(session: Session) -> bool:
     result = session.execute(text("DELETE FROM charging_stop"))
     return isinstance(result, CursorResult) and result.rowcount > 0
-
-

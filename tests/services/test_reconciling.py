@@ -1,0 +1,158 @@
+"""Our books against Xendit's list of a day; and one look-up seen from close by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import date
+
+import pytest
+from sqlalchemy import text
+
+from billing.domain.gateway import TransactionRow
+from billing.services import reconciling
+from tests.world import START, World
+
+TODAY = date(2026, 1, 31)
+
+
+@pytest.fixture
+def world(database_url: str) -> Iterator[World]:
+    with World(database_url, made_up=True) as world:
+        yield world
+
+
+def test_on_a_good_day_nothing_differs(world: World) -> None:
+    for number in range(60):  # more than one page of Xendit's list
+        world.subscribe_save(f"customer{number}")
+    world.run()
+    world.deliver_webhooks()
+
+    assert reconciling.compare_day(world.parts, TODAY) == []
+
+
+def test_what_xendit_collected_and_we_do_not_know_is_settled(world: World) -> None:
+    ana = world.subscribe_save()
+    world.break_calls("TIMEOUT_AFTER")
+    world.run()
+    world.deliver_webhooks(lose=["payment.capture"])
+
+    (difference,) = reconciling.compare_day(world.parts, TODAY)
+
+    assert (difference.kind, difference.reference_id) == ("missing_here", ana.attempt.reference_id)
+    assert (ana.status, ana.invoice.status) == ("active", "paid")
+    assert reconciling.compare_day(world.parts, TODAY) == [], "the second time there is nothing left"
+
+
+def test_money_collected_after_a_failure_is_found_in_the_list(world: World) -> None:
+    """W4, with the webhook lost as well."""
+    ana = world.subscribe_save()
+    ana.script("NO_WEBHOOK:LATE_CAPTURE:INSUFFICIENT_BALANCE:3600")
+    world.run()
+    world.advance(hours=2)
+    world.deliver_webhooks(lose=["payment.capture", "payment.failure"])
+    assert ana.outcomes == ["failed", "scheduled"]
+
+    reconciling.compare_day(world.parts, TODAY)
+
+    assert ana.outcomes == ["succeeded", "canceled"]
+    assert world.collected() == [50_000]
+
+
+def test_what_we_count_and_xendit_does_not_is_listed(world: World) -> None:
+    ana = world.subscribe_save()
+    world.run()
+    world.deliver_webhooks()
+    with world.parts.transaction() as session:
+        session.execute(text("UPDATE captures SET payment_id = 'py-nobody-knows'"))
+        session.execute(text("UPDATE charge_attempts SET reference_id = 'att-nobody-knows'"))
+
+    kinds = {difference.kind for difference in reconciling.compare_day(world.parts, TODAY)}
+
+    assert kinds == {"unknown_payment", "missing_there"}
+    with world.parts.transaction() as session:
+        session.execute(
+            text("UPDATE charge_attempts SET reference_id = :known"), {"known": world.ledger()[0]["reference_id"]}
+        )
+    assert ana.invoice.status == "paid", "nothing is changed by it: a person asks Xendit"
+
+
+def test_amounts_that_differ_are_listed(world: World) -> None:
+    world.subscribe_save()
+    world.run()
+    world.deliver_webhooks()
+    with world.parts.transaction() as session:
+        session.execute(text("UPDATE captures SET amount_minor = 49999"))
+        session.execute(text("UPDATE invoices SET amount_paid_minor = 49999"))
+
+    (difference,) = reconciling.compare_day(world.parts, TODAY)
+
+    assert (difference.kind, difference.ours) == ("amount", "49999")
+
+
+def test_comparing_charges_nobody(world: World) -> None:
+    """U5."""
+    ana = world.subscribe_save()
+    ana.script("INSUFFICIENT_BALANCE")
+    world.run()
+    before = world.calls()
+
+    reconciling.compare_day(world.parts, TODAY)
+
+    assert world.calls() == before
+
+
+@pytest.mark.parametrize(
+    ("rows", "status"),
+    [
+        ([], "in_doubt"),
+        (["FAILED without payment"], "pending"),
+        (["PENDING without payment"], "pending"),
+        (["REFUND"], "in_doubt"),
+        (["FAILED", "SUCCESS"], "succeeded"),
+        (["SUCCESS", "FAILED"], "succeeded"),
+    ],
+)
+def test_the_list_is_read_for_money_first(
+    world: World, monkeypatch: pytest.MonkeyPatch, rows: list[str], status: str
+) -> None:
+    ana = world.subscribe_save()
+    world.break_calls("TIMEOUT_AFTER")
+    world.run()
+    paid = world.ledger()[0]["payment_id"]
+    listed = [_row(name, ana.attempt.reference_id, paid) for name in rows]
+    monkeypatch.setattr(world.gateway, "find_transactions", lambda _reference: listed)
+
+    world.advance(minutes=1)
+    ana.look_up()
+
+    assert ana.outcomes == [status]
+    world.deliver_webhooks()
+
+
+def _row(name: str, reference: str, payment_id: str) -> TransactionRow:
+    kind = "REFUND" if name == "REFUND" else "PAYMENT"
+    known = payment_id if name == "SUCCESS" else None
+    return TransactionRow("txn-1", kind, name.split(" ", maxsplit=1)[0], reference, known, None, START)
+
+
+@pytest.mark.parametrize("change", ["attempt_is_gone", "nothing_to_check"])
+def test_a_late_message_to_look_up_does_nothing(world: World, change: str) -> None:
+    ana = world.subscribe_save()
+    world.run()
+    before = world.calls("GET /v3/payment_requests/{id}")
+
+    reconciling.check_attempt(world.parts, ana.attempt.id if change == "nothing_to_check" else "att-unknown")
+
+    assert world.calls("GET /v3/payment_requests/{id}") == before
+
+
+def test_look_ups_become_rare(world: World) -> None:
+    """Minutes at first, then hours: seven in the first day, not one a minute."""
+    ana = world.subscribe_save()
+    world.break_calls("TIMEOUT_BEFORE")
+    world.run()
+
+    world.live(hours=25)
+
+    assert ana.outcomes == ["in_doubt"]
+    assert world.calls("GET /transactions") == 7
