@@ -1,4 +1,4 @@
-"""`billing demo`: a whole subscriber base lived through (billing/demo.py), with nothing to install."""
+"""`billing demo`: a whole subscriber base lived through (billing/demo/), with nothing to install."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from billing.cli.values import AsJson
 
 
 def demo(
-    customers: Annotated[int, typer.Option(help="How many subscribers.", min=1, max=5_000)] = 60,
-    months: Annotated[int, typer.Option(help="How many months are lived through.", min=1, max=60)] = 6,
-    seed: Annotated[int, typer.Option(help="The same seed tells the same story.", min=0)] = 1,
+    customers: Annotated[int | None, typer.Option(help="How many subscribers; 120 if not given.", min=1, max=5_000)] = None,
+    months: Annotated[int | None, typer.Option(help="How many months; 12 if not given.", min=1, max=60)] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed tells the same story.", min=0)] = None,
     as_json: AsJson = False,
 ) -> None:
     """Live through some months of billing against the built-in Xendit simulator.
 
-    Brings its own PostgreSQL; touches no database and no account of yours.
+    Brings its own servers; touches no database and no account of yours. Example: billing demo --customers 30 --months 3
     """
     from billing.demo import run_demo  # noqa: PLC0415 - the demo's rooms are opened only for the demo
 

@@ -171,8 +171,9 @@ class Year:
         """Wait until the workers are done and no webhook is on its way. Returns how much waits for a billing run."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < deadline:
+            queued = self._webhooks_queued()  # asked first: a webhook leaves this queue for what is counted next
             waiting, in_hand = self._busy()
-            if waiting or not (in_hand or self._webhooks_queued()):
+            if waiting or not (in_hand or queued):
                 return waiting
             self.stage.check_alive()
             time.sleep(POLL_SECONDS)

@@ -58,18 +58,18 @@ def test_a_finding_is_exit_status_1_after_the_report(billing: Terminal) -> None:
     assert "charging" in people.out
 
 
-def test_an_operator_can_stop_all_charging_and_let_it_go_on(billing: Terminal) -> None:
-    stopped = billing.json("charging", "stop", "--reason", "bank holiday")
+def test_an_operator_can_stop_all_charging_and_let_it_go_on(shop: Terminal) -> None:
+    stopped = shop.json("charging", "stop", "--reason", "bank holiday")
     assert stopped["stopped"] is True
     assert "bank holiday" in stopped["reason"]
 
-    refused = billing("run", "--json")
+    refused = shop("run", "--json")
     assert refused.status == 1
     assert "bank holiday" in refused.err
     assert "billing charging resume" in refused.err
 
-    assert billing.json("charging", "resume")["stopped"] is False
-    assert billing.json("run")["attempted"] == 0
+    assert shop.json("charging", "resume")["stopped"] is False
+    assert shop.json("run")["attempted"] == 0
 
 
 # ------------------------------------------------------------------------------------------------- reconcile
