@@ -29,6 +29,7 @@ POLL_SECONDS = 0.02
 PATIENCE_SECONDS = 15.0  # for what is under way; whatever it is, it must not stop the demo for good
 RUNS_AT_ONE_INSTANT = 6  # one run can make work for the next: a new card, a look-up
 OFFICE_THREADS = 8
+TROUBLE = frozenset({"attempt.failed", "attempt.in_doubt", "attempt.pending", "attempt.requires_action"})
 TOGETHER = timedelta(minutes=15)  # what people do and what is due
 LATER_THAT_DAY = timedelta(minutes=12)  # by then a session whose webhook was lost is asked about
 NEXT_DAY = timedelta(hours=26)  # an abandoned session has expired by then
@@ -70,7 +71,6 @@ _BUSY = text(
         UNION ALL SELECT true FROM payment_sessions, clock WHERE next_check_at <= now
         UNION ALL SELECT false FROM payment_sessions, clock
             WHERE next_check_at BETWEEN now + interval '4 minutes' AND now + interval '6 minutes'
-        UNION ALL SELECT false FROM webhook_events WHERE next_try_at IS NOT NULL AND state = 'received'
         UNION ALL SELECT true FROM subscriptions, clock WHERE next_billing_at <= now AND hold_reason IS NULL
             AND status IN ('trialing', 'active', 'past_due')
         UNION ALL SELECT true FROM invoices, clock
@@ -78,7 +78,9 @@ _BUSY = text(
             AND NOT EXISTS (SELECT 1 FROM charge_attempts AS a WHERE a.invoice_id = invoices.id AND a.status IN
                 ('scheduled', 'submitted', 'pending', 'requires_action', 'in_doubt'))
     )
-    SELECT count(*) FILTER (WHERE waits) AS waiting, count(*) FILTER (WHERE NOT waits) AS in_hand FROM due
+    SELECT count(*) FILTER (WHERE waits) AS waiting, count(*) FILTER (WHERE NOT waits) AS in_hand,
+        (SELECT count(*) FROM webhook_events WHERE next_try_at IS NOT NULL AND state = 'received') AS events
+    FROM due
     """
 )
 
@@ -121,10 +123,9 @@ class Year:
         self._open_shop()
         while (instant := self._next_instant()) < end:
             self._move_to(instant)
-            self._live()
-            self._bill()
+            self._bill(news=self._live())
         self._move_to(end)
-        self._bill()
+        self._bill(news=True)
 
     # ------------------------------------------------------------------------------------------------ time
 
@@ -148,47 +149,56 @@ class Year:
     def _plan(self, at: datetime, action: Callable[[], None]) -> None:
         heapq.heappush(self._agenda, (at, next(self._order), action))
 
-    def _live(self) -> None:
+    def _live(self) -> bool:
         """What people do now; what Xendit tells of by itself, such as the end of a session, comes first."""
-        if self._agenda and self._agenda[0][0] <= self.now:
-            self._settle()
+        if not self._agenda or self._agenda[0][0] > self.now:
+            return False
+        self._settle(news=True)
         while self._agenda and self._agenda[0][0] <= self.now:
             _, _, action = heapq.heappop(self._agenda)
             action()
+        return True
 
     # ------------------------------------------------------------------------------------------------ cron
 
-    def _bill(self) -> None:
-        """Billing runs until nothing is due any more, then what came of them."""
+    def _bill(self, *, news: bool) -> None:
+        """Billing runs until nothing is due any more, then what came of them.
+
+        `news`: webhooks matter at this instant, because somebody has just signed up, was declined or is in doubt. Of
+        charges that have succeeded they only say again what the answer has said, so time need not wait for them.
+        """
         tries = RUNS_AT_ONE_INSTANT
-        while self._settle() and tries:
+        while self._settle(news=news) and tries:
             runs.run_on_workers(self.stage.parts, self.stage.send, None, lambda _totals: None, wait=False)
             tries -= 1
-        self._read_facts()
+        if self._read_facts() & TROUBLE and not news:
+            self._bill(news=True)
+            return
         self.audience.advanced(self.now, paid=self.paid, failed=self.failed)
 
-    def _settle(self) -> int:
-        """Wait until the workers are done and no webhook is on its way. Returns how much waits for a billing run."""
+    def _settle(self, *, news: bool) -> int:
+        """Wait until the workers are done. Returns how much waits for a billing run."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < deadline:
-            queued = self._webhooks_queued()  # asked first: a webhook leaves this queue for what is counted next
-            waiting, in_hand = self._busy()
-            if waiting or not (in_hand or queued):
+            queued = self._webhooks_queued() if news else 0  # asked first: they leave this queue for what comes next
+            waiting, in_hand, events = self._busy()
+            if waiting or not (in_hand or (news and (events or queued))):
                 return waiting
             self.stage.check_alive()
             time.sleep(POLL_SECONDS)
         return 0
 
-    def _busy(self) -> tuple[int, int]:
+    def _busy(self) -> tuple[int, int, int]:
         with self.stage.app.engine.connect() as connection:
             row = connection.execute(_BUSY).one()
-        return row.waiting, row.in_hand
+        return row.waiting, row.in_hand, row.events
 
     def _webhooks_queued(self) -> int:
         counts = self.stage.simulator.get("/_simulator/webhooks?summary")["counts"]
         return sum(row["count"] for row in counts if row["status"] == "QUEUED")
 
-    def _read_facts(self) -> None:
+    def _read_facts(self) -> set[str]:
+        """What has happened since the last look, by kind."""
         with self.stage.parts.sessions() as session:
             facts = session.scalars(select(Fact).where(Fact.id > self._last_fact).order_by(Fact.id)).all()
         for fact in facts:
@@ -199,6 +209,7 @@ class Year:
             self.audience.noticed(person.name, person.plan.currency, fact)
             if fact.kind == "customer.asked":
                 self._asked(person, fact)
+        return {fact.kind for fact in facts}
 
     # ---------------------------------------------------------------------------------- the merchant's office
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from sqlalchemy import CursorResult, Select, Table, and_, bindparam, exists, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.orm import Session, aliased, object_session
+from sqlalchemy.orm import Session, aliased, load_only, object_session
 
 from billing.domain.lifecycle import BILLABLE, UNFINISHED, AttemptStatus, InvoiceStatus
 from billing.store.models import (
@@ -40,10 +40,13 @@ class Found:
     invoice: Invoice
     subscription: Subscription
     captures: list[Capture]
+    plan_read: Plan | None
 
     @property
     def plan(self) -> Plan:
-        """Read when it is asked for: most charges succeed and never need it."""
+        """Read when it is asked for: a charge that succeeds needs it only to begin."""
+        if self.plan_read is not None:
+            return self.plan_read
         session = object_session(self.subscription)
         assert session is not None  # noqa: S101 - found in one, used in the same
         return session.get_one(Plan, self.subscription.plan_id)
@@ -81,12 +84,34 @@ def lock_subscription_of_attempt(session: Session, attempt_id: str) -> str | Non
     return session.scalar(_LOCK, {"attempt_id": attempt_id})
 
 
+# What the charge path reads of each row. Anything else is read when it is asked for: every column has its price.
+_SUBSCRIPTION = load_only(
+    Subscription.status,
+    Subscription.reference,
+    Subscription.customer_id,
+    Subscription.plan_id,
+    Subscription.payment_token_id,
+)
+_PLAN = load_only(Plan.name, Plan.schedule, Plan.dunning)
+_CUSTOMER = load_only(Customer.country)
+_TOKEN = load_only(
+    PaymentToken.payment_token_id,
+    PaymentToken.customer_id,
+    PaymentToken.status,
+    PaymentToken.channel_code,
+    PaymentToken.fingerprint,
+    PaymentToken.rank,
+    PaymentToken.blocked_reason,
+)
+
+
 def _attempt_joined(*extra: Any) -> Select[Any]:
     return (
         select(ChargeAttempt, Invoice, Subscription, *extra)
         .join(Invoice, Invoice.id == ChargeAttempt.invoice_id)
         .join(Subscription, Subscription.id == ChargeAttempt.subscription_id)
         .where(ChargeAttempt.id == bindparam("attempt_id"))
+        .options(_SUBSCRIPTION)
         .execution_options(populate_existing=True)
     )
 
@@ -98,7 +123,7 @@ def attempt_with_invoice(session: Session, attempt_id: str) -> Found:
     """The attempt, its surroundings and the captures its invoice has, fresh."""
     rows = session.execute(_WITH_INVOICE, {"attempt_id": attempt_id}).all()
     attempt, invoice, subscription, _ = rows[0]
-    return Found(attempt, invoice, subscription, [row[3] for row in rows if row[3] is not None])
+    return Found(attempt, invoice, subscription, [row[3] for row in rows if row[3] is not None], plan_read=None)
 
 
 def _with_tokens() -> Select[Any]:
@@ -136,6 +161,7 @@ def _with_tokens() -> Select[Any]:
         .join(Plan, Plan.id == Subscription.plan_id)
         .join(Customer, Customer.id == Subscription.customer_id)
         .outerjoin(PaymentToken, PaymentToken.customer_id == Customer.id)
+        .options(_PLAN, _CUSTOMER, _TOKEN)
     )
 
 
@@ -150,9 +176,9 @@ def attempt_with_tokens(session: Session, attempt_id: str, now: datetime) -> Fou
     ).all()
     if not rows:
         return None
-    attempt, invoice, subscription, _plan, customer, charging_stopped = rows[0][:6]
+    attempt, invoice, subscription, plan, customer, charging_stopped = rows[0][:6]
     tokens = [TokenWithDeclines(*row[6:10]) for row in rows if row[6] is not None]
-    return FoundWithTokens(attempt, invoice, subscription, [], customer, charging_stopped, tokens)
+    return FoundWithTokens(attempt, invoice, subscription, [], plan, customer, charging_stopped, tokens)
 
 
 _attempts = cast(Table, ChargeAttempt.__table__)
