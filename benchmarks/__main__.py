@@ -25,7 +25,9 @@ def main() -> int:
     for column in ("measure", "figure", "goal", ""):
         table.add_column(column)
     for result in results:
-        table.add_row(result.measure, result.figure, result.goal, "" if not result.goal else "met" if result.met else "MISSED")
+        table.add_row(
+            result.measure, result.figure, result.goal, "" if not result.goal else "met" if result.met else "MISSED"
+        )
     console.print(table)
     return 0 if all(result.met for result in results) else 1
 

@@ -33,7 +33,9 @@ def main() -> list[Result]:
             counted = _count(app, url)
     statements, commits = counted.statements / RENEWALS, counted.commits / RENEWALS
     return [
-        Result("SQL statements of a renewal", f"{statements:.1f}", f"<= {MOST_STATEMENTS}", statements <= MOST_STATEMENTS),
+        Result(
+            "SQL statements of a renewal", f"{statements:.1f}", f"<= {MOST_STATEMENTS}", statements <= MOST_STATEMENTS
+        ),
         Result("commits of a renewal", f"{commits:.1f}", f"<= {MOST_COMMITS}", commits <= MOST_COMMITS),
     ]
 

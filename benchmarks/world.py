@@ -21,7 +21,7 @@ from billing.embedded import postgres
 from billing.settings import load_settings
 from billing.store import migrate
 
-CALLBACK_TOKEN = "benchmark-callback-token"  # noqa: S105 - of a simulator on this machine
+CALLBACK_TOKEN = "benchmark-callback-token"
 NOW = datetime(2027, 1, 15, 3, 0, tzinfo=UTC)
 
 

@@ -4,11 +4,11 @@ The floors, each importing only those below it (import-linter holds them apart):
 
     cli/                 roof: what people type
     workers/             (top level) the only place that knows dramatiq
-    web.py, demo.py      webhooks and health; the demonstration
+    web.py, demo/        webhooks and health; the demonstration
     app.py               composition root: settings -> App(sessions, gateway, quota, clock)
     services/            the steps: onboarding, invoicing, charging (the heart), webhooks, reconciling, runs ...
     store/ xendit/       what is remembered; the outside world and its simulator
-    quota.py embedded.py the shared request budget; servers for demo, dev and tests
+    quota.py embedded.py the shared request budget; servers for demo, dev and tests (processes.py: child processes)
     domain/              rules: money, schedule, lifecycle, declines, dunning, the gateway port
     settings.py errors.py
 

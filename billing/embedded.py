@@ -188,9 +188,7 @@ def _listen_on_free_port(command: list[str], *, scratch: _Scratch, running: Exit
             guard = attempt.enter_context(_guarded(arguments, stop=signal.SIGTERM, scratch=scratch))
             try:
                 # Its own log, not a PING: on a lost race for the port somebody else's server would answer.
-                _wait_until(
-                    lambda: scratch.log_says("Ready to accept"), "Valkey", guard=guard, scratch=scratch
-                )
+                _wait_until(lambda: scratch.log_says("Ready to accept"), "Valkey", guard=guard, scratch=scratch)
             except EmbeddedServerFailed:
                 if tries_left and scratch.log_says("already in use"):
                     continue
@@ -319,9 +317,7 @@ def _remove_abandoned(parent: Path) -> None:
 
 
 @contextmanager
-def _guarded(
-    command: list[str], *, stop: signal.Signals, scratch: _Scratch
-) -> Iterator[subprocess.Popen[bytes]]:
+def _guarded(command: list[str], *, stop: signal.Signals, scratch: _Scratch) -> Iterator[subprocess.Popen[bytes]]:
     """A server (or initdb) under a guard. The guard ends when the server does, and has its exit status."""
     arguments = [str(os.getpid()), str(stop.value), str(scratch.path), *command]
     # Nothing of our environment: neither secrets nor PG* variables are the server's business.
@@ -349,9 +345,7 @@ def _guarded(
             guard.wait()
 
 
-def _wait_until(
-    ready: Callable[[], bool], name: str, *, guard: subprocess.Popen[bytes], scratch: _Scratch
-) -> None:
+def _wait_until(ready: Callable[[], bool], name: str, *, guard: subprocess.Popen[bytes], scratch: _Scratch) -> None:
     deadline = time.monotonic() + _START_SECONDS
     while not ready():
         if guard.poll() is not None:

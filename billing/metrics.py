@@ -30,7 +30,9 @@ def _measure(parts: Parts, registry: CollectorRegistry) -> None:
     attempts = Gauge("billing_attempts_unfinished", "Charge attempts under way", ["status"], registry=registry)
     oldest = Gauge("billing_oldest_due_seconds", "Age of the oldest due work not begun", ["kind"], registry=registry)
     events = Gauge("billing_webhook_events_waiting", "Stored events not applied", ["state"], registry=registry)
-    stopped = Gauge("billing_charging_stopped", "1 while the account is refused and nothing is charged", registry=registry)
+    stopped = Gauge(
+        "billing_charging_stopped", "1 while the account is refused and nothing is charged", registry=registry
+    )
     with parts.sessions() as session:
         counted = session.execute(
             select(ChargeAttempt.status, func.count())

@@ -60,10 +60,10 @@ def make_quota(sessions: Sessions, requests_per_minute: float) -> Quota:
 
 
 class Unlimited:
-    def acquire(self, endpoint: str, *, wait_seconds: float) -> bool:
+    def acquire(self, endpoint: str, *, wait_seconds: float) -> bool:  # noqa: ARG002 - the port's signature
         return True
 
-    def pause(self, endpoint: str, seconds: float) -> None:
+    def pause(self, endpoint: str, seconds: float) -> None:  # noqa: ARG002 - the port's signature
         return None
 
 

@@ -24,9 +24,7 @@ LOCKS = ("requirements.lock", "requirements-dev.lock")
 def test_a_lock_file_pins_by_hash_and_names_no_index(name: str) -> None:
     text = (ROOT / name).read_text()
 
-    assert not re.search(
-        r"https?:|file:|^\s*-(?!-hash)|--(index-url|extra-index-url|find-links)", text, re.MULTILINE
-    )
+    assert not re.search(r"https?:|file:|^\s*-(?!-hash)|--(index-url|extra-index-url|find-links)", text, re.MULTILINE)
     entries = re.split(r"\n(?=[a-z])", text)
     assert all(re.match(r"[a-z0-9-]+==\S+", entry) and "--hash=sha256:" in entry for entry in entries)
 
@@ -55,9 +53,7 @@ def test_the_makefile_knows(target: str) -> None:
 
 def test_make_alone_shows_what_there_is() -> None:
     shown = make().stdout
-    assert all(
-        re.search(rf"^ *make {target} ", shown, re.MULTILINE) for target in ("setup", "demo", "test", "check")
-    )
+    assert all(re.search(rf"^ *make {target} ", shown, re.MULTILINE) for target in ("setup", "demo", "test", "check"))
 
 
 def test_without_a_suitable_python_make_says_so_in_one_line(tmp_path: Path) -> None:
@@ -168,9 +164,7 @@ def compose_program() -> str:
     spec = importlib.util.find_spec("compose")
     program = Path(spec.origin).with_name("docker-compose") if spec and spec.origin else None
     runs = program and os.access(program, os.X_OK)
-    found = (
-        str(program) if runs and os.uname()[::4] == ("Linux", "x86_64") else shutil.which("docker-compose")
-    )
+    found = str(program) if runs and os.uname()[::4] == ("Linux", "x86_64") else shutil.which("docker-compose")
     if found is None:
         refuse = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
         refuse("no docker-compose that runs here")

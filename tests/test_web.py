@@ -378,7 +378,7 @@ def test_metrics_show_what_is_under_way(web: Web, world: World) -> None:
     shown = web.get("/metrics").text
 
     assert 'billing_attempts_unfinished{status="in_doubt"} 1.0' in shown
-    assert 'billing_charging_stopped 0.0' in shown
+    assert "billing_charging_stopped 0.0" in shown
     oldest = re.search(r'^billing_oldest_due_seconds{kind="subscription"} (.+)$', shown, re.MULTILINE)
     assert oldest is not None
     assert float(oldest[1]) > 86_400

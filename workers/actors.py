@@ -1,4 +1,7 @@
-"""The actors: an id in, nothing out. All they do is billing.app.work_on_and_log; a doubled or late message does nothing."""
+"""The actors: an id in, nothing out. All they do is billing.app.work_on_and_log.
+
+A doubled or late message does nothing.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ def charge(attempt_id: str) -> None:
 
 @dramatiq.actor(queue_name="upkeep", max_retries=0)
 def follow(kind: str, identity: str) -> None:
-    """Apply an event, look up an attempt or a session, send a refund. A queue of its own: it never waits for charges."""
+    """Apply an event, look up an attempt or a session, send a refund. A queue of its own: never behind charges."""
     _work(kind, identity)
 
 

@@ -187,7 +187,7 @@ def show_charging(as_json: AsJson = False) -> None:
 
 @charging.command("stop")
 def stop_charging(
-    reason: Annotated[str, typer.Option("--reason", help="Why, for whoever finds it: \"bank holiday\".")],
+    reason: Annotated[str, typer.Option("--reason", help='Why, for whoever finds it: "bank holiday".')],
     as_json: AsJson = False,
 ) -> None:
     """Charge nobody until `billing charging resume`. What is under way is still followed; nothing is lost."""

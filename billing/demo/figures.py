@@ -313,7 +313,7 @@ def _prove(stage: Stage, session: Session, payments: Sequence[Json], now: dateti
         theirs=_sums(money for _, money in theirs),
         ours=_sums(Money(row[1], row[2]) for row in ours),
         payments=len(captured),
-        differences=len(theirs ^ known) + abs(len(ours) - len(captured)),
+        differences=max(len(theirs ^ known), abs(len(ours) - len(captured))),
         charged_twice=_charged_twice(session, captured),
         periods=periods,
         periods_missed=missed,

@@ -35,7 +35,7 @@ LATER_THAT_DAY = timedelta(minutes=12)  # by then a session whose webhook was lo
 NEXT_DAY = timedelta(hours=26)  # an abandoned session has expired by then
 PAUSE = timedelta(days=40)
 NEW_CARDS_FROM = 1_000_000  # numbers of cards nobody in the cast begins with
-# On the third day of sign-ups, and again when everybody is in: how bad, and for how long.
+# On the second day of sign-ups, and again in the middle: how bad, and for how long.
 WEBHOOK_TROUBLE = {"loss_rate": 0.35, "duplicate_rate": 0.35}
 NO_TROUBLE = {"loss_rate": 0.0, "duplicate_rate": 0.0}
 TROUBLE_LASTS = timedelta(days=6)

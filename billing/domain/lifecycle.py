@@ -98,7 +98,7 @@ SUBSCRIPTION_MOVES: Mapping[SubscriptionStatus, frozenset[SubscriptionStatus]] =
     _S.CANCELED: frozenset(),
 }
 
-# `paid` never moves. `uncollectible` becomes `paid` when money turns up after all; money for a `void` one is given back.
+# `paid` never moves. `uncollectible` becomes `paid` when money turns up after all; money for a `void` one goes back.
 INVOICE_MOVES: Mapping[InvoiceStatus, frozenset[InvoiceStatus]] = {
     _I.DRAFT: frozenset({_I.OPEN, _I.PAID, _I.VOID}),
     _I.OPEN: frozenset({_I.PAID, _I.UNCOLLECTIBLE, _I.VOID}),

@@ -42,6 +42,9 @@ ZONES = {
 }
 MAX_TRIAL_DAYS = 3_650
 MAX_CYCLES = 32_000
+LONGEST_NAME = 100
+LONGEST_EMAIL = 50  # Xendit's limit
+LONGEST_XENDIT_ID = 60
 _REFERENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+-]{0,99}")
 _EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s.]+")
 _MOBILE = re.compile(r"\+[1-9][0-9]{5,14}")
@@ -113,9 +116,9 @@ def create_customer(
     """Raises InvalidInput or Conflict; writes nothing then. The zone defaults to that of the country's capital."""
     check_reference("customer reference", reference)
     check_country(country)
-    if not name.strip() or len(name) > 100:
+    if not name.strip() or len(name) > LONGEST_NAME:
         raise InvalidInput(f"name {name[:20]!r}: must have 1 to 100 characters")
-    if not _EMAIL.fullmatch(email) or len(email) > 50:
+    if not _EMAIL.fullmatch(email) or len(email) > LONGEST_EMAIL:
         raise InvalidInput(f"email {email[:60]!r}: not an address of at most 50 characters such as ana@example.com")
     if mobile is not None and not _MOBILE.fullmatch(mobile):
         raise InvalidInput(f"mobile {mobile[:20]!r}: must be in international form such as +628123456789")
@@ -144,12 +147,13 @@ def create_customer(
 def check_reference(what: str, reference: str) -> None:
     if not _REFERENCE.fullmatch(reference):
         raise InvalidInput(
-            f"{what} {reference[:40]!r}: use 1 to 100 letters, digits and . _ : @ + - (no blanks), beginning with a letter or digit"
+            f"{what} {reference[:40]!r}: use 1 to 100 letters, digits and . _ : @ + - (no blanks),"
+            " beginning with a letter or digit"
         )
 
 
 def check_xendit_id(value: str, prefix: str, what: str) -> None:
-    if not value.startswith(prefix) or len(value) > 60 or not value.isascii() or not value.isprintable():
+    if not value.startswith(prefix) or len(value) > LONGEST_XENDIT_ID or not value.isascii() or not value.isprintable():
         raise InvalidInput(f"{what} {value[:20]!r}: Xendit's ids of this kind start with {prefix}")
 
 

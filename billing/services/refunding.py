@@ -1,4 +1,4 @@
-"""Giving back what was collected twice. A refund is requested once, under its own reference, and followed to its end."""
+"""Giving back what was collected twice. A refund is requested once, under its own reference, and followed."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ def without_token(session: Session, found: queries.FoundWithTokens, choice: Choi
     attempt.lease_until = None
     attempt.error = "no payment token that may be charged"
     session.flush()
-    _start_grace(session, invoice, found.plan, now)
+    _start_grace(invoice, found.plan, now)
     mark_past_due(session, found.subscription, now)
     tell(
         session,
@@ -149,7 +149,7 @@ def after_failure(session: Session, found: queries.Found, verdict: Classified, n
         return _without_future(session, found, now)
     if invoice.status != InvoiceStatus.OPEN:
         return f"nothing: the invoice is {invoice.status}"
-    _start_grace(session, invoice, found.plan, now)
+    _start_grace(invoice, found.plan, now)
     mark_past_due(session, subscription, now)
     return _follow(session, found, _next_step(session, found, verdict, now), now)
 
@@ -352,7 +352,7 @@ def hold_invoice(session: Session, invoice: Invoice, now: datetime, reason: str)
     tell(session, invoice.subscription_id, now, "invoice.held", invoice=invoice.number, reason=reason)
 
 
-def _start_grace(session: Session, invoice: Invoice, plan: Plan, now: datetime) -> None:
+def _start_grace(invoice: Invoice, plan: Plan, now: datetime) -> None:
     if invoice.first_failed_at is None:
         invoice.first_failed_at = now
     if invoice.grace_ends_at is None:

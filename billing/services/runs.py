@@ -149,7 +149,7 @@ def _totals(parts: Parts, run: Run) -> Json:
             .where(ChargeAttempt.run_id == run.id)
             .group_by(ChargeAttempt.status)
         )
-        by_status = {status: count for status, count in counted}
+        by_status: dict[str, int] = {row[0]: row[1] for row in counted}
         opened = session.scalar(select(BillingRun.opened).where(BillingRun.id == run.id)) or 0
     waiting = by_status.get(AttemptStatus.SCHEDULED, 0)
     return {

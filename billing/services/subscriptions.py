@@ -314,10 +314,14 @@ def has_unfinished_attempt(session: Session, invoice_id: str) -> bool:
 
 def _withdraw_planned_attempts(session: Session, subscription_id: str, now: datetime, why: str) -> None:
     """Planned tries are canceled; one that waits for the customer is to be canceled at Xendit as well."""
-    query = select(ChargeAttempt).where(
-        ChargeAttempt.subscription_id == subscription_id,
-        ChargeAttempt.status.in_({AttemptStatus.SCHEDULED, AttemptStatus.REQUIRES_ACTION}),
-    ).with_for_update()  # a worker may be beginning it this instant: then it is not planned any more
+    query = (
+        select(ChargeAttempt)
+        .where(
+            ChargeAttempt.subscription_id == subscription_id,
+            ChargeAttempt.status.in_({AttemptStatus.SCHEDULED, AttemptStatus.REQUIRES_ACTION}),
+        )
+        .with_for_update()
+    )  # a worker may be beginning it this instant: then it is not planned any more
     for attempt in session.scalars(query):
         if attempt.status == AttemptStatus.REQUIRES_ACTION:
             attempt.cancel_wanted = True

@@ -45,7 +45,7 @@ def apply_token(session: Session, customer: Customer, report: TokenReport, now: 
     _copy(token, report)
     session.flush()
     if became_active:
-        _unblock_card(session, token)
+        token.blocked_reason = None  # the customer has entered the card again: it may be tried
         _use_for_waiting_invoices(session, customer.id, token, now)
     return token
 
@@ -84,11 +84,6 @@ def _copy(token: PaymentToken, report: TokenReport) -> None:
     token.fingerprint = report.fingerprint or token.fingerprint
     token.failure_code = report.failure_code or token.failure_code
     token.gateway_updated_at = report.updated_at or token.gateway_updated_at
-
-
-def _unblock_card(session: Session, token: PaymentToken) -> None:
-    """The customer has entered the card again: this new token of it may be tried."""
-    token.blocked_reason = None
 
 
 def _use_for_waiting_invoices(session: Session, customer_id: str, token: PaymentToken, now: datetime) -> None:

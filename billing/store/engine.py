@@ -35,7 +35,7 @@ def make_engine(url: str, *, pool_size: int = 16) -> Engine:
             json_serializer=partial(simplejson.dumps, use_decimal=True),
             json_deserializer=partial(simplejson.loads, use_decimal=True),
         )
-    except Exception as error:  # a URL that cannot be parsed: SQLAlchemy raises several kinds
+    except Exception as error:  # noqa: BLE001 - a URL that cannot be parsed: SQLAlchemy raises several kinds
         raise InvalidSetting(
             f"BILLING_DATABASE_URL: cannot be used ({error.__class__.__name__});"
             " for example postgresql+psycopg://billing:secret@localhost:5432/billing"
@@ -58,7 +58,7 @@ def _ping_after_idling(engine: Engine) -> None:
             return
         try:
             alive = engine.dialect.do_ping(connection)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the driver's errors; which mean a lost connection is asked next
             alive = not engine.dialect.is_disconnect(error, connection, None)  # type: ignore[arg-type]
         if not alive:
             raise DisconnectionError

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, ClassVar
 
 import uuid_utils
 from sqlalchemy import (
@@ -65,7 +65,7 @@ class Base(DeclarativeBase):
             "pk": "pk_%(table_name)s",
         }
     )
-    type_annotation_map = {datetime: Instant, str: Text}
+    type_annotation_map: ClassVar[dict[Any, Any]] = {datetime: Instant, str: Text}
 
 
 class Plan(Base):

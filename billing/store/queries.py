@@ -324,7 +324,7 @@ def claim_due_checks(session: Session, now: datetime, real_now: datetime, limit:
     return _lease(session, ChargeAttempt, due, real_now)
 
 
-def claim_due_session_checks(session: Session, now: datetime, real_now: datetime, limit: int) -> list[str]:
+def claim_due_session_checks(session: Session, now: datetime, _real_now: datetime, limit: int) -> list[str]:
     """Payment sessions whose webhook is late. The claim moves next_check_at on, so that no other process asks too."""
     due = (
         select(PaymentSession.id)

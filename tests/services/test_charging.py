@@ -221,9 +221,7 @@ def test_another_payment_under_the_same_reference_is_a_second_capture(world: Wor
     settle(
         world,
         ana,
-        ChargeReport(
-            ChargeStatus.SUCCEEDED, payment_request_id="pr-2", payment_id="py-2", amount=Money(50_000, "IDR")
-        ),
+        ChargeReport(ChargeStatus.SUCCEEDED, payment_request_id="pr-2", payment_id="py-2", amount=Money(50_000, "IDR")),
     )
     assert ana.invoice.amount_paid_minor == 100_000, "shown"
     assert [refund.reason for refund in ana.refunds] == ["DUPLICATE"]
@@ -234,9 +232,7 @@ def test_captured_for_less_is_held_for_a_person(world: World, ana: Subscriber) -
     settle(
         world,
         ana,
-        ChargeReport(
-            ChargeStatus.SUCCEEDED, payment_request_id="pr-1", payment_id="py-1", amount=Money(20_000, "IDR")
-        ),
+        ChargeReport(ChargeStatus.SUCCEEDED, payment_request_id="pr-1", payment_id="py-1", amount=Money(20_000, "IDR")),
     )
     assert (ana.invoice.status, ana.invoice.amount_paid_minor) == ("open", 20_000)
     assert ana.invoice.hold_reason

@@ -21,4 +21,3 @@ def new_world(database_url: str) -> Iterator[Callable[..., World]]:
 def world(new_world: Callable[..., World]) -> World:
     made: World = new_world()
     return made
-

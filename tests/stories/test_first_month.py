@@ -122,9 +122,7 @@ def test_every_currency_is_charged_in_its_own_decimals(world: World) -> None:
 
 @pytest.mark.parametrize("order", ["sent", "reversed"])
 @pytest.mark.parametrize("via", [SessionType.SAVE, SessionType.PAY])
-def test_token_capture_and_session_events_come_in_any_order(
-    world: World, order: str, via: SessionType
-) -> None:
+def test_token_capture_and_session_events_come_in_any_order(world: World, order: str, via: SessionType) -> None:
     """W1, W5: session-born events carry no session id and a suffix on our reference."""
     ana = world.subscribe(via=via)
     ana.completes_session()

@@ -12,7 +12,7 @@ from billing.domain.lifecycle import UNFINISHED
 from billing.errors import Conflict
 from billing.services import reconciling
 from billing.services.parts import Rules
-from tests.world import CHARGE, START, World
+from tests.world import CHARGE, OTHER_VISA, START, VISA, World
 
 ARRIVED = ["TIMEOUT_AFTER", "500_AFTER", "502_AFTER", "504_AFTER", "GARBAGE"]
 NEVER_ARRIVED = ["TIMEOUT_BEFORE", "500_BEFORE", "504_BEFORE"]
@@ -292,6 +292,32 @@ def test_an_operator_and_the_scheduler_at_once_charge_once(world: World) -> None
     first_to_come: Iterator[Callable[[], object]] = iter([ana.pay_invoice, world.run])
     with suppress(Conflict):  # the operator came second and was told
         world.in_two_threads(lambda: next(first_to_come)())  # noqa: PLW0108 - each thread takes its own
+
+    assert world.collected() == [50_000]
+
+
+def test_a_cancel_and_the_scheduler_at_once_agree(world: World) -> None:
+    """Either the charge was first and counts, or the cancel was and nothing is sent."""
+    ana = world.subscribe_save()
+    world.open_due()
+
+    deeds: Iterator[Callable[[], object]] = iter([lambda: ana.cancel(at_once=True), world.run])
+    world.in_two_threads(lambda: next(deeds)())  # noqa: PLW0108
+
+    end = (world.collected(), ana.invoice.status, ana.outcomes)
+    assert end in (([50_000], "paid", ["succeeded"]), ([], "void", ["canceled"]))
+
+
+def test_a_new_card_and_the_scheduler_at_once_charge_once(world: World) -> None:
+    ana = world.subscribe_save(card=VISA)
+    ana.script("INSUFFICIENT_BALANCE", *["SUCCEEDED"] * 3)
+    world.run()
+    world.deliver_webhooks()
+    world.advance(days=1)
+
+    deeds: Iterator[Callable[[], object]] = iter([lambda: ana.adds_card(OTHER_VISA), world.run])
+    world.in_two_threads(lambda: next(deeds)())  # noqa: PLW0108
+    world.settle_down()
 
     assert world.collected() == [50_000]
 

@@ -108,7 +108,9 @@ class Site:
         engine = make_engine(self.database_url, pool_size=2)
         with Session(engine) as session, session.begin():
             over = real_now() - timedelta(seconds=1)
-            session.execute(update(ChargeAttempt).where(ChargeAttempt.lease_until.is_not(None)).values(lease_until=over))
+            session.execute(
+                update(ChargeAttempt).where(ChargeAttempt.lease_until.is_not(None)).values(lease_until=over)
+            )
         engine.dispose()
 
     def collected(self) -> int:
