@@ -11,7 +11,7 @@ from billing.cli.values import AsJson
 
 def demo(
     customers: Annotated[
-        int | None, typer.Option(help="How many subscribers; 120 if not given.", min=1, max=5_000)
+        int | None, typer.Option(help="How many subscribers; 100 if not given.", min=1, max=5_000)
     ] = None,
     months: Annotated[int | None, typer.Option(help="How many months; 12 if not given.", min=1, max=60)] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed tells the same story.", min=0)] = None,

@@ -23,7 +23,7 @@ from billing.demo.stage import set_up
 from billing.demo.year import Year
 from billing.processes import signals_end_us
 
-CUSTOMERS, MONTHS, SEED = 120, 12, 7  # some 40 seconds on two cores
+CUSTOMERS, MONTHS, SEED = 100, 12, 7  # some 40 seconds on two cores
 
 
 def run_demo(

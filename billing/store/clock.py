@@ -10,13 +10,16 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
-from sqlalchemy import select
+from sqlalchemy import Engine, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from billing.errors import InvalidSetting
 from billing.store.engine import Sessions
 from billing.store.models import TestClock
+
+
+_OFFSET = select(TestClock.offset_microseconds).where(TestClock.id == 1)
 
 
 class Clock(Protocol):
@@ -36,11 +39,12 @@ class DatabaseTestClock:
     """Reads the offset for every unit of work: a moved clock is seen by all processes at once."""
 
     def __init__(self, sessions: Sessions) -> None:
-        self._sessions = sessions
+        # Read several times a charge: one plain statement, no transaction around it.
+        self._engine: Engine = sessions.kw["bind"].execution_options(isolation_level="AUTOCOMMIT")
 
     def now(self) -> datetime:
-        with self._sessions() as session:
-            offset = session.scalar(select(TestClock.offset_microseconds).where(TestClock.id == 1))
+        with self._engine.connect() as connection:
+            offset = connection.scalar(_OFFSET)
         return real_now() + timedelta(microseconds=offset or 0)
 
 

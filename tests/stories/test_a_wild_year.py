@@ -98,7 +98,7 @@ def reconcile_the_days(world: World) -> None:
         reconciling.compare_day(world.parts, (world.now - timedelta(days=days_ago)).date())
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_whatever_happens_nobody_pays_twice_and_everything_ends(new_world: Callable[..., World], seed: int) -> None:
     fate = Fate(seed)
     world = new_world(decide=fate.decide)
@@ -106,7 +106,7 @@ def test_whatever_happens_nobody_pays_twice_and_everything_ends(new_world: Calla
     haunt(world, fate)
     world.control("POST", "/webhooks/config", {"loss_rate": 0.2, "duplicate_rate": 0.2, "reorder": True})
 
-    for _ in range(12):
+    for _ in range(8):
         world.live(days=fate.chance.uniform(1, 12))
         world.leases_run_out()
         meddle(fate, fate.chance.choice(people))
