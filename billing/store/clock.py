@@ -18,7 +18,6 @@ from billing.errors import InvalidSetting
 from billing.store.engine import Sessions
 from billing.store.models import TestClock
 
-
 _OFFSET = select(TestClock.offset_microseconds).where(TestClock.id == 1)
 
 
