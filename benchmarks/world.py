@@ -123,7 +123,7 @@ def simulator(*, latency_ms: int, jitter_ms: int = 0, webhook_url: str = "") -> 
     port = free_port()
     command = [sys.executable, "-m", "billing", "simulator", "--port", str(port), "--latency-ms", str(latency_ms)]
     command += ["--jitter-ms", str(jitter_ms), "--requests-per-minute", "1000000000"]
-    command += ["--webhook-url", webhook_url] if webhook_url else ["--no-webhooks"]
+    command += ["--webhook-url", webhook_url]  # empty: none are sent
     environment_here = {**os.environ, "BILLING_XENDIT_CALLBACK_TOKEN": CALLBACK_TOKEN}
     for name in ("BILLING_DATABASE_URL", "BILLING_TEST_CLOCK"):
         environment_here.pop(name, None)

@@ -34,7 +34,9 @@ def simulator(
     requests_per_minute: Annotated[int, typer.Option(help="Quota per endpoint, as Xendit's test mode.", min=1)] = 60,
     latency_ms: Annotated[float, typer.Option(help="How long an answer takes.", min=0, max=60_000)] = 0,
     jitter_ms: Annotated[float, typer.Option(help="Give or take.", min=0, max=60_000)] = 0,
-    webhook_url: Annotated[str, typer.Option(help="Where events are sent.")] = "http://localhost:8000/webhooks/xendit",
+    webhook_url: Annotated[
+        str, typer.Option(help="Where events are sent; empty: nowhere.")
+    ] = "http://localhost:8000/webhooks/xendit",
     seed: Annotated[int, typer.Option(help="The same seed makes the same ids.", min=0)] = 0,
 ) -> None:
     """Run the Xendit simulator: payment sessions, tokens, charges and webhooks, but no money.
@@ -49,13 +51,13 @@ def simulator(
     tokens = settings.callback_tokens
     link_host = "localhost" if host in ("127.0.0.1", "0.0.0.0", "::") else host  # noqa: S104 - compared, not bound
     base_url = (public_url or f"http://{link_host}:{port}").rstrip("/")
-    output.note(f"Xendit simulator on {base_url} (overview in a browser), webhooks to {webhook_url}")
+    output.note(f"Xendit simulator on {base_url} (overview in a browser), webhooks to {webhook_url or 'nobody'}")
     if not tokens:
         output.warn("BILLING_XENDIT_CALLBACK_TOKEN is not set: its webhooks carry no token, so web refuses them")
     run_simulator(
         host,
         port,
-        webhook_url=webhook_url,
+        webhook_url=webhook_url or None,
         callback_token=tokens[0] if tokens else None,
         now=_clock(settings),
         seed=seed,
