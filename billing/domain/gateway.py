@@ -199,7 +199,7 @@ class EventKind(StrEnum):
 @dataclass(frozen=True, slots=True)
 class GatewayEvent:
     """A webhook in our words. `name` is the event after aliases (`payment.capture`), `dedupe_key` is the same
-    for every delivery of one fact, `masked` the payload as it may be stored: no full card number, no CVV."""
+    for every delivery of one fact."""
 
     name: str
     kind: EventKind

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import datetime, timedelta
 
 import structlog
 from sqlalchemy import update
@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 
 from billing.domain import channels
 from billing.domain.declines import Classified, DeclineClass, classify
-from billing.domain.gateway import CHARGE_ENDPOINT, ChargeReport, ChargeRequest, ChargeStatus, RecurringTerms
+from billing.domain.gateway import CHARGE_ENDPOINT, ChargeReport, ChargeRequest, ChargeStatus
 from billing.domain.lifecycle import (
     BILLABLE,
     AttemptStatus,
@@ -31,11 +31,10 @@ from billing.domain.lifecycle import (
     attempt_may_become,
 )
 from billing.domain.money import Money
-from billing.domain.schedule import frequency_days, schedule_from_text
 from billing.errors import InvalidMoney, NotSent, OutcomeUnknown, RateLimited, RequestRejected, Unavailable
 from billing.services import refunding, retrying
 from billing.services.parts import Parts, Rules, tell
-from billing.services.subscriptions import close_invoice, invoice_number, prepaid_first_period
+from billing.services.subscriptions import close_invoice, invoice_number, prepaid_first_period, recurring_terms
 from billing.services.tokens import verify_for_charge
 from billing.store import queries
 from billing.store.clock import real_now
@@ -50,7 +49,6 @@ from billing.store.models import (
 CHANNEL_LIMIT_WAIT = timedelta(minutes=5)
 NOT_SENT_WAIT = timedelta(minutes=1)
 VERIFY_AGAIN = timedelta(hours=1)  # Xendit itself says the token is not usable yet
-CONTRACT_YEARS = 5  # how far ahead a subscription without an end says it will end
 
 log = structlog.get_logger()
 
@@ -189,9 +187,12 @@ def _refuse(session: Session, attempt_id: str, now: datetime) -> UnverifiedToken
     elif choice.token is None:
         retrying.without_token(session, found, choice, now)
     else:
-        limit = _beyond_channel_limits(found, choice.token) or "the amount is outside the channel's limits"
-        _withdraw(session, attempt, now, limit)
-        retrying.hold_invoice(session, found.invoice, now, limit)
+        limit = _beyond_channel_limits(found, choice.token)
+        if limit is None:
+            attempt.lease_until = None  # what forbade it is gone since the first look: the next claim takes it
+        else:
+            _withdraw(session, attempt, now, limit)
+            retrying.hold_invoice(session, found.invoice, now, limit)
     return None
 
 
@@ -229,7 +230,7 @@ def _prepare(found: queries.FoundWithTokens, token: PaymentToken, now: datetime,
             "invoice_id": attempt.invoice_id,
             "attempt_id": attempt.id,
         },
-        recurring=RecurringTerms(frequency_days(schedule_from_text(plan.schedule)), _contract_end(now.date())),
+        recurring=recurring_terms(plan, now.date()),
         return_url=rules.return_base,
     )
     return Begun(
@@ -240,10 +241,6 @@ def _prepare(found: queries.FoundWithTokens, token: PaymentToken, now: datetime,
         lease_until=real_now() + rules.submitted_lease,
         send_before=time.monotonic() + rules.call_limit.total_seconds(),
     )
-
-
-def _contract_end(today: date) -> date:
-    return date(today.year + CONTRACT_YEARS, 12, 31)
 
 
 def _withdraw(session: Session, attempt: ChargeAttempt, now: datetime, why: str) -> None:

@@ -6,7 +6,7 @@ when the call fails, what was written is taken back and the person may simply tr
 
 from __future__ import annotations
 
-from datetime import date, datetime, timedelta
+from datetime import datetime, timedelta
 
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
@@ -14,7 +14,6 @@ from sqlalchemy.orm import Session
 from billing.domain.channels import off_session_channels
 from billing.domain.gateway import (
     NewCustomer,
-    RecurringTerms,
     SessionMode,
     SessionReport,
     SessionRequest,
@@ -31,7 +30,7 @@ from billing.domain.schedule import frequency_days, schedule_from_text
 from billing.errors import Conflict, GatewayError, InvalidInput
 from billing.services.parts import Parts, tell
 from billing.services.sessions import session_over
-from billing.services.subscriptions import lock_subscription
+from billing.services.subscriptions import lock_subscription, recurring_terms
 from billing.store.models import (
     ChargeAttempt,
     Customer,
@@ -46,7 +45,6 @@ from billing.store.models import (
 
 SESSION_LIFETIME = timedelta(hours=23)  # Xendit accepts up to 24 h
 FIRST_CHECK = timedelta(minutes=10)
-CONTRACT_YEARS = 5
 
 
 # -------------------------------------------------------------------------------------- customer at Xendit
@@ -261,16 +259,12 @@ def _ask_for_session(
         allowed_channels=channels,
         metadata=metadata,
         allow_save="FORCED" if pay else None,
-        recurring=RecurringTerms(frequency_days(schedule_from_text(plan.schedule)), _contract_end(row.created_at)),
+        recurring=recurring_terms(plan, row.created_at.date()),
         success_return_url=f"{base}/return/{row.id}" if base else None,
         cancel_return_url=f"{base}/return/{row.id}" if base else None,
         origins=parts.rules.components_origins or ((base,) if base else ()),
     )
     return parts.gateway.create_session(request)
-
-
-def _contract_end(start: datetime) -> date:
-    return start.date().replace(year=start.year + CONTRACT_YEARS, month=12, day=31)
 
 
 def _store_opened(parts: Parts, session_id: str, report: SessionReport) -> PaymentSession:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from billing.domain.gateway import RecurringTerms
 from billing.domain.lifecycle import (
     UNFINISHED,
     AttemptStatus,
@@ -25,6 +26,7 @@ from billing.domain.schedule import (
     Period,
     Schedule,
     first_period,
+    frequency_days,
     next_period,
     parse_zone,
     period_at,
@@ -36,6 +38,7 @@ from billing.services.parts import tell
 from billing.store.models import ChargeAttempt, Invoice, Plan, SkippedPeriod, Subscription, new_id
 
 MAX_SKIPPED_AT_ONCE = 1_000
+CONTRACT_YEARS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +121,11 @@ def activate(session: Session, subscription: Subscription, plan: Plan, now: date
 def invoice_number(subscription: Subscription, period: Period) -> str:
     """Unique without a counter that every worker would wait for (L1)."""
     return f"{subscription.reference}-{period.index + 1}"
+
+
+def recurring_terms(plan: Plan, today: date) -> RecurringTerms:
+    """What the card schemes are told of the series. A subscription without an end says a day years ahead."""
+    return RecurringTerms(frequency_days(schedule_from_text(plan.schedule)), date(today.year + CONTRACT_YEARS, 12, 31))
 
 
 def plan_next(subscription: Subscription, period: Period) -> None:

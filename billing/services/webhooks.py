@@ -30,8 +30,6 @@ from billing.services import matching, refunding, sessions
 from billing.services.charging import settle_attempt
 from billing.services.parts import Parts, Rules
 from billing.services.tokens import apply_token
-from billing.store import queries
-from billing.store.clock import real_now
 from billing.store.models import (
     Capture,
     ChargeAttempt,
@@ -203,10 +201,3 @@ def _apply_session(session: Session, report: SessionReport, now: datetime) -> tu
         return False, None
     sessions.apply_session(session, row, report, now)
     return True, row.subscription_id
-
-
-def claim_events(parts: Parts, limit: int) -> list[str]:
-    """Events whose message was lost, or that wait for their parent."""
-    now = parts.clock.now()
-    with parts.transaction() as session:
-        return queries.claim_due_events(session, now, real_now(), limit)
