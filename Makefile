@@ -28,17 +28,26 @@ test: $(INSTALLED_DEV) ## the whole test suite, with a PostgreSQL and a Valkey o
 	@$(BIN)/python -m pytest -n 2
 
 .PHONY: check
-check: $(INSTALLED_DEV) ## lint, types, import contracts, dependencies, migrations
+check: $(INSTALLED_DEV) ## lint, types, import contracts, dependencies and their known holes, migrations
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict -p billing -p workers
 	$(BIN)/lint-imports
 	$(BIN)/deptry .
 	$(BIN)/python .ci/check_migrations.py
+	$(BIN)/python .ci/check_known_holes.py
 
 .PHONY: bench
 bench: setup ## charges a second against the simulator
 	@$(BIN)/python -m benchmarks
+
+.PHONY: simulate
+simulate: setup ## a thousand seeded years in which everything goes wrong (SIMULATE="--seed 306")
+	@$(BIN)/billing simulate $(or $(SIMULATE),--seeds 1000 --subscribers 1)
+
+.PHONY: chaos
+chaos: setup ## kill, stop and cut everything for minutes, then compare the books with the bank's (CHAOS="--seed 2")
+	@$(BIN)/python -m tests.chaos $(CHAOS)
 
 # Hashes only, no index: where packages come from is the business of whoever installs them.
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header

@@ -9,6 +9,7 @@ The floors, each importing only those below it (import-linter holds them apart):
     services/            the steps: onboarding, invoicing, charging (the heart), webhooks, reconciling, runs ...
     store/ xendit/       what is remembered; the outside world and its simulator
     quota.py embedded.py the shared request budget; servers for demo, dev and tests (processes.py: child processes)
+    ratelimit.py         how often a stranger may do something
     domain/              rules: money, schedule, lifecycle, declines, dunning, the gateway port
     settings.py errors.py
 

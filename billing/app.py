@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import date, timedelta
 from importlib.metadata import entry_points
 
 import structlog
@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 
 from billing import log
 from billing.domain.gateway import CHARGE_ENDPOINT, PaymentGateway, Quota
-from billing.errors import GatewayError, NotSent, ServiceUnavailable
+from billing.errors import Conflict, GatewayError, NotSent, ServiceUnavailable
 from billing.quota import make_quota
 from billing.services import charging, dispatch, reconciling, refunding, sessions, webhooks
 from billing.services.parts import Parts, Rules, Send
@@ -112,7 +112,9 @@ def work_on(parts: Parts, kind: str, identity: str) -> None:
         case dispatch.SESSION_CHECK:
             _check_session(parts, identity)
         case dispatch.REFUND:
-            refunding.send_refund(parts, identity)
+            refunding.follow_refund(parts, identity)
+        case dispatch.DAY:
+            _compare_day(parts, identity)
         case _:
             raise ValueError(f"no such kind of work: {kind}")
 
@@ -134,9 +136,20 @@ def work_on_and_log(parts: Parts, kind: str, identity: str) -> None:
 
 def _check_session(parts: Parts, session_id: str) -> None:
     try:
-        sessions.refresh_session(parts, session_id)
-    except GatewayError as error:
+        sessions.follow_session(parts, session_id)
+    except (GatewayError, Conflict) as error:
         structlog.get_logger().warning("session.check_failed", session=session_id, error=str(error))
+
+
+def _compare_day(parts: Parts, day: str) -> None:
+    log = structlog.get_logger()
+    try:
+        differences = reconciling.compare_day(parts, date.fromisoformat(day))
+    except GatewayError as error:
+        log.warning("reconcile.day_failed", day=day, error=str(error))
+        return
+    for found in differences:
+        log.warning("reconcile.difference", day=day, kind=found.kind, payment=found.payment_id, why=found.explanation)
 
 
 class InProcess:

@@ -9,7 +9,7 @@
       IllegalTransition          a move that domain/lifecycle.py does not list
       ServiceUnavailable         database, Redis or an embedded server does not answer
         EmbeddedServerFailed
-      WebhookRejected            401, 400 or 413 to the sender
+      WebhookRejected            400, 401, 408 or 413 to the sender
       GatewayError               the call to Xendit did not end in an answer we can act on
         NotSent                  nothing left us            -> attempt scheduled again, same reference
         RateLimited              429, channel's own limit   -> scheduled again after the reset, not counted

@@ -33,7 +33,7 @@ def _measure(parts: Parts, registry: CollectorRegistry) -> None:
     stopped = Gauge(
         "billing_charging_stopped", "1 while the account is refused and nothing is charged", registry=registry
     )
-    with parts.sessions() as session:
+    with parts.reading() as session:
         counted = session.execute(
             select(ChargeAttempt.status, func.count())
             .where(ChargeAttempt.status.in_(UNFINISHED))

@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import ipaddress
 import re
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import simplejson
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
@@ -19,27 +21,37 @@ from jinja2 import Environment, FileSystemLoader, select_autoescape
 from redis import Redis
 from redis.exceptions import RedisError
 from sqlalchemy import text
-from sqlalchemy.exc import DataError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
 
 from billing import metrics
 from billing.app import App, build, find_sender
-from billing.domain.gateway import GatewayEvent, SessionMode
+from billing.domain.gateway import SessionMode
 from billing.domain.lifecycle import SessionStatus
 from billing.errors import BillingError, WebhookRejected
+from billing.ratelimit import RateLimit
 from billing.services import sessions, webhooks
 from billing.services.parts import Send
 from billing.settings import Settings, load_settings
 from billing.store.models import PaymentSession
-from billing.xendit.masking import mask_payload
-from billing.xendit.webhook import check_callback_token, read_event
+from billing.xendit.webhook import check_callback_token, read_event, read_payload
 
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=select_autoescape(default=True)
 )
 
+BODY_SECONDS = 10.0  # for a whole webhook body; Xendit sends a few kilobytes at once
+
+# How often, in a minute. Who has the callback token is never counted.
+WRONG_TOKENS_OF_AN_ADDRESS = 20
+PAGES_OF_AN_ADDRESS = 120  # many customers of one mobile network come from one address
+LOOK_UPS_OF_A_SESSION = 6
+
 _SESSION_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
+_LENGTH = re.compile(r"[0-9]{1,18}")
+_NETWORK_BITS = 64  # of an IPv6 address: one household has all of the other half
 
 log = structlog.get_logger()
 
@@ -54,18 +66,46 @@ def create_app() -> FastAPI:
         raise SystemExit(error.exit_status) from None
 
 
-def make_web(app: App, settings: Settings, send: Send | None) -> FastAPI:
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What strangers may do in a minute, so that none uses up this process or the quota at Xendit."""
+
+    wrong_tokens: RateLimit
+    pages: RateLimit
+    look_ups_of_session: RateLimit
+    look_ups: RateLimit
+
+    @classmethod
+    def of(cls, settings: Settings, clock: Callable[[], float]) -> Limits:
+        return cls(
+            wrong_tokens=RateLimit(WRONG_TOKENS_OF_AN_ADDRESS, 60, clock=clock),
+            pages=RateLimit(PAGES_OF_AN_ADDRESS, 60, clock=clock),
+            look_ups_of_session=RateLimit(LOOK_UPS_OF_A_SESSION, 60, clock=clock),
+            # The other half is for the scheduler's own look-ups.
+            look_ups=RateLimit(max(1, int(settings.requests_per_minute / 2)), 60, clock=clock),
+        )
+
+    def may_look_up(self, session_id: str) -> bool:
+        return not self.look_ups_of_session.wait(session_id) and not self.look_ups.wait("")
+
+
+def make_web(
+    app: App, settings: Settings, send: Send | None, *, clock: Callable[[], float] = time.monotonic
+) -> FastAPI:
     web = FastAPI(title="billing", docs_url=None, redoc_url=None, openapi_url=None)
+    limits = Limits.of(settings, clock)
 
     @web.post("/webhooks/xendit")
     async def receive_webhook(request: Request) -> Response:
         try:
             check_callback_token(request.headers.get("x-callback-token"), settings.callback_tokens)
-            payload = _parse(await _read_body(request, settings.webhook_max_bytes))
-            event = read_event(payload)
-            stored_id = await run_in_threadpool(_store, app, event, payload)
         except WebhookRejected as error:
-            return PlainTextResponse(f"{error}\n", error.status)
+            return _too_many(limits.wrong_tokens, request) or _refused(error)
+        try:
+            body = await _read_body(request, settings.webhook_max_bytes)
+            stored_id = await run_in_threadpool(_store, app, body)
+        except WebhookRejected as error:
+            return _refused(error)
         except SQLAlchemyError as error:
             log.error("webhook.not_stored", error=error.__class__.__name__)
             return PlainTextResponse("not stored, send it again\n", 503)
@@ -87,12 +127,12 @@ def make_web(app: App, settings: Settings, send: Send | None) -> FastAPI:
         return Response(metrics.exposition(app.parts), media_type=metrics.CONTENT_TYPE)
 
     @web.get("/return/{session_id}")
-    def return_page(session_id: str) -> Response:
-        return _return_page(app, settings, session_id)
+    def return_page(request: Request, session_id: str) -> Response:
+        return _too_many(limits.pages, request) or _return_page(app, settings, limits, session_id)
 
     @web.get("/checkout/{session_id}")
-    def checkout_page(session_id: str) -> Response:
-        return _checkout_page(app, settings, session_id)
+    def checkout_page(request: Request, session_id: str) -> Response:
+        return _too_many(limits.pages, request) or _checkout_page(app, settings, session_id)
 
     @web.exception_handler(SQLAlchemyError)
     async def database_is_away(_request: Request, error: SQLAlchemyError) -> Response:
@@ -102,55 +142,61 @@ def make_web(app: App, settings: Settings, send: Send | None) -> FastAPI:
     return web
 
 
+# ------------------------------------------------------------------------------------------------- refusals
+
+
+def _refused(error: WebhookRejected) -> Response:
+    """Nothing more is read from this connection: a body that never ends ends here."""
+    return PlainTextResponse(f"{error}\n", error.status, {"connection": "close"})
+
+
+def _too_many(limit: RateLimit, request: Request) -> Response | None:
+    seconds = limit.wait(_address(request))
+    if not seconds:
+        return None
+    headers = {"retry-after": str(seconds), "connection": "close"}
+    return PlainTextResponse(f"too many requests: try again in {seconds} s\n", 429, headers)
+
+
+def _address(request: Request) -> str:
+    """Whom a request is counted for. Behind a proxy it is the proxy's unless uvicorn is told to believe its headers."""
+    host = request.client.host if request.client else ""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:  # a Unix socket, or what a trusted proxy made up
+        return host[:64]
+    if isinstance(address, ipaddress.IPv4Address) or address.ipv4_mapped:  # mapped: we listen on `::`
+        return host
+    return str(ipaddress.IPv6Network((int(address), _NETWORK_BITS), strict=False))
+
+
 # --------------------------------------------------------------------------------------------------- inbox
 
 
 async def _read_body(request: Request, limit: int) -> bytes:
-    """At most `limit` bytes, whatever Content-Length says: a sender may leave it out or lie."""
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit:
-        raise WebhookRejected(413, f"body too large: at most {limit} bytes")
+    """At most `limit` bytes, whatever Content-Length says (a sender may leave it out or lie), and not for ever."""
+    too_large = WebhookRejected(413, f"body too large: at most {limit} bytes")
+    if _LENGTH.fullmatch(declared := request.headers.get("content-length", "")) and int(declared) > limit:
+        raise too_large
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise WebhookRejected(413, f"body too large: at most {limit} bytes")
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > limit:
+                    raise too_large
+    except TimeoutError:
+        raise WebhookRejected(408, f"body too slow: not here after {BODY_SECONDS:g} seconds") from None
+    except ClientDisconnect:
+        raise WebhookRejected(400, "the body ended early") from None
     return bytes(body)
 
 
-def _parse(body: bytes) -> Mapping[str, Any]:
-    """The JSON object, masked and fit for PostgreSQL's jsonb (no NUL characters, no lone surrogates, no NaN)."""
-    try:
-        payload = simplejson.loads(body, use_decimal=True, parse_constant=_no_constant)
-    except (ValueError, RecursionError, UnicodeError):
-        raise WebhookRejected(400, "not JSON") from None
-    if not isinstance(payload, dict):
-        raise WebhookRejected(400, "not a JSON object with an event")
-    masked = _storable(mask_payload(payload))
-    assert isinstance(masked, dict)  # noqa: S101 - masking keeps types
-    return masked
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _storable(value: object) -> object:
-    if isinstance(value, str):
-        return value.replace("\x00", "").encode("utf-8", "replace").decode("utf-8")
-    if isinstance(value, dict):
-        return {str(_storable(key)): _storable(member) for key, member in value.items()}
-    if isinstance(value, list):
-        return [_storable(member) for member in value]
-    return value
-
-
-def _store(app: App, event: GatewayEvent, payload: Mapping[str, Any]) -> str | None:
-    try:
-        with app.parts.transaction() as session:
-            return webhooks.record_event(session, event, payload, app.parts.clock.now())
-    except DataError:
-        raise WebhookRejected(400, "holds a value that cannot be stored, such as a number without end") from None
+def _store(app: App, body: bytes) -> str | None:
+    payload = read_payload(body)
+    event = read_event(payload)
+    with app.parts.transaction() as session:
+        return webhooks.record_event(session, event, payload, app.parts.clock.now())
 
 
 def _apply_afterwards(app: App, send: Send | None, event_id: str) -> None:
@@ -170,7 +216,7 @@ def _apply_afterwards(app: App, send: Send | None, event_id: str) -> None:
 def _problems(app: App, settings: Settings) -> list[str]:
     problems = []
     try:
-        with app.parts.sessions() as session:
+        with app.parts.reading() as session:
             session.execute(text("SELECT 1"))
     except SQLAlchemyError:
         problems.append("the database does not answer")
@@ -186,12 +232,13 @@ def _problems(app: App, settings: Settings) -> list[str]:
 # --------------------------------------------------------------------------------------------------- pages
 
 
-def _return_page(app: App, settings: Settings, session_id: str) -> Response:
-    """Where Xendit sends the customer back to. The webhook may be late: ask Xendit, as `billing session refresh`."""
+def _return_page(app: App, settings: Settings, limits: Limits, session_id: str) -> Response:
+    """Where Xendit sends the customer back to. The webhook may be late: ask Xendit, as `billing session refresh`.
+    Who reloads faster than we like to ask sees what is known."""
     row = _session(app, session_id)
     if row is None:
         return _page("return.html", 404, state="unknown")
-    if row.status == SessionStatus.ACTIVE and settings.secret_key:
+    if row.status == SessionStatus.ACTIVE and settings.secret_key and limits.may_look_up(row.id):
         try:
             row = sessions.refresh_session(app.parts, row.id)
         except BillingError as error:
@@ -218,7 +265,7 @@ def _checkout_page(app: App, settings: Settings, session_id: str) -> Response:
 def _session(app: App, session_id: str) -> PaymentSession | None:
     if not _SESSION_ID.fullmatch(session_id):
         return None
-    with app.parts.sessions() as session:
+    with app.parts.reading() as session:
         return session.get(PaymentSession, session_id)
 
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 from alembic import context
 from sqlalchemy import Connection, create_engine, pool, text
 
+from billing.store.migrate import LOCK_TIMEOUT
 from billing.store.models import Base
-
-# A migration that waits for a lock makes everybody wait behind it: rather fail fast and be run again.
-LOCK_TIMEOUT = "5s"
 
 
 def _migrate(connection: Connection) -> None:
-    context.configure(connection=connection, target_metadata=Base.metadata, compare_type=True)
+    # Of the session, not LOCAL: an autocommit_block would end that. The connection is closed afterwards.
+    connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT}'"))
+    connection.commit()
+    # Each on its own: one that fails leaves those before it done and written down, and nothing of itself.
+    context.configure(
+        connection=connection, target_metadata=Base.metadata, compare_type=True, transaction_per_migration=True
+    )
     with context.begin_transaction():
-        connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
         context.run_migrations()
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import simplejson
+import uvicorn
 from sqlalchemy import select, text
 
 from billing.app import App, build
@@ -20,7 +23,7 @@ from billing.services import onboarding, sessions
 from billing.services.parts import Rules
 from billing.settings import Settings
 from billing.store.models import WebhookEvent
-from billing.web import make_web
+from billing.web import LOOK_UPS_OF_A_SESSION, PAGES_OF_AN_ADDRESS, WRONG_TOKENS_OF_AN_ADDRESS, make_web
 from tests.world import Subscriber, World
 
 SAMPLES = sorted((Path(__file__).parent / "xendit" / "samples").glob("*.json"))
@@ -51,7 +54,9 @@ class Web:
             rules=built.parts.rules,
         )
         self.app = App(self.settings, built.engine, parts)
-        self._web = make_web(self.app, self.settings, None)
+        self.second = 0.0
+        self.address: tuple[str, int] | None = ("192.0.2.7", 40_000)
+        self._web = make_web(self.app, self.settings, None, clock=lambda: self.second)
 
     def post(
         self, content: bytes | AsyncIterator[bytes] | object, *, token: str | bytes | None = TOKEN, **headers: str
@@ -60,20 +65,50 @@ class Web:
         sent: dict[str, str | bytes] = {"content-type": "application/json", **headers}
         if token is not None:
             sent["x-callback-token"] = token
-        return self._ask("POST", WEBHOOKS, content=body, headers=list(sent.items()))
+        return self.ask("POST", WEBHOOKS, content=body, headers=list(sent.items()))
 
     def get(self, path: str) -> httpx.Response:
-        return self._ask("GET", path)
+        return self.ask("GET", path)
 
-    def _ask(self, method: str, path: str, **wanted: Any) -> httpx.Response:
+    def ask(self, method: str, path: str, **wanted: Any) -> httpx.Response:
         """Ends when what the web process does after its answer is done. Its errors are the test's errors."""
 
         async def ask() -> httpx.Response:
-            transport = httpx.ASGITransport(self._web, raise_app_exceptions=True)
+            transport = httpx.ASGITransport(self._web, raise_app_exceptions=True, client=self.address)  # type: ignore[arg-type]
             async with httpx.AsyncClient(transport=transport, base_url="http://billing.example") as browser:
                 return await browser.request(method, path, **wanted)
 
         return asyncio.run(ask())
+
+    async def post_and_hang_up(self, body: bytes) -> int:
+        """The beginning of a body, then nobody is there any more. The status that would have been answered."""
+        messages = [{"type": "http.request", "body": body, "more_body": True}, {"type": "http.disconnect"}]
+        answered: list[int] = []
+        headers = [(b"x-callback-token", TOKEN.encode())]
+        scope = {"type": "http", "method": "POST", "path": WEBHOOKS, "query_string": b"", "headers": headers}
+
+        async def receive() -> Any:
+            return messages.pop(0)
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                answered.append(message["status"])
+
+        await self._web(scope, receive, send)
+        return answered[0]
+
+    @contextmanager
+    def listening(self) -> Iterator[int]:
+        """As uvicorn serves it."""
+        with socket.create_server(("127.0.0.1", 0)) as door:
+            server = uvicorn.Server(
+                uvicorn.Config(self._web, log_level="error", timeout_keep_alive=60, timeout_graceful_shutdown=1)
+            )
+            thread = threading.Thread(target=server.run, kwargs={"sockets": [door]}, daemon=True)
+            thread.start()
+            yield int(door.getsockname()[1])
+            server.should_exit = True
+            thread.join(timeout=10)
 
     def stored(self) -> list[WebhookEvent]:
         with self.app.parts.sessions() as session:
@@ -188,6 +223,51 @@ def test_two_tokens_are_accepted_while_one_is_being_rotated(new_web: Callable[..
     assert web.post(capture(), token="old-token, new-token").status_code == 401
 
 
+def test_a_token_that_was_taken_out_is_refused(new_web: Callable[..., Web]) -> None:
+    assert new_web(xendit_callback_token="new-token").post(capture(), token="old-token").status_code == 401
+
+
+@pytest.mark.parametrize("token", [b"\xff\xfe", "\xe4".encode(), b"\xed\xa0\x80", b"\xf0\x9f\x98\x80", b"x" * 50_000])
+def test_a_token_of_strange_bytes_is_refused_like_any_other(web: Web, token: bytes) -> None:
+    assert web.post(capture(), token=token).status_code == 401
+
+
+def test_guessing_the_token_is_slowed_down(web: Web) -> None:
+    answers = [web.post(capture(), token=f"guess-{number}") for number in range(WRONG_TOKENS_OF_AN_ADDRESS + 5)]
+    assert [answer.status_code for answer in answers] == [401] * WRONG_TOKENS_OF_AN_ADDRESS + [429] * 5
+    assert answers[-1].headers["retry-after"] == "60"
+    assert answers[-1].text == "too many requests: try again in 60 s\n"
+
+    web.second = 61
+    assert web.post(capture(), token="guess").status_code == 401
+
+
+def test_the_right_token_always_gets_through(web: Web) -> None:
+    """Also from an address that has guessed wrong before: Xendit during a rotation."""
+    for _ in range(WRONG_TOKENS_OF_AN_ADDRESS + 5):
+        web.post(capture(), token="wrong")
+    answers = {web.post(capture(payment_id=f"py-{number}")).status_code for number in range(150)}
+    assert answers == {200}
+    assert len(web.stored()) == 150
+
+
+def test_one_address_does_not_use_up_what_another_has(web: Web) -> None:
+    def refused_from(address: str | None) -> set[int]:
+        web.address = (address, 1) if address is not None else None
+        return {web.post(capture(), token="wrong").status_code for _ in range(WRONG_TOKENS_OF_AN_ADDRESS)}
+
+    assert refused_from("192.0.2.1") == {401}
+    assert refused_from("192.0.2.2") == {401}
+    assert refused_from("::ffff:192.0.2.3") == {401}
+    assert refused_from("::ffff:192.0.2.4") == {401}
+    assert refused_from("2001:db8:0:1::1") == {401}
+    assert refused_from("2001:db8:0:2::1") == {401}
+    assert refused_from("2001:db8:0:1::2") == {429}, "one household has all addresses of a /64"
+    assert refused_from(None) == {401}
+    assert refused_from("x" * 5_000) == {401}
+    assert refused_from("192.0.2.1") == {429}
+
+
 def test_a_refused_sender_is_not_read(web: Web) -> None:
     assert web.post(b"{not json", token="wrong").status_code == 401
 
@@ -284,6 +364,52 @@ def test_a_body_that_is_too_large_is_refused_without_its_length(new_web: Callabl
 def test_a_length_that_lies_is_of_no_use(new_web: Callable[..., Web]) -> None:
     web = new_web(webhook_max_bytes=2_000)
     assert web.post(capture(note="x" * 3_000), **{"content-length": "10"}).status_code == 413
+
+
+def test_a_body_that_never_ends_is_given_up(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("billing.web.BODY_SECONDS", 0.05)
+
+    async def unending() -> AsyncIterator[bytes]:
+        yield b'{"event":'
+        await asyncio.Event().wait()
+
+    refused = web.post(unending())
+
+    assert (refused.status_code, refused.headers["connection"]) == (408, "close")
+    assert web.stored() == []
+
+
+def test_who_hangs_up_in_the_middle_leaves_nothing(web: Web) -> None:
+    assert asyncio.run(web.post_and_hang_up(b'{"event":"payment.capture",')) == 400
+    assert web.stored() == []
+
+
+@pytest.mark.parametrize("length", [b"\xb2", b"-1", b"1e3", b"9" * 5_000, b"", b" 12", b"0x10"])
+def test_a_length_that_is_no_number_is_of_no_use(web: Web, length: bytes) -> None:
+    headers = [(b"x-callback-token", TOKEN.encode()), (b"content-length", length)]
+    answer = web.ask("POST", WEBHOOKS, content=simplejson.dumps(capture()).encode(), headers=headers)
+    assert answer.status_code == 200
+
+
+def test_over_a_real_connection_a_slow_or_refused_sender_is_cut_off(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One who trickles his body must not hold a connection for ever."""
+    monkeypatch.setattr("billing.web.BODY_SECONDS", 0.2)
+    with web.listening() as port:
+        for token, status in ((TOKEN, b"408"), ("wrong", b"401")):
+            with socket.create_connection(("127.0.0.1", port), timeout=8) as connection:
+                head = (
+                    f"POST {WEBHOOKS} HTTP/1.1\r\nhost: x\r\nx-callback-token: {token}\r\ncontent-length: 500\r\n\r\n"
+                )
+                connection.sendall(head.encode() + b'{"event"')
+                answered = b"".join(iter(lambda: connection.recv(4096), b""))  # until the other side closes
+            assert answered.startswith(b"HTTP/1.1 " + status)
+
+
+def test_a_number_that_grows_without_end_is_kept_as_text(web: Web) -> None:
+    """jsonb would write it out: 28,000 of them fit into one body and come back as 3.7 GB."""
+    body = b'{"event":"x","data":{"a":[' + b",".join([b"1e131000"] * 20_000) + b"]}}"
+    assert web.post(body).status_code == 200
+    assert len(web.everything_stored()) < 500_000
 
 
 def test_an_unknown_event_is_stored_and_left_alone(web: Web) -> None:
@@ -406,6 +532,45 @@ def test_the_return_page_asks_xendit_when_the_webhook_is_late(web: Web, world: W
 
     assert (done.status_code, "All done" in done.text) == (200, True)
     assert ana.status == "active"
+
+
+def test_reloading_the_return_page_does_not_use_up_the_quota(web: Web, world: World) -> None:
+    ana, ben = world.subscribe("ana"), world.subscribe("ben")
+
+    shown = [web.get(f"/return/{ana.session_id}") for _ in range(LOOK_UPS_OF_A_SESSION + 20)]
+
+    assert {page.status_code for page in shown} == {200}
+    assert all("Waiting" in page.text for page in shown)
+    assert world.calls("GET /sessions/{id}") == LOOK_UPS_OF_A_SESSION
+    web.get(f"/return/{ben.session_id}")
+    assert world.calls("GET /sessions/{id}") == LOOK_UPS_OF_A_SESSION + 1
+    web.second = 61
+    web.get(f"/return/{ana.session_id}")
+    assert world.calls("GET /sessions/{id}") == LOOK_UPS_OF_A_SESSION + 2
+
+
+def test_all_return_pages_together_leave_half_of_the_quota(new_web: Callable[..., Web], world: World) -> None:
+    web = new_web(xendit_requests_per_minute=8)
+    links = [world.subscribe(f"customer-{number}").session_id for number in range(6)]
+
+    shown = [web.get(f"/return/{link}").status_code for link in links * 2]
+
+    assert set(shown) == {200}
+    assert world.calls("GET /sessions/{id}") == 4
+
+
+@pytest.mark.parametrize("page", ["return", "checkout"])
+def test_pages_are_shown_so_often_to_one_address(web: Web, world: World, page: str) -> None:
+    ana = world.subscribe()
+    shown = [web.get(f"/{page}/ses-{number}") for number in range(PAGES_OF_AN_ADDRESS + 3)]
+
+    assert [answer.status_code for answer in shown] == [404] * PAGES_OF_AN_ADDRESS + [429] * 3
+    assert (shown[-1].headers["retry-after"], shown[-1].text.count("\n")) == ("60", 1)
+    assert web.get(f"/return/{ana.session_id}").status_code == 429
+    assert web.get("/healthz").status_code == 200
+    assert web.post(capture()).status_code == 200
+    web.address = ("192.0.2.8", 1)
+    assert web.get(f"/return/{ana.session_id}").status_code == 200
 
 
 def test_the_return_page_of_a_link_that_is_over(web: Web, world: World) -> None:

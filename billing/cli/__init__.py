@@ -35,6 +35,7 @@ from billing.cli import (
     plan,
     run,
     session,
+    simulate,
     simulator,
     subscribe,
     subscription,
@@ -52,7 +53,7 @@ PANELS = {
     "Subscribers": ("subscribe", "subscription", "session", "token"),
     "Billing": ("run", "invoice", "explain"),
     "Operations": ("doctor", "reconcile", "replay", "events", "charging"),
-    "Try it": ("demo", "dev", "simulator", "clock"),
+    "Try it": ("demo", "simulate", "dev", "simulator", "clock"),
 }
 PANEL_OF = {name: panel for panel, names in PANELS.items() for name in names}
 
@@ -102,6 +103,7 @@ def _assemble() -> None:
         "reconcile": (ops.reconcile, "Ask Xendit about what is in doubt; compare a day's money."),
         "replay": (ops.replay, "Apply a stored webhook event again."),
         "demo": (demo.demo, "Live through months of billing in a minute."),
+        "simulate": (simulate.simulate, "Live through seeded years in which everything goes wrong."),
         "dev": (dev.dev, "Run everything in this terminal."),
         "simulator": (simulator.simulator, "Run the built-in Xendit alone."),
     }

@@ -61,7 +61,7 @@ def create(
 @app.command("list")
 def list_(as_json: AsJson = False) -> None:
     """List all customers with their saved payment methods."""
-    with opened() as billing, billing.parts.sessions() as session:
+    with opened() as billing, billing.parts.reading() as session:
         views = listings.list_customers(session)
     empty = "no customer yet; `billing customer create --help` shows how to make one"
     rows = [view | {"token_count": len(view["tokens"])} for view in views]
@@ -76,7 +76,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show one customer with the saved payment methods."""
-    with opened() as billing, billing.parts.sessions() as session:
+    with opened() as billing, billing.parts.reading() as session:
         view = show_customer(session, catalog.find_customer(session, reference))
     output.show(view, as_json=as_json, people=lambda: _people(view))
 

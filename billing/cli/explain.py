@@ -27,7 +27,7 @@ def explain(
 
     Example: billing explain ana-gold
     """
-    with opened() as billing, billing.parts.sessions() as session:
+    with opened() as billing, billing.parts.reading() as session:
         found = catalog.find_subscription(session, subscription)
         document = stories.explain(session, found, billing.parts.clock.now(), rules=billing.parts.rules)
     output.show(document, as_json=as_json, people=lambda: _people(document))

@@ -53,7 +53,7 @@ def list_(
 
     Example: billing invoice list --subscription ana-gold --status open
     """
-    with opened() as billing, billing.parts.sessions() as session:
+    with opened() as billing, billing.parts.reading() as session:
         owner = catalog.find_subscription(session, subscription).id if subscription else None
         found = views.list_invoices(session, subscription_id=owner, status=status)
     rows = [view | {"attempt_count": len(view["attempts"])} for view in found]
@@ -63,7 +63,7 @@ def list_(
 @app.command("show")
 def show(name: InvoiceName, as_json: AsJson = False) -> None:
     """Show one invoice with its lines, attempts and payments."""
-    with opened() as billing, billing.parts.sessions() as session:
+    with opened() as billing, billing.parts.reading() as session:
         view = views.show_invoice(session, catalog.find_invoice(session, name))
     output.show(view, as_json=as_json, people=lambda: _people(view))
 
@@ -83,7 +83,7 @@ def pay(
     Example: billing invoice pay ana-gold-3
     """
     with opened(GATEWAY) as billing:
-        with billing.parts.sessions() as session:
+        with billing.parts.reading() as session:
             invoice = catalog.find_invoice(session, name)
             token_id = catalog.find_token(session, token).id if token else None
         with sender(billing) as (send, by_workers):
@@ -91,7 +91,7 @@ def pay(
             send(dispatch.CHARGE, [attempt_id])
             if by_workers:
                 _wait(billing, attempt_id)
-        with billing.parts.sessions() as session:
+        with billing.parts.reading() as session:
             view = views.show_invoice(session, catalog.find_invoice(session, invoice.id))
     _tell_outcome(view, attempt_id)
     output.show(view, as_json=as_json, people=lambda: _people(view))
@@ -106,7 +106,7 @@ def _wait(billing: App, attempt_id: str) -> None:
 def _is_answered(billing: App, attempt_id: str) -> bool:
     """Tried: what is scheduled again for later (the gateway said wait) counts as well."""
     now: datetime = billing.parts.clock.now()
-    with billing.parts.sessions() as session:
+    with billing.parts.reading() as session:
         attempt = session.get_one(ChargeAttempt, attempt_id)
     planned_for_later = attempt.status == AttemptStatus.SCHEDULED and attempt.scheduled_at > now
     return planned_for_later or attempt.status not in (AttemptStatus.SCHEDULED, AttemptStatus.SUBMITTED)

@@ -146,10 +146,10 @@ def replay(
 ) -> None:
     """Apply a stored webhook event again. Never creates a charge; applying twice changes nothing."""
     with opened() as billing:
-        with billing.parts.sessions() as session:
+        with billing.parts.reading() as session:
             event = catalog.find_event(session, webhook_event)
         webhooks.apply_stored_event(billing.parts, event.id, read_event, again=True)
-        with billing.parts.sessions() as session:
+        with billing.parts.reading() as session:
             view = event_view(catalog.find_event(session, event.id))
     output.show(view, as_json=as_json, people=lambda: output.card(f"Webhook event {view['id']}", view))
     if view["state"] == EventState.PARKED or (view["state"] == EventState.APPLIED and view["error"]):
@@ -168,7 +168,7 @@ def list_events(
 
     Example: billing events list --state parked
     """
-    with opened() as billing, billing.parts.sessions() as session:
+    with opened() as billing, billing.parts.reading() as session:
         views = listings.list_events(session, state=state, limit=limit)
     output.show(views, as_json=as_json, people=lambda: output.table(views, EVENT_COLUMNS, empty="no such event"))
 
@@ -179,7 +179,7 @@ def list_events(
 @charging.command("show")
 def show_charging(as_json: AsJson = False) -> None:
     """Say whether charging is stopped, and why."""
-    with opened() as billing, billing.parts.sessions() as session:
+    with opened() as billing, billing.parts.reading() as session:
         view = listings.show_charging_stop(session)
     text = f"Charging is stopped: {view['reason']}" if view["stopped"] else "Charging is not stopped."
     output.show(view, as_json=as_json, people=lambda: output.say(text))
@@ -194,7 +194,7 @@ def stop_charging(
     with opened() as billing:
         with billing.parts.transaction() as session:
             queries.stop_charging(session, f"by an operator: {reason}", billing.parts.clock.now())
-        with billing.parts.sessions() as session:
+        with billing.parts.reading() as session:
             view = listings.show_charging_stop(session)
     output.show(view, as_json=as_json, people=lambda: output.say(f"Charging is stopped: {view['reason']}"))
 
@@ -205,7 +205,7 @@ def resume_charging(as_json: AsJson = False) -> None:
     with opened() as billing:
         with billing.parts.transaction() as session:
             lifted = queries.lift_charging_stop(session)
-        with billing.parts.sessions() as session:
+        with billing.parts.reading() as session:
             view = listings.show_charging_stop(session)
     text = "Charging goes on with the next run or tick." if lifted else "Charging was not stopped."
     output.show(view, as_json=as_json, people=lambda: output.say(text))

@@ -93,7 +93,7 @@ def _created(view: Json) -> None:
 @app.command("list")
 def list_(as_json: AsJson = False) -> None:
     """List all plans."""
-    with opened() as billing, billing.parts.sessions() as session:
+    with opened() as billing, billing.parts.reading() as session:
         views = listings.list_plans(session)
     empty = "no plan yet; `billing plan create --help` shows how to make one"
     output.show(views, as_json=as_json, people=lambda: output.table(views, COLUMNS, empty=empty))
@@ -105,6 +105,6 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show one plan."""
-    with opened() as billing, billing.parts.sessions() as session:
+    with opened() as billing, billing.parts.reading() as session:
         view = plan_view(catalog.find_plan(session, code))
     output.show(view, as_json=as_json, people=lambda: output.card(f"Plan {view['code']}", view))

@@ -49,7 +49,7 @@ ModeOption = Annotated[
 @app.command("show")
 def show(name: SessionName, as_json: AsJson = False) -> None:
     """Show a payment session as we know it; `refresh` asks Xendit."""
-    with opened() as billing, billing.parts.sessions() as session:
+    with opened() as billing, billing.parts.reading() as session:
         view = session_view(catalog.find_session(session, name))
     output.show(view, as_json=as_json, people=lambda: people(view, billing.settings))
 
@@ -61,7 +61,7 @@ def list_(
     as_json: AsJson = False,
 ) -> None:
     """List payment sessions, the oldest first."""
-    with opened() as billing, billing.parts.sessions() as session:
+    with opened() as billing, billing.parts.reading() as session:
         views = listings.list_sessions(
             session,
             subscription_id=catalog.find_subscription(session, subscription).id if subscription else None,
@@ -74,7 +74,7 @@ def list_(
 def refresh(name: SessionName, as_json: AsJson = False) -> None:
     """Read the session from Xendit and apply what it says, as its webhook would."""
     with opened(GATEWAY) as billing:
-        with billing.parts.sessions() as session:
+        with billing.parts.reading() as session:
             found = catalog.find_session(session, name)
         view = session_view(sessions.refresh_session(billing.parts, found.id))
     output.show(view, as_json=as_json, people=lambda: people(view, billing.settings))
@@ -84,7 +84,7 @@ def refresh(name: SessionName, as_json: AsJson = False) -> None:
 def cancel(name: SessionName, as_json: AsJson = False) -> None:
     """End the session at Xendit: nobody can pay through its link any more."""
     with opened(GATEWAY) as billing:
-        with billing.parts.sessions() as session:
+        with billing.parts.reading() as session:
             found = catalog.find_session(session, name)
         view = session_view(sessions.cancel_session(billing.parts, found.id))
     output.show(view, as_json=as_json, people=lambda: people(view, billing.settings))
@@ -108,7 +108,7 @@ def create(
     """
     with opened(GATEWAY) as billing:
         require_origins(billing.settings, mode)
-        with billing.parts.sessions() as session:
+        with billing.parts.reading() as session:
             payer = catalog.find_customer(session, customer)
             started = catalog.find_subscription(session, subscription) if subscription else None
         if started is not None and started.customer_id != payer.id:

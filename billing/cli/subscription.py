@@ -43,7 +43,7 @@ def list_(
 
     Example: billing subscription list --status past_due
     """
-    with opened() as billing, billing.parts.sessions() as session:
+    with opened() as billing, billing.parts.reading() as session:
         customer_id = catalog.find_customer(session, customer).id if customer else None
         found = views.list_subscriptions(session, status=status, customer_id=customer_id)
     empty = "no such subscription" if status or customer else "no subscription yet; see `billing subscribe --help`"
@@ -53,7 +53,7 @@ def list_(
 @app.command("show")
 def show(name: SubscriptionName, as_json: AsJson = False) -> None:
     """Show one subscription; `billing explain` tells its whole story."""
-    with opened() as billing, billing.parts.sessions() as session:
+    with opened() as billing, billing.parts.reading() as session:
         view = views.show_subscription(session, catalog.find_subscription(session, name))
     output.show(view, as_json=as_json, people=lambda: _people(view))
 

@@ -35,7 +35,7 @@ def list_(
 
     Example: billing token list --customer ana
     """
-    with opened() as billing, billing.parts.sessions() as session:
+    with opened() as billing, billing.parts.reading() as session:
         views = listings.list_tokens(session, catalog.find_customer(session, customer))
     empty = f"no payment method saved; `billing session create {customer}` makes a link for one"
     output.show(views, as_json=as_json, people=lambda: output.table(views, COLUMNS, empty=empty))
@@ -45,10 +45,10 @@ def list_(
 def refresh(name: TokenName, as_json: AsJson = False) -> None:
     """Read the token from Xendit and store what it says."""
     with opened(GATEWAY) as billing:
-        with billing.parts.sessions() as session:
+        with billing.parts.reading() as session:
             token = catalog.find_token(session, name)
         tokens.refresh_token(billing.parts, token.payment_token_id)
-        with billing.parts.sessions() as session:
+        with billing.parts.reading() as session:
             view = listings.show_token(session, token.id)
     output.show(view, as_json=as_json, people=lambda: _one(view))
 
@@ -57,10 +57,10 @@ def refresh(name: TokenName, as_json: AsJson = False) -> None:
 def cancel(name: TokenName, as_json: AsJson = False) -> None:
     """Cancel the token at Xendit: it can never be charged again."""
     with opened(GATEWAY) as billing:
-        with billing.parts.sessions() as session:
+        with billing.parts.reading() as session:
             token = catalog.find_token(session, name)
         token_commands.cancel_token(billing.parts, token.id)
-        with billing.parts.sessions() as session:
+        with billing.parts.reading() as session:
             view = listings.show_token(session, token.id)
     output.show(view, as_json=as_json, people=lambda: _one(view))
 

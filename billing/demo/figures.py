@@ -167,7 +167,7 @@ class Story:
 def gather(stage: Stage) -> Figures:
     """Reads both ledgers and examines the database; the clock stands at the end."""
     payments = stage.simulator.get("/_simulator/ledger")["payments"]
-    with stage.parts.sessions() as session:
+    with stage.parts.reading() as session:
         bills = _bills(session)
         now = stage.parts.clock.now()
         return Figures(

@@ -135,7 +135,7 @@ class Year:
 
     def _next_instant(self) -> datetime:
         """The next minute at which something is due."""
-        with self.stage.parts.sessions() as session:
+        with self.stage.parts.reading() as session:
             due = session.scalar(_NEXT_DUE, {"now": self.now})
         planned = self._agenda[0][0] if self._agenda else None
         coming = [at for at in (due, planned) if at is not None]
@@ -199,7 +199,7 @@ class Year:
 
     def _read_facts(self) -> set[str]:
         """What has happened since the last look, by kind."""
-        with self.stage.parts.sessions() as session:
+        with self.stage.parts.reading() as session:
             facts = session.scalars(select(Fact).where(Fact.id > self._last_fact).order_by(Fact.id)).all()
         for fact in facts:
             self._last_fact = fact.id
@@ -330,7 +330,7 @@ class Year:
 
     def _start_again(self, person: Person) -> None:
         """A fresh session, as `billing session create` opens it; first ours learns that the other one has expired."""
-        with self.stage.parts.sessions() as session:
+        with self.stage.parts.reading() as session:
             subscription = session.get_one(Subscription, self._subscription_id(person))
             customer = session.get_one(Customer, subscription.customer_id)
             abandoned = select(PaymentSession.id).where(PaymentSession.subscription_id == subscription.id)
@@ -350,7 +350,7 @@ class Year:
         self._plan(self.now + person.answers_after, partial(self._bring_new_card, person, len(self._answered)))
 
     def _bring_new_card(self, person: Person, number: int) -> None:
-        with self.stage.parts.sessions() as session:
+        with self.stage.parts.reading() as session:
             subscription = session.get_one(Subscription, self._subscription_id(person))
             customer = session.get_one(Customer, subscription.customer_id)
         if subscription.status in BILLABLE:

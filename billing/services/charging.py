@@ -1,6 +1,7 @@
 """The path of a charge, and the only code that moves money states. Read it top down.
 
     charge            one attempt from `scheduled` to whatever Xendit says; called by a worker or by `billing run`
+      (a retry asks Xendit first whether the failed try before it has turned into money)
       begin_attempt   scheduled -> submitted; everything that could forbid the charge is checked again   commit
       gateway.charge  POST /v3/payment_requests                                        no transaction open
       settle_attempt  what Xendit said -> attempt, invoice, subscription, next try, story               commit
@@ -12,7 +13,7 @@ for its invoice until the truth is found (services/reconciling.py).
 
 from __future__ import annotations
 
-import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -31,13 +32,22 @@ from billing.domain.lifecycle import (
     attempt_may_become,
 )
 from billing.domain.money import Money
-from billing.errors import InvalidMoney, NotSent, OutcomeUnknown, RateLimited, RequestRejected, Unavailable
+from billing.errors import (
+    GatewayError,
+    InvalidMoney,
+    NotFound,
+    NotSent,
+    OutcomeUnknown,
+    RateLimited,
+    RequestRejected,
+    Unavailable,
+)
 from billing.services import refunding, retrying
 from billing.services.parts import Parts, Rules, tell
 from billing.services.subscriptions import close_invoice, invoice_number, prepaid_first_period, recurring_terms
 from billing.services.tokens import verify_for_charge
 from billing.store import queries
-from billing.store.clock import real_now
+from billing.store.clock import real_now, uptime
 from billing.store.models import (
     Capture,
     ChargeAttempt,
@@ -65,35 +75,56 @@ def charge(parts: Parts, attempt_id: str) -> None:
         with parts.transaction() as session:
             queries.release_lease(session, attempt_id)
         return
+    begun = _ask_and_begin(parts, attempt_id)
+    if begun is not None:
+        _send_and_settle(parts, begun)
+
+
+def _ask_and_begin(parts: Parts, attempt_id: str) -> Begun | None:
+    """Begin, once Xendit has been asked what must be asked first. What it cannot say now makes the charge wait."""
     now = parts.clock.now()
-    with parts.transaction() as session:
-        begun = begin_attempt(session, attempt_id, now, parts.rules)
-    if isinstance(begun, UnverifiedToken):
-        begun = _verify_and_begin(parts, attempt_id, begun.payment_token_id, now)
-    if not isinstance(begun, Begun):
-        return
-    _send_and_settle(parts, begun)
-
-
-def _verify_and_begin(
-    parts: Parts, attempt_id: str, payment_token_id: str, now: datetime
-) -> Begun | UnverifiedToken | None:
-    """A token never seen ACTIVE is asked about before its first charge; if Xendit cannot say, the charge waits."""
-    asked = verify_for_charge(parts, payment_token_id)
-    with parts.transaction() as session:
-        begun = begin_attempt(session, attempt_id, now, parts.rules)
-        if isinstance(begun, UnverifiedToken):
-            wait = VERIFY_AGAIN if asked else NOT_SENT_WAIT
-            queries.postpone(session, attempt_id, now + wait)
+    asked: set[str] = set()
+    while True:
+        with parts.transaction() as session:
+            begun = begin_attempt(session, attempt_id, now, parts.rules, asked_before="earlier" in asked)
+            if isinstance(begun, UnverifiedToken) and begun.payment_token_id in asked:
+                queries.postpone(session, attempt_id, now + VERIFY_AGAIN)
+                return None
+        match begun:
+            case EarlierTries():
+                answered = _ask_about(parts, begun)
+                asked.add("earlier")
+            case UnverifiedToken(payment_token_id=payment_token_id):
+                answered = verify_for_charge(parts, payment_token_id)
+                asked.add(payment_token_id)
+            case _:
+                return begun
+        if not answered:
+            with parts.transaction() as session:
+                queries.postpone(session, attempt_id, now + NOT_SENT_WAIT)
             return None
-    return begun
+
+
+def _ask_about(parts: Parts, earlier: EarlierTries) -> bool:
+    """Whether Xendit could be asked. Money that came after all is settled, which withdraws the retry."""
+    for attempt_id, payment_request_id in earlier.tries:
+        try:
+            report = parts.gateway.get_charge(payment_request_id)
+        except NotFound:
+            continue
+        except GatewayError as error:
+            log.warning("charge.waits", attempt=attempt_id, error=str(error))
+            return False
+        if report.status == ChargeStatus.SUCCEEDED:
+            _settle(parts, attempt_id, report, source="lookup")
+    return True
 
 
 def _send_and_settle(parts: Parts, begun: Begun) -> None:
     """Between begin and settle: one HTTP request, no transaction. Every way it can end has its own line."""
     attempt_id = begun.attempt_id
     try:
-        if time.monotonic() > begun.send_before:
+        if uptime() > begun.send_before:
             raise NotSent("this worker was stopped too long before sending")
         report = parts.gateway.charge(begun.request)
     except NotSent as error:
@@ -131,7 +162,7 @@ class Begun:
     request: ChargeRequest
     lease_id: str
     lease_until: datetime  # real time
-    send_before: float  # monotonic seconds
+    send_before: float  # uptime in seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +172,16 @@ class UnverifiedToken:
     payment_token_id: str
 
 
-def begin_attempt(session: Session, attempt_id: str, now: datetime, rules: Rules) -> Begun | UnverifiedToken | None:
+@dataclass(frozen=True, slots=True)
+class EarlierTries:
+    """This is a retry: a failure Xendit reported may have turned into money, and its webhook may be lost. Ask first."""
+
+    tries: Sequence[tuple[str, str]]  # attempt id, Xendit's payment request id
+
+
+def begin_attempt(
+    session: Session, attempt_id: str, now: datetime, rules: Rules, *, asked_before: bool = False
+) -> Begun | UnverifiedToken | EarlierTries | None:
     """scheduled -> submitted, or None when there is nothing to do or the charge is no longer allowed.
 
     Checked here, whatever was true when the attempt was planned: still scheduled and due, subscription chargeable,
@@ -158,6 +198,10 @@ def begin_attempt(session: Session, attempt_id: str, now: datetime, rules: Rules
         # Something forbids the charge. What follows moves more than this row: look again, under the lock.
         queries.lock_subscription_of_attempt(session, attempt_id)
         return _refuse(session, attempt_id, now)
+    if found.attempt.number > 1 and not asked_before:
+        earlier = queries.failed_at_gateway(session, found.invoice.id)
+        if earlier:
+            return EarlierTries(earlier)
     begun = _prepare(found, token, now, rules)
     return begun if queries.submit(session, begun.attempt_id, token, begun.lease_id, now, begun.lease_until) else None
 
@@ -239,7 +283,7 @@ def _prepare(found: queries.FoundWithTokens, token: PaymentToken, now: datetime,
         lease_id=new_id("lease"),
         # The lease outlives the longest call by a wide margin; what has not left by then must not leave at all.
         lease_until=real_now() + rules.submitted_lease,
-        send_before=time.monotonic() + rules.call_limit.total_seconds(),
+        send_before=uptime() + rules.call_limit.total_seconds(),
     )
 
 
@@ -394,6 +438,9 @@ def _succeeded(
         invoice.grace_ends_at = invoice.hold_reason = None
     else:
         retrying.hold_invoice(session, invoice, now, "captured less than the amount due")
+    surplus = invoice.amount_paid_minor - invoice.amount_minor
+    if surplus > 0:
+        refunding.give_back(session, found, capture, surplus, now, rules)
     tell(
         session,
         subscription.id,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from billing.services import invoicing, reconciling, retrying
 from billing.services.invoicing import Opened
@@ -17,6 +17,8 @@ from billing.store import queries
 from billing.store.clock import real_now
 
 CHARGE, CHECK, EVENT, SESSION_CHECK, REFUND = "charge", "check", "event", "session_check", "refund"
+DAY = "day"
+DAYS_COMPARED_AGAIN = 3  # a message may be lost, and Xendit may list a payment late
 BATCH = 500
 MAX_BATCHES = 400  # of openings in one tick: then the others get their turn
 
@@ -33,12 +35,23 @@ class Done:
 
 
 def tick(parts: Parts, send: Send) -> Done:
-    """Everything that is due now, once."""
+    """Everything that is due now, once. With nothing due it costs one statement."""
     done = Done()
-    done.opened = sum(batch.invoices for batch in open_all_due(parts, parts.clock.now()))
-    retire(parts)
-    done.handed_out = hand_out_charges(parts, send) + hand_out_checks(parts, send)
+    due = look(parts)
+    if due.subscriptions:
+        done.opened = sum(batch.invoices for batch in open_all_due(parts, parts.clock.now()))
+    if due.expired_submissions or due.overdue_invoices:
+        retire(parts)
+    if due.attempts or done.opened:
+        done.handed_out += hand_out_charges(parts, send)
+    done.handed_out += hand_out_checks(parts, send, due)
     return done
+
+
+def look(parts: Parts) -> queries.Due:
+    """Which kinds of work are due now."""
+    with parts.reading() as session:
+        return queries.what_is_due(session, parts.clock.now(), real_now())
 
 
 def open_all_due(parts: Parts, now: datetime, *, run_id: str | None = None) -> list[Opened]:
@@ -67,6 +80,8 @@ def hand_out_charges(parts: Parts, send: Send, *, run_id: str | None = None, now
             return handed
         send(CHARGE, ids)
         handed += len(ids)
+        if len(ids) < min(room, BATCH):
+            return handed
 
 
 def retire(parts: Parts) -> None:
@@ -79,19 +94,27 @@ def retire(parts: Parts) -> None:
                 return
 
 
-def hand_out_checks(parts: Parts, send: Send) -> int:
+def hand_out_checks(parts: Parts, send: Send, due: queries.Due) -> int:
     """Look-ups, late events, sessions and refunds that are due."""
     handed = 0
-    claims: Sequence[tuple[str, Callable[..., list[str]]]] = (
-        (EVENT, queries.claim_due_events),
-        (CHECK, queries.claim_due_checks),
-        (SESSION_CHECK, queries.claim_due_session_checks),
-        (REFUND, queries.claim_due_refunds),
+    claims: Sequence[tuple[str, bool, Callable[..., list[str]]]] = (
+        (EVENT, due.events, queries.claim_due_events),
+        (CHECK, due.checks, queries.claim_due_checks),
+        (SESSION_CHECK, due.session_checks, queries.claim_due_session_checks),
+        (REFUND, due.refunds, queries.claim_due_refunds),
     )
-    for kind, claim in claims:
+    for kind, is_due, claim in claims:
+        if not is_due:
+            continue
         with parts.transaction() as session:
             ids = claim(session, parts.clock.now(), real_now(), BATCH)
         if ids:
             send(kind, ids)
             handed += len(ids)
     return handed
+
+
+def hand_out_days(parts: Parts, send: Send) -> None:
+    """The last days against Xendit's list, once a day: money we were never told of is found by nothing else."""
+    today = parts.clock.now().date()
+    send(DAY, [(today - timedelta(days=back)).isoformat() for back in range(1, DAYS_COMPARED_AGAIN + 1)])

@@ -88,14 +88,14 @@ def _count(parts: Parts, check: Check) -> Found:
     query = text(
         f"SELECT count(*), (array_agg(id ORDER BY id))[1:{EXAMPLES}] FROM ({check.bad}) AS bad"  # noqa: S608 - ours
     )
-    with parts.sessions() as session:
+    with parts.reading() as session:
         row = session.execute(query, _values(parts, session, check)).one()
     return _found(check, row[0], row[1] or [])
 
 
 def _ids(parts: Parts, check: Check) -> list[str]:
     query = text(f"SELECT id FROM ({check.bad}) AS bad ORDER BY id LIMIT {REPAIRED_AT_ONCE}")  # noqa: S608 - ours
-    with parts.sessions() as session:
+    with parts.reading() as session:
         return list(session.scalars(query, _values(parts, session, check)))
 
 
@@ -133,7 +133,7 @@ def _longest_lease(parts: Parts) -> timedelta:
 
 
 def _examine_schema(parts: Parts) -> Found:
-    with parts.sessions() as session:
+    with parts.reading() as session:
         migrated = session.scalar(text("SELECT to_regclass('alembic_version') IS NOT NULL"))
         current = session.scalar(text("SELECT version_num FROM alembic_version")) if migrated else None
     needed = migrate.newest()
@@ -195,16 +195,17 @@ def _doubt_submissions(parts: Parts, ids: Sequence[str]) -> int:
     return doubt_expired_submissions(parts, REPAIRED_AT_ONCE)
 
 
-def _hold_refunds(parts: Parts, ids: Sequence[str]) -> int:
+def _look_up_refunds(parts: Parts, ids: Sequence[str]) -> int:
+    now = parts.clock.now()
     for identity in ids:
         with parts.transaction() as session:
             refund = session.get_one(Refund, identity, with_for_update=True)
-            if refund.status == RefundState.REQUESTED and refund.next_try_at is None:
-                refund.status = RefundState.HELD
-                refund.error = (
-                    "its sender ended before it had the answer; look in the dashboard whether"
-                    f" {refund.reference_id} exists before refunding by hand"
-                )
+            if refund.status in (RefundState.REQUESTED, RefundState.PENDING) and refund.next_try_at is None:
+                # Perhaps it was asked for: only Xendit's list can say, and it must not be asked for again.
+                refund.status = RefundState.PENDING
+                refund.sent_at = refund.sent_at or refund.created_at
+                refund.next_try_at = now
+                refund.lease_until = None
     return len(ids)
 
 
@@ -316,7 +317,7 @@ REPAIRS: Mapping[str, Callable[[Parts, Sequence[str]], int]] = {
     "open_results_are_followed": _look_up_attempts,
     "sessions_are_followed": _look_up_sessions,
     "events_are_followed": _apply_events,
-    "refunds_are_followed": _hold_refunds,
+    "refunds_are_followed": _look_up_refunds,
     "planned_attempts_may_be_charged": _withdraw_attempts,
     "planned_tokens_may_be_charged": _let_choose_token,
     "drafts_are_awaited": _void_drafts,

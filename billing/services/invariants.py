@@ -209,10 +209,10 @@ _RULES = (
     Check(
         "refunds_are_followed",
         7,
-        "refunds whose sender is gone, so nobody knows whether Xendit has them",
-        """SELECT id FROM refunds WHERE status = 'requested' AND next_try_at IS NULL
+        "refunds that have no end and that nobody looks up",
+        """SELECT id FROM refunds WHERE status IN ('requested', 'pending') AND next_try_at IS NULL
         AND (lease_until IS NULL OR lease_until < :real_late)""",
-        "they are held for a person: a refund is never sent twice",
+        "they are looked up at Xendit; a refund is never asked for twice",
     ),
     Check(
         "due_attempts_on_time",

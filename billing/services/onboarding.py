@@ -187,6 +187,7 @@ def _new_session(
         amount_minor=amount,
         currency=plan.currency,
         expires_at=now + SESSION_LIFETIME,
+        next_check_at=now + FIRST_CHECK,  # should we die before Xendit's answer, somebody ends it
         created_at=now,
     )
 

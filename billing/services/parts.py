@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, cast
@@ -46,6 +46,15 @@ class Parts:
     def transaction(self) -> AbstractContextManager[Session]:
         """One short transaction: committed at the end of the block, rolled back on an error."""
         return self.sessions.begin()
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """Looks, and writes nothing. Ended with a commit all the same: at a rollback psycopg forgets every statement
+        it has prepared, and a connection would parse and plan all of them again."""
+        with self.sessions() as session:
+            yield session
+            session.expunge_all()
+            session.commit()
 
 
 Send = Callable[[str, Sequence[str]], None]

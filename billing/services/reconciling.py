@@ -35,7 +35,7 @@ MADE_NO_MONEY = frozenset({"FAILED", "VOIDED", "REVERSED"})
 
 def check_attempt(parts: Parts, attempt_id: str) -> None:
     """One look-up of one attempt; what it brings is settled. Raises nothing for a gateway error: asked again later."""
-    with parts.sessions() as session:
+    with parts.reading() as session:
         attempt = session.get(ChargeAttempt, attempt_id)
     if attempt is None or attempt.next_check_at is None:
         return
@@ -119,7 +119,7 @@ def _presume_lost(session: Session, attempt: ChargeAttempt, parts: Parts, now: d
     """No trace in any look-up, and the settlement window is over: the request never arrived. No decline, so the same
     step is tried again under a new reference. A merchant may have it held for a person instead."""
     if parts.rules.hold_in_doubt:
-        attempt.next_check_at = now + retrying.LATER_LOOK_UPS
+        attempt.next_check_at = retrying.next_look_up(attempt, now, parts.rules)
         invoice = session.get_one(Invoice, attempt.invoice_id)
         if invoice.hold_reason is None:
             retrying.hold_invoice(session, invoice, now, "an attempt is in doubt beyond the settlement window")
@@ -148,7 +148,7 @@ def _ask_again(session: Session, attempt_id: str, parts: Parts, error: str) -> N
 
 def doubt_expired_submissions(parts: Parts, limit: int) -> int:
     """Submitted, and its lease is over: whoever sent it is gone, so nobody knows the outcome."""
-    with parts.sessions() as session:
+    with parts.reading() as session:
         expired = queries.expired_submissions(session, real_now(), limit)
     for attempt_id in expired:
         with parts.transaction() as session:
@@ -192,7 +192,7 @@ def compare_day(parts: Parts, day: date) -> list[Difference]:
 
 def _compare_row(parts: Parts, row: TransactionRow) -> Difference | None:
     theirs = f"{row.amount.currency} {row.amount}" if row.amount else None
-    with parts.sessions() as session:
+    with parts.reading() as session:
         capture = session.scalar(select(Capture).where(Capture.payment_id == row.payment_id))
         attempt = session.scalar(
             select(ChargeAttempt).where(ChargeAttempt.reference_id.in_(references_of(row.reference_id)))
@@ -227,7 +227,7 @@ def _missing_there(parts: Parts, start: datetime, end: datetime, theirs: dict[st
     """Captures of that day which the list of that day lacks. Near midnight the two may disagree about the day, so a
     capture is looked up by its reference before it is called missing."""
     missing: list[Difference] = []
-    with parts.sessions() as session:
+    with parts.reading() as session:
         query = (
             select(Capture, ChargeAttempt.reference_id)
             .join(ChargeAttempt, ChargeAttempt.id == Capture.attempt_id)

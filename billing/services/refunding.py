@@ -1,4 +1,8 @@
-"""Giving back what was collected twice. A refund is requested once, under its own reference, and followed."""
+"""Giving back what was collected twice. A refund is asked for once, under its own reference, and followed to its end.
+
+requested  to be asked for         pending  asked for: Xendit has it, or nobody knows yet (no id of Xendit's)
+succeeded, failed                  held     a person decides: by the merchant's choice, or no trace of it was found
+"""
 
 from __future__ import annotations
 
@@ -11,13 +15,14 @@ from sqlalchemy.orm import Session
 from billing.domain.gateway import RefundReport, RefundStatus
 from billing.domain.lifecycle import InvoiceStatus, RefundState
 from billing.domain.money import Money
-from billing.errors import GatewayError, NotSent, RateLimited, Unavailable
+from billing.errors import GatewayError, NotSent, OutcomeUnknown, RateLimited, Unavailable
 from billing.services.parts import Parts, Rules, tell
 from billing.services.subscriptions import lock_subscription
 from billing.store import queries
 from billing.store.models import Capture, ChargeAttempt, Invoice, Refund, new_id
 
 TRY_AGAIN = timedelta(minutes=10)
+FIRST_LOOK_UP = timedelta(hours=1)  # its webhook normally tells within minutes
 
 log = structlog.get_logger()
 
@@ -53,35 +58,102 @@ def give_back(
     log.error("invoice.overpaid", invoice=found.invoice.id, attempt=found.attempt.id)
 
 
-def send_refund(parts: Parts, refund_id: str) -> None:
-    """Ask Xendit for one refund. When nobody knows whether it was accepted, a person is asked: never sent twice."""
+def follow_refund(parts: Parts, refund_id: str) -> None:
+    """The next step of one refund: ask for it, or look up what became of it."""
+    with parts.reading() as session:
+        refund = session.get(Refund, refund_id)
+    if refund is None or refund.next_try_at is None:
+        return
+    if refund.status == RefundState.REQUESTED:
+        _send(parts, refund_id)
+    elif refund.status == RefundState.PENDING:
+        _look_up(parts, refund)
+
+
+def _send(parts: Parts, refund_id: str) -> None:
+    """Committed as pending before the call, so it is asked for once: should nobody hear the answer, it is looked up.
+    Only a definite "not accepted" may ask again."""
     with parts.transaction() as session:
-        refund = session.get(Refund, refund_id, with_for_update=True)
-        if refund is None or refund.status != RefundState.REQUESTED or refund.next_try_at is None:
+        refund = session.get_one(Refund, refund_id, with_for_update=True)
+        if refund.status != RefundState.REQUESTED:
             return
         capture = session.get_one(Capture, refund.capture_id)
         request_id = capture.payment_request_id
-        refund.next_try_at = None  # from here on only a definite "not accepted" may send it again
+        if request_id is None:
+            _hold(refund, "Xendit's payment request of this capture is not known; refund it in the dashboard")
+            return
+        refund.status = RefundState.PENDING
+        refund.sent_at = parts.clock.now()
+        refund.next_try_at = refund.sent_at + parts.rules.submitted_lease
         amount = Money(refund.amount_minor, refund.currency)
         reference, reason = refund.reference_id, refund.reason
-    if request_id is None:
-        _hold(parts, refund_id, "Xendit's payment request of this capture is not known; refund it in the dashboard")
-        return
     try:
         report = parts.gateway.refund(
             reference_id=reference, payment_request_id=request_id, amount=amount, reason=reason
         )
     except (NotSent, RateLimited, Unavailable) as error:
         with parts.transaction() as session:
-            refund = session.get_one(Refund, refund_id)
-            refund.next_try_at = parts.clock.now() + TRY_AGAIN
-            refund.error = str(error)
-            refund.lease_until = None
+            refund = session.get_one(Refund, refund_id, with_for_update=True)
+            if _nobody_knows(refund):
+                refund.status, refund.sent_at = RefundState.REQUESTED, None
+                refund.next_try_at = parts.clock.now() + TRY_AGAIN
+                refund.error, refund.lease_until = str(error), None
+    except OutcomeUnknown as error:
+        with parts.transaction() as session:
+            refund = session.get_one(Refund, refund_id, with_for_update=True)
+            if _nobody_knows(refund):
+                refund.error, refund.lease_until = str(error), None
     except GatewayError as error:
-        _hold(parts, refund_id, f"{error}; look in the dashboard whether {reference} exists before refunding by hand")
+        with parts.transaction() as session:
+            refund = session.get_one(Refund, refund_id, with_for_update=True)
+            if _nobody_knows(refund):
+                _hold(refund, f"{error}; refund it in the dashboard")
     else:
         with parts.transaction() as session:
             _record(session, session.get_one(Refund, refund_id), report, parts.clock.now())
+
+
+def _nobody_knows(refund: Refund) -> bool:
+    """Asked for, and Xendit has not told of it by any way yet."""
+    return refund.status == RefundState.PENDING and refund.xendit_refund_id is None
+
+
+def _look_up(parts: Parts, known: Refund) -> None:
+    """Its webhook is late, or nobody heard whether it was accepted: Xendit's list knows it by our reference."""
+    try:
+        rows = parts.gateway.find_refunds(known.reference_id)
+    except GatewayError as error:
+        with parts.transaction() as session:
+            refund = session.get_one(Refund, known.id, with_for_update=True)
+            refund.lease_until, refund.error = None, str(error)
+            if refund.next_try_at is not None:
+                refund.next_try_at = parts.clock.now() + TRY_AGAIN
+        return
+    row = next(iter(rows), None)
+    now = parts.clock.now()
+    with parts.transaction() as session:
+        refund = session.get_one(Refund, known.id)
+        if row is not None:
+            report = RefundReport(row.payment_id or known.id, _STATUS_OF_ROW.get(row.status, RefundStatus.PENDING))
+            _record(session, refund, report, now)
+        session.refresh(refund, with_for_update=True)
+        refund.lease_until = None
+        if refund.status != RefundState.PENDING:
+            return
+        since = refund.sent_at or refund.created_at
+        if _nobody_knows(refund) and now >= since + parts.rules.settlement_window:
+            look = f"look in the dashboard whether {refund.reference_id} exists before refunding by hand"
+            _hold(refund, f"no trace at Xendit {parts.rules.settlement_window} after it was asked for; {look}")
+            return
+        refund.next_try_at = now + max(TRY_AGAIN, (now - since) / 2)
+
+
+_STATUS_OF_ROW = {
+    "SUCCESS": RefundStatus.SUCCEEDED,
+    "FAILED": RefundStatus.FAILED,
+    "VOIDED": RefundStatus.FAILED,
+    "REVERSED": RefundStatus.FAILED,
+}
 
 
 def apply_refund(session: Session, report: RefundReport, now: datetime) -> bool:
@@ -100,7 +172,7 @@ def _record(session: Session, refund: Refund, report: RefundReport, now: datetim
     capture = session.get_one(Capture, refund.capture_id)
     attempt = session.get_one(ChargeAttempt, capture.attempt_id)
     lock_subscription(session, attempt.subscription_id)
-    session.refresh(refund)
+    session.refresh(refund, with_for_update=True)
     refund.lease_until = None
     refund.xendit_refund_id = refund.xendit_refund_id or report.refund_id
     if refund.status in (RefundState.SUCCEEDED, RefundState.FAILED):
@@ -108,22 +180,24 @@ def _record(session: Session, refund: Refund, report: RefundReport, now: datetim
     match report.status:
         case RefundStatus.SUCCEEDED:
             refund.status = RefundState.SUCCEEDED
+            refund.next_try_at = refund.error = None
             invoice = session.get_one(Invoice, capture.invoice_id, populate_existing=True)
             invoice.amount_paid_minor -= refund.amount_minor
             tell(session, attempt.subscription_id, now, "refund.succeeded", invoice=invoice.number)
         case RefundStatus.FAILED | RefundStatus.CANCELLED:
             refund.status = RefundState.FAILED
+            refund.next_try_at = None
             refund.error = report.failure_code or "Xendit gives no reason"
             tell(session, attempt.subscription_id, now, "refund.failed", reason=refund.error)
             log.error("refund.failed", refund=refund.id, reason=refund.error)
         case RefundStatus.PENDING:
             refund.status = RefundState.PENDING
+            refund.next_try_at = now + FIRST_LOOK_UP
+            refund.error = None
 
 
-def _hold(parts: Parts, refund_id: str, reason: str) -> None:
-    with parts.transaction() as session:
-        refund = session.get_one(Refund, refund_id)
-        refund.status = RefundState.HELD
-        refund.error = reason
-        refund.lease_until = None
-    log.error("refund.held", refund=refund_id, reason=reason)
+def _hold(refund: Refund, reason: str) -> None:
+    refund.status = RefundState.HELD
+    refund.error = reason
+    refund.next_try_at = refund.lease_until = None
+    log.error("refund.held", refund=refund.id, reason=reason)

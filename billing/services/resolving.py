@@ -34,7 +34,7 @@ def resolve_open(parts: Parts, progress: Callable[[int, int], None]) -> Resolved
     """One look-up for each attempt that is in doubt or pending, whenever its next one would have been."""
     while reconciling.doubt_expired_submissions(parts, BATCH) == BATCH:
         pass
-    with parts.sessions() as session:
+    with parts.reading() as session:
         # A session's attempt without a time for a look-up waits for the customer, who may not even have begun.
         asked = or_(ChargeAttempt.origin != "session", ChargeAttempt.next_check_at.is_not(None))
         ids = list(session.scalars(select(ChargeAttempt.id).where(ChargeAttempt.status.in_(OPEN), asked)))
@@ -42,7 +42,7 @@ def resolve_open(parts: Parts, progress: Callable[[int, int], None]) -> Resolved
     for done, attempt_id in enumerate(ids, start=1):
         _look_up(parts, attempt_id, outcome)
         progress(done, len(ids))
-    with parts.sessions() as session:
+    with parts.reading() as session:
         in_doubt = select(func.count()).where(ChargeAttempt.status == AttemptStatus.IN_DOUBT)
         outcome.still_in_doubt = session.scalar(in_doubt) or 0
     return outcome
@@ -52,7 +52,7 @@ def _look_up(parts: Parts, attempt_id: str, outcome: Resolved) -> None:
     _plan_now(parts, attempt_id)
     overheard = _Overheard(parts.gateway)
     reconciling.check_attempt(replace(parts, gateway=cast(PaymentGateway, overheard)), attempt_id)
-    with parts.sessions() as session:
+    with parts.reading() as session:
         attempt = session.get_one(ChargeAttempt, attempt_id)
     if attempt.status not in OPEN:
         outcome.resolved += 1

@@ -43,7 +43,7 @@ CAP_WAIT = timedelta(days=1)
 LOOK_UPS = tuple(timedelta(minutes=m) for m in (1, 5, 30, 120, 360, 720, 1440))
 ACTION_LOOK_UPS = tuple(timedelta(minutes=m) for m in (10, 60, 360, 1440))
 ACTION_WINDOW = timedelta(days=1)  # what waits for the customer longer than this is canceled
-LATER_LOOK_UPS = timedelta(days=1)
+LATER_LOOK_UPS = timedelta(days=1)  # at first; then the older, the rarer
 
 RETRYABLE = frozenset({DeclineClass.RETRY_LATER, DeclineClass.RETRY_AFTER, DeclineClass.UNKNOWN_FIRST})
 COUNTED_ORIGINS = frozenset({"schedule", "dunning"})
@@ -393,7 +393,7 @@ def close_overdue_invoices(session: Session, now: datetime, limit: int) -> int:
 
 
 def next_look_up(attempt: ChargeAttempt, now: datetime, rules: Rules) -> datetime:
-    """When to ask Xendit about an attempt next: minutes at first, then hours, then once a day."""
+    """When to ask Xendit about an attempt next: minutes at first, then hours, then days, ever more of them."""
     since = attempt.submitted_at or attempt.created_at
     ladder = LOOK_UPS
     if attempt.status == AttemptStatus.IN_DOUBT:
@@ -401,7 +401,8 @@ def next_look_up(attempt: ChargeAttempt, now: datetime, rules: Rules) -> datetim
         ladder = (*LOOK_UPS, rules.settlement_window)
     elif attempt.status == AttemptStatus.REQUIRES_ACTION:
         ladder = ACTION_LOOK_UPS
-    return next((since + step for step in ladder if since + step > now), now + LATER_LOOK_UPS)
+    later = now + max(LATER_LOOK_UPS, (now - since) / 4)
+    return next((since + step for step in ladder if since + step > now), later)
 
 
 def window_is_over(attempt: ChargeAttempt, now: datetime, rules: Rules) -> bool:

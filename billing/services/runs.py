@@ -49,7 +49,7 @@ def run_here(parts: Parts, send: Send, at: datetime | None, progress: Progress) 
     """Everything due, done in this process: left-over events, openings, charges, look-ups, until nothing is due."""
     run, skipped = _start(parts, at)
     while True:
-        moved = dispatch.hand_out_checks(parts, send)
+        moved = dispatch.hand_out_checks(parts, send, dispatch.look(parts))
         dispatch.retire(parts)
         moved += _open(parts, run, skipped)
         moved += dispatch.hand_out_charges(parts, send, run_id=run.id, now=_as_of(parts, at))
@@ -70,7 +70,7 @@ def run_on_workers(
     """Open here, charge there. Without `wait` the scheduler (or the next run) hands out what does not fit at once."""
     run, skipped = _start(parts, at)
     _open(parts, run, skipped)
-    dispatch.hand_out_checks(parts, send)
+    dispatch.hand_out_checks(parts, send, dispatch.look(parts))
     dispatch.retire(parts)
     dispatch.hand_out_charges(parts, send, run_id=run.id, now=_as_of(parts, at))
     if not wait:
@@ -81,7 +81,7 @@ def run_on_workers(
         _open(parts, run, skipped)
         dispatch.retire(parts)
         dispatch.hand_out_charges(parts, send, run_id=run.id, now=_as_of(parts, at))
-        dispatch.hand_out_checks(parts, send)
+        dispatch.hand_out_checks(parts, send, dispatch.look(parts))
         totals = _totals(parts, run)
         progress(totals)
         if totals != last:
@@ -133,7 +133,7 @@ def _open(parts: Parts, run: Run, skipped: list[dict[str, str]]) -> int:
 
 def _work_left(parts: Parts, at: datetime) -> bool:
     """Attempts that are due or in a worker's hands."""
-    with parts.sessions() as session:
+    with parts.reading() as session:
         query = select(ChargeAttempt.id).where(
             ((ChargeAttempt.status == AttemptStatus.SCHEDULED) & (ChargeAttempt.scheduled_at <= at))
             | (ChargeAttempt.status == AttemptStatus.SUBMITTED)
@@ -143,7 +143,7 @@ def _work_left(parts: Parts, at: datetime) -> bool:
 
 
 def _totals(parts: Parts, run: Run) -> Json:
-    with parts.sessions() as session:
+    with parts.reading() as session:
         counted = session.execute(
             select(ChargeAttempt.status, func.count())
             .where(ChargeAttempt.run_id == run.id)
@@ -174,7 +174,7 @@ def _finish(parts: Parts, run: Run, skipped: list[dict[str, str]]) -> Json:
 
 def _report(parts: Parts, run: Run, skipped: list[dict[str, str]]) -> Json:
     """With `stopped` (the account was refused) and `not_sent` (why charges of this run still wait), if any."""
-    with parts.sessions() as session:
+    with parts.reading() as session:
         stop = session.scalar(select(ChargingStop.reason))
         not_sent = session.scalar(
             select(ChargeAttempt.error).where(
@@ -194,7 +194,7 @@ def dry_run(parts: Parts, at: datetime | None, limit: int = 10_000) -> Json:
     """Who would be charged, how much, with which token, and who is skipped and why. Writes nothing, asks nobody."""
     now = _as_of(parts, at)
     planned: list[Json] = []
-    with parts.sessions() as session:
+    with parts.reading() as session:
         skipped = [
             {"subscription_id": identity, "reason": f"on hold: {reason}"}
             for identity, reason in session.execute(_held(now))

@@ -22,14 +22,22 @@ from billing.errors import Conflict, GatewayError, NotFound
 from billing.services.parts import Parts, tell
 from billing.services.subscriptions import activate, close_invoice, lock_subscription, lock_subscriptions_of
 from billing.services.tokens import apply_token
-from billing.store.models import ChargeAttempt, Customer, Invoice, PaymentSession, PaymentToken, Plan
+from billing.store.models import (
+    ChargeAttempt,
+    Customer,
+    Invoice,
+    PaymentSession,
+    PaymentToken,
+    Plan,
+    Subscription,
+)
 
 CHECK_AFTER_COMPLETION = timedelta(minutes=1)
 
 
 def refresh_session(parts: Parts, session_id: str) -> PaymentSession:
     """Read the session (and the token it saved) from Xendit and apply what it says, as a webhook would."""
-    with parts.sessions() as session:
+    with parts.reading() as session:
         row = session.get_one(PaymentSession, session_id)
     if row.xendit_session_id is None:
         raise Conflict(f"session {session_id} was never opened at Xendit; start again with `billing session create`")
@@ -47,9 +55,22 @@ def refresh_session(parts: Parts, session_id: str) -> PaymentSession:
     return row
 
 
+def follow_session(parts: Parts, session_id: str) -> None:
+    """A look at a session is due: ask Xendit about it. One whose subscription has been canceled is ended there, and so
+    is one that never got a link, because whoever opened it died before Xendit's answer."""
+    with parts.reading() as session:
+        row = session.get_one(PaymentSession, session_id)
+        subscription = session.get(Subscription, row.subscription_id) if row.subscription_id else None
+    canceled = subscription is not None and subscription.status == SubscriptionStatus.CANCELED
+    if row.status == SessionStatus.ACTIVE and (canceled or row.xendit_session_id is None):
+        cancel_session(parts, session_id)
+    else:
+        refresh_session(parts, session_id)
+
+
 def cancel_session(parts: Parts, session_id: str) -> PaymentSession:
     """Ends a session at Xendit; nobody can pay through its link any more. Xendit sends no event for it."""
-    with parts.sessions() as session:
+    with parts.reading() as session:
         row = session.get_one(PaymentSession, session_id)
     if row.status != SessionStatus.ACTIVE:
         raise Conflict(f"session {session_id} is {row.status}; only an ACTIVE session can be canceled")
@@ -163,7 +184,7 @@ def session_over(session: Session, row: PaymentSession, status: SessionStatus, n
 def cancel_open_sessions(parts: Parts, subscription_id: str) -> None:
     """A canceled subscription's links must not take money any more. What cannot be canceled now expires by itself,
     and money that still comes is given back."""
-    with parts.sessions() as session:
+    with parts.reading() as session:
         query = select(PaymentSession.id).where(
             PaymentSession.subscription_id == subscription_id, PaymentSession.status == SessionStatus.ACTIVE
         )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from billing.domain.gateway import RecurringTerms
@@ -18,6 +18,7 @@ from billing.domain.lifecycle import (
     UNFINISHED,
     AttemptStatus,
     InvoiceStatus,
+    SessionStatus,
     SubscriptionStatus,
     check_subscription_move,
 )
@@ -35,7 +36,15 @@ from billing.domain.schedule import (
 )
 from billing.errors import IllegalTransition, NotFound
 from billing.services.parts import tell
-from billing.store.models import ChargeAttempt, Invoice, Plan, SkippedPeriod, Subscription, new_id
+from billing.store.models import (
+    ChargeAttempt,
+    Invoice,
+    PaymentSession,
+    Plan,
+    SkippedPeriod,
+    Subscription,
+    new_id,
+)
 
 MAX_SKIPPED_AT_ONCE = 1_000
 CONTRACT_YEARS = 5
@@ -242,6 +251,12 @@ def end(session: Session, subscription: Subscription, now: datetime, *, reason: 
     for invoice in _open_invoices(session, subscription.id):
         if not has_unfinished_attempt(session, invoice.id):
             close_invoice(session, invoice, InvoiceStatus.VOID, now, reason="subscription canceled")
+    # Its links must not take money any more: they are ended at Xendit as soon as somebody looks (sessions.py).
+    session.execute(
+        update(PaymentSession)
+        .where(PaymentSession.subscription_id == subscription.id, PaymentSession.status == SessionStatus.ACTIVE)
+        .values(next_check_at=now)
+    )
     tell(session, subscription.id, now, "subscription.canceled", reason=reason)
 
 

@@ -11,7 +11,7 @@ from billing.store.models import Customer, PaymentToken
 
 def cancel_token(parts: Parts, token_id: str) -> PaymentToken:
     """Cancel it at Xendit and store what Xendit says. Raises Conflict when it is dead already, GatewayError."""
-    with parts.sessions() as session:
+    with parts.reading() as session:
         token = session.get_one(PaymentToken, token_id)
     if token.status in DEAD_TOKENS:
         raise Conflict(f"token {token.id} is {token.status} already; nothing to cancel")

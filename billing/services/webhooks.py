@@ -137,13 +137,25 @@ def _apply(session: Session, event: GatewayEvent, now: datetime, rules: Rules) -
 
 
 def _apply_payment(session: Session, report: ChargeReport, now: datetime, rules: Rules) -> tuple[bool, str | None]:
-    attempt = _find_attempt(session, report)
+    # A payment we have recorded is that payment, whatever reference an event puts on it.
+    capture = _capture_of(session, report)
+    attempt = _find_attempt(session, report) if capture is None else session.get_one(ChargeAttempt, capture.attempt_id)
     if attempt is None:
         return False, None
-    known = attempt.status == AttemptStatus.SUCCEEDED and _capture_is_known(session, report)
-    if not known:
+    # Nothing to settle, and no lock needed, when the answer to our call has told us this capture already.
+    if capture is None or attempt.status != AttemptStatus.SUCCEEDED or _says_more(report, capture):
         settle_attempt(session, attempt.id, report, now, rules, source="webhook")
     return True, attempt.subscription_id
+
+
+def _capture_of(session: Session, report: ChargeReport) -> Capture | None:
+    if report.payment_id is None:
+        return None
+    return session.scalar(select(Capture).where(Capture.payment_id == report.payment_id))
+
+
+def _says_more(report: ChargeReport, capture: Capture) -> bool:
+    return report.amount is not None and report.amount.amount_minor > capture.amount_minor
 
 
 def _find_attempt(session: Session, report: ChargeReport) -> ChargeAttempt | None:
@@ -163,14 +175,6 @@ def _find_attempt(session: Session, report: ChargeReport) -> ChargeAttempt | Non
     if row is None:
         return None
     return session.scalar(select(ChargeAttempt).where(ChargeAttempt.reference_id == row.reference_id))
-
-
-def _capture_is_known(session: Session, report: ChargeReport) -> bool:
-    """Nothing to settle, and no lock needed, when the answer to our call has told us this capture already."""
-    if report.payment_id is None:
-        return False
-    amount = session.scalar(select(Capture.amount_minor).where(Capture.payment_id == report.payment_id))
-    return amount is not None and (report.amount is None or report.amount.amount_minor <= amount)
 
 
 def _apply_token(session: Session, report: TokenReport, now: datetime) -> tuple[bool, str | None]:

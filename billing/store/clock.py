@@ -7,6 +7,9 @@ gateway's quota, which live in real time whatever the test clock says.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
@@ -25,8 +28,37 @@ class Clock(Protocol):
     def now(self) -> datetime: ...
 
 
-def real_now() -> datetime:
+def _wall() -> datetime:
     return datetime.now(UTC)
+
+
+# What this machine calls the time, and how long it has been up. Replaced in one place only: a simulation lives a year
+# in seconds, leases and time-outs included.
+_machine: Callable[[], datetime] = _wall
+_uptime: Callable[[], float] = time.monotonic
+if hasattr(time, "CLOCK_BOOTTIME"):  # Linux: goes on while the machine sleeps, as the gateway's time does
+    _uptime = lambda: time.clock_gettime(time.CLOCK_BOOTTIME)  # noqa: E731
+
+
+def real_now() -> datetime:
+    return _machine()
+
+
+def uptime() -> float:
+    """Seconds since some fixed moment, whatever is done to the wall clock."""
+    return _uptime()
+
+
+@contextmanager
+def machine_time(now: Callable[[], datetime], up: Callable[[], float]) -> Iterator[None]:
+    """For the time of the block this process lives in another time (billing/simulation)."""
+    global _machine, _uptime
+    before = _machine, _uptime
+    _machine, _uptime = now, up
+    try:
+        yield
+    finally:
+        _machine, _uptime = before
 
 
 class SystemClock:

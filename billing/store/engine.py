@@ -19,6 +19,7 @@ from billing.errors import InvalidSetting, ServiceUnavailable
 Sessions = sessionmaker[Session]
 
 RESTED_SECONDS = 5
+PREPARED_STATEMENTS = 500
 
 
 def make_engine(url: str, *, pool_size: int = 16) -> Engine:
@@ -41,7 +42,16 @@ def make_engine(url: str, *, pool_size: int = 16) -> Engine:
             " for example postgresql+psycopg://billing:secret@localhost:5432/billing"
         ) from None
     _ping_after_idling(engine)
+    _keep_prepared(engine)
     return engine
+
+
+def _keep_prepared(engine: Engine) -> None:
+    """There are some two hundred statements in this software, and psycopg keeps a hundred prepared ones."""
+
+    @event.listens_for(engine, "connect")
+    def keep(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
+        connection.prepared_max = PREPARED_STATEMENTS
 
 
 def _ping_after_idling(engine: Engine) -> None:

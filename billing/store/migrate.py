@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import create_engine, pool, text
+from sqlalchemy import Connection, create_engine, pool, text
+from sqlalchemy.exc import DBAPIError
+
+from billing.errors import ServiceUnavailable
 
 FOLDER = Path(__file__).resolve().parents[2] / "migrations"
 
+# A migration that waits for a lock makes everybody wait behind it: rather fail fast and be run again.
+LOCK_TIMEOUT = "5s"
+LOCK_NOT_AVAILABLE, DEADLOCK_DETECTED = "55P03", "40P01"
+ASK_AGAIN_SECONDS = 0.2
+
 
 def upgrade(url: str, revision: str = "head") -> str:
-    """Bring the database to `revision`. Returns the revision it is at. Raises SQLAlchemy's errors."""
+    """Bring the database to `revision`. Returns the revision it is at. Raises SQLAlchemy's errors,
+    and ServiceUnavailable when work under way holds what a migration has to lock."""
     _run(url, command.upgrade, revision)
     return current(url) or ""
 
@@ -45,10 +57,31 @@ def _config() -> Config:
 def _run(url: str, action: object, revision: str) -> None:
     engine = create_engine(url, poolclass=pool.NullPool, connect_args={"connect_timeout": 5})
     config = _config()
-    with engine.connect() as connection:
-        connection.execute(text("SELECT pg_advisory_lock(hashtext('billing.migrate'))"))
-        connection.commit()
+    with engine.connect() as connection, _lock_errors_in_one_line():
+        _wait_for_our_turn(connection)
         config.attributes["connection"] = connection
         assert callable(action)  # noqa: S101 - alembic's commands
         action(config, revision)
         connection.commit()
+
+
+def _wait_for_our_turn(connection: Connection) -> None:
+    """Asked again and again rather than waited for: a statement that waits holds a snapshot, and CREATE INDEX
+    CONCURRENTLY of whoever has the lock would wait for that one to end, in a circle."""
+    while not connection.scalar(text("SELECT pg_try_advisory_lock(hashtext('billing.migrate'))")):
+        connection.rollback()
+        time.sleep(ASK_AGAIN_SECONDS)
+    connection.commit()
+
+
+@contextmanager
+def _lock_errors_in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) not in (LOCK_NOT_AVAILABLE, DEADLOCK_DETECTED):
+            raise
+        raise ServiceUnavailable(
+            f"a migration waited {LOCK_TIMEOUT} for a table that other transactions hold, and was taken back;"
+            " run `billing migrate` again (pg_stat_activity shows which transactions are long)"
+        ) from None

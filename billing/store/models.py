@@ -6,6 +6,8 @@ text checked against billing/domain/lifecycle.py, so that a new status is a migr
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, ClassVar
@@ -42,16 +44,35 @@ Instant = TIMESTAMP(timezone=True)
 LocalTime = TIMESTAMP(timezone=False)  # wall clock in the subscription's zone, on purpose without offset
 
 
+def _uuid7() -> str:
+    return uuid_utils.uuid7().hex
+
+
+_unique: Callable[[], str] = _uuid7
+
+
 def new_id(prefix: str) -> str:
     """`sub-0199...`: sortable by time of creation. No `_` in it: Xendit adds `_suffix` to session references."""
-    return f"{prefix}-{uuid_utils.uuid7().hex}"
+    return f"{prefix}-{_unique()}"
+
+
+@contextmanager
+def ids_from(source: Callable[[], str]) -> Iterator[None]:
+    """For the time of the block ids come from `source`: a seeded simulation makes the same ones again."""
+    global _unique  # noqa: PLW0603 - the one source of the process
+    before, _unique = _unique, source
+    try:
+        yield
+    finally:
+        _unique = before
 
 
 def _one_of(column: str, values: type[StrEnum]) -> str:
     return f"{column} IN ({', '.join(repr(str(v)) for v in values)})"
 
 
-def _listed(values: frozenset[Any]) -> str:
+def sql_list(values: frozenset[Any]) -> str:
+    """'a', 'b': for SQL written by hand, from our own names only."""
     return ", ".join(sorted(repr(str(v)) for v in values))
 
 
@@ -167,7 +188,7 @@ class Subscription(Base):
         Index(
             "ix_subscriptions_due",
             "next_billing_at",
-            postgresql_where=text(f"status IN ({_listed(BILLABLE)}) AND hold_reason IS NULL"),
+            postgresql_where=text(f"status IN ({sql_list(BILLABLE)}) AND hold_reason IS NULL"),
         ),
     )
 
@@ -295,7 +316,7 @@ class ChargeAttempt(Base):
             "uq_charge_attempts_unfinished",
             "invoice_id",
             unique=True,
-            postgresql_where=text(f"status IN ({_listed(UNFINISHED)})"),
+            postgresql_where=text(f"status IN ({sql_list(UNFINISHED)})"),
         ),
         CheckConstraint(_one_of("status", AttemptStatus), name="status_known"),
         CheckConstraint("amount_minor > 0", name="amount_positive"),
@@ -362,7 +383,8 @@ class Refund(Base):
     status: Mapped[str]
     error: Mapped[str | None]
     lease_until: Mapped[datetime | None]
-    next_try_at: Mapped[datetime | None]
+    next_try_at: Mapped[datetime | None]  # requested: when to ask for it; pending: when to look it up
+    sent_at: Mapped[datetime | None]
     created_at: Mapped[datetime]
 
     __table_args__ = (

@@ -7,7 +7,21 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, cast
 
-from sqlalchemy import CursorResult, Select, Table, and_, bindparam, exists, func, or_, select, text, update
+from sqlalchemy import (
+    ColumnElement,
+    CursorResult,
+    Select,
+    Table,
+    Update,
+    and_,
+    bindparam,
+    exists,
+    func,
+    or_,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased, load_only, object_session
 
@@ -26,6 +40,7 @@ from billing.store.models import (
     Subscription,
     Tick,
     WebhookEvent,
+    sql_list,
 )
 
 # A claimed row nobody began: the message was lost or its worker died. Taken up again after this, in real time.
@@ -215,22 +230,123 @@ def submit(
 # --------------------------------------------------------------------------------------------------- claims
 
 
+@dataclass(frozen=True, slots=True)
+class Due:
+    """Which kinds of work are due: one cheap question before eight dearer ones, most of which find nothing."""
+
+    subscriptions: bool
+    attempts: bool
+    checks: bool
+    session_checks: bool
+    events: bool
+    refunds: bool
+    expired_submissions: bool
+    overdue_invoices: bool
+
+    def __bool__(self) -> bool:
+        return any(getattr(self, name) for name in self.__slots__)
+
+
+_FREE = "(lease_until IS NULL OR lease_until < :real_now)"
+_DUE = text(f"""
+SELECT
+    EXISTS (SELECT FROM subscriptions WHERE next_billing_at <= :now AND status IN ({sql_list(BILLABLE)})
+        AND hold_reason IS NULL),
+    EXISTS (SELECT FROM charge_attempts WHERE status = 'scheduled' AND scheduled_at <= :now AND {_FREE}),
+    EXISTS (SELECT FROM charge_attempts WHERE next_check_at <= :now AND {_FREE}),
+    EXISTS (SELECT FROM payment_sessions WHERE next_check_at <= :now),
+    EXISTS (SELECT FROM webhook_events WHERE next_try_at <= :now AND {_FREE}),
+    EXISTS (SELECT FROM refunds WHERE next_try_at <= :now AND {_FREE}),
+    EXISTS (SELECT FROM charge_attempts WHERE status = 'submitted' AND lease_until < :real_now),
+    EXISTS (SELECT FROM invoices WHERE status = 'open' AND grace_ends_at <= :now AND hold_reason IS NULL)
+""")  # noqa: S608 - our own status names
+
+
+def what_is_due(session: Session, now: datetime, real_now: datetime) -> Due:
+    return Due(*session.execute(_DUE, {"now": now, "real_now": real_now}).one())
+
+
+_CLAIM_SUBSCRIPTIONS = (
+    select(Subscription, Plan)
+    .join(Plan, Plan.id == Subscription.plan_id)
+    .where(
+        Subscription.next_billing_at <= bindparam("now"),
+        Subscription.status.in_(BILLABLE),
+        Subscription.hold_reason.is_(None),
+    )
+    .order_by(Subscription.next_billing_at)
+    .limit(bindparam("most"))
+    .with_for_update(of=Subscription, skip_locked=True, key_share=True)
+    .execution_options(populate_existing=True)
+)
+
+
 def claim_due_subscriptions(session: Session, now: datetime, limit: int) -> list[tuple[Subscription, Plan]]:
     """Due = next_billing_at <= now, never "today equals the anchor" (M1). Rows stay locked until the commit."""
-    query = (
-        select(Subscription, Plan)
-        .join(Plan, Plan.id == Subscription.plan_id)
-        .where(
-            Subscription.next_billing_at <= now,
-            Subscription.status.in_(BILLABLE),
-            Subscription.hold_reason.is_(None),
-        )
-        .order_by(Subscription.next_billing_at)
-        .limit(limit)
-        .with_for_update(of=Subscription, skip_locked=True, key_share=True)
-        .execution_options(populate_existing=True)
+    return [(row[0], row[1]) for row in session.execute(_CLAIM_SUBSCRIPTIONS, {"now": now, "most": limit})]
+
+
+def _lease(table: type[Base], due: Select[Any], **values: Any) -> Update:
+    """A claim: the rows that `due` finds, taken under a lease; it returns their ids only. Core, and built once."""
+    rows = cast(Table, table.__table__)
+    return (
+        update(rows)
+        .where(rows.c.id.in_(select(due.cte("due").c.id)))
+        .values({"lease_until": bindparam("until")} | values)
+        .returning(rows.c.id)
     )
-    return [(row[0], row[1]) for row in session.execute(query)]
+
+
+def _free(lease_until: ColumnElement[Any]) -> ColumnElement[bool]:
+    return or_(lease_until.is_(None), lease_until < bindparam("real_now"))
+
+
+def _due_attempts() -> Select[Any]:
+    due, older = _attempts, _attempts.alias("older")
+    waits_for_older = exists().where(
+        older.c.subscription_id == due.c.subscription_id,
+        older.c.id < due.c.id,
+        or_(
+            older.c.status == AttemptStatus.SUBMITTED,
+            and_(older.c.status == AttemptStatus.SCHEDULED, older.c.scheduled_at <= bindparam("now")),
+        ),
+    )
+    return (
+        select(due.c.id)
+        .where(
+            due.c.status == AttemptStatus.SCHEDULED,
+            due.c.scheduled_at <= bindparam("now"),
+            _free(due.c.lease_until),
+            ~waits_for_older,
+            ~exists().where(ChargingStop.id == 1),
+        )
+        .order_by(due.c.scheduled_at)
+        .limit(bindparam("most"))
+        .with_for_update(skip_locked=True)
+    )
+
+
+def _due_rows(table: type[Base], column: str) -> Select[Any]:
+    rows = cast(Table, table.__table__)
+    return (
+        select(rows.c.id)
+        .where(rows.c[column] <= bindparam("now"), _free(rows.c.lease_until))
+        .order_by(rows.c[column])
+        .limit(bindparam("most"))
+        .with_for_update(skip_locked=True)
+    )
+
+
+_CLAIM_ATTEMPTS = _lease(ChargeAttempt, _due_attempts())
+_CLAIM_ATTEMPTS_OF_RUN = _lease(ChargeAttempt, _due_attempts(), run_id=bindparam("run"))
+_CLAIM_CHECKS = _lease(ChargeAttempt, _due_rows(ChargeAttempt, "next_check_at"))
+_CLAIM_REFUNDS = _lease(Refund, _due_rows(Refund, "next_try_at"))
+_CLAIM_EVENTS = _lease(WebhookEvent, _due_rows(WebhookEvent, "next_try_at"))
+
+
+def _claim(session: Session, claim: Update, now: datetime, real_now: datetime, limit: int, **more: Any) -> list[str]:
+    values = {"now": now, "real_now": real_now, "until": real_now + CLAIM_LEASE, "most": limit}
+    return list(session.scalars(claim, values | more))
 
 
 def claim_due_attempts(
@@ -238,49 +354,70 @@ def claim_due_attempts(
 ) -> list[str]:
     """Take due attempts under a lease; ids only. A row with a live lease is not taken again (D15), and a
     subscription that owes several periods is charged for one at a time, the oldest first (M5)."""
-    older = aliased(ChargeAttempt)
-    waits_for_older = exists().where(
-        older.subscription_id == ChargeAttempt.subscription_id,
-        older.id < ChargeAttempt.id,
-        or_(
-            older.status == AttemptStatus.SUBMITTED,
-            and_(older.status == AttemptStatus.SCHEDULED, older.scheduled_at <= now),
-        ),
-    )
+    if run_id is None:
+        return _claim(session, _CLAIM_ATTEMPTS, now, real_now, limit)
+    return _claim(session, _CLAIM_ATTEMPTS_OF_RUN, now, real_now, limit, run=run_id)
+
+
+def claim_due_checks(session: Session, now: datetime, real_now: datetime, limit: int) -> list[str]:
+    """Attempts that are pending, wait for the customer or are in doubt, and whose next look-up is due."""
+    return _claim(session, _CLAIM_CHECKS, now, real_now, limit)
+
+
+def claim_due_refunds(session: Session, now: datetime, real_now: datetime, limit: int) -> list[str]:
+    return _claim(session, _CLAIM_REFUNDS, now, real_now, limit)
+
+
+def claim_due_events(session: Session, now: datetime, real_now: datetime, limit: int) -> list[str]:
+    """Stored events that were not applied yet (a lost message, a dead process) or wait for their parent."""
+    return _claim(session, _CLAIM_EVENTS, now, real_now, limit)
+
+
+def _claim_sessions() -> Update:
+    rows = cast(Table, PaymentSession.__table__)
     due = (
-        select(ChargeAttempt.id)
-        .where(
-            ChargeAttempt.status == AttemptStatus.SCHEDULED,
-            ChargeAttempt.scheduled_at <= now,
-            or_(ChargeAttempt.lease_until.is_(None), ChargeAttempt.lease_until < real_now),
-            ~waits_for_older,
-            ~exists().where(ChargingStop.id == 1),
-        )
-        .order_by(ChargeAttempt.scheduled_at)
-        .limit(limit)
+        select(rows.c.id)
+        .where(rows.c.next_check_at <= bindparam("now"))
+        .order_by(rows.c.next_check_at)
+        .limit(bindparam("most"))
         .with_for_update(skip_locked=True)
     )
-    values: dict[str, Any] = {"lease_until": real_now + CLAIM_LEASE}
-    if run_id is not None:
-        values["run_id"] = run_id
-    claim = (
-        update(ChargeAttempt)
-        .where(ChargeAttempt.id.in_(select(due.cte("due").c.id)))
-        .values(values)
-        .returning(ChargeAttempt.id)
-        .execution_options(synchronize_session=False)
+    return (
+        update(rows)
+        .where(rows.c.id.in_(select(due.cte("due").c.id)))
+        .values(next_check_at=bindparam("again"))
+        .returning(rows.c.id)
     )
-    return list(session.scalars(claim))
+
+
+_CLAIM_SESSIONS = _claim_sessions()
+
+
+def claim_due_session_checks(session: Session, now: datetime, _real_now: datetime, limit: int) -> list[str]:
+    """Payment sessions whose webhook is late. The claim moves next_check_at on, so that no other process asks too."""
+    return list(session.scalars(_CLAIM_SESSIONS, {"now": now, "again": now + timedelta(minutes=5), "most": limit}))
+
+
+_IN_FLIGHT = select(func.count()).where(
+    ChargeAttempt.status.in_({AttemptStatus.SCHEDULED, AttemptStatus.SUBMITTED}),
+    ChargeAttempt.lease_until.is_not(None),
+    ChargeAttempt.lease_until >= bindparam("real_now"),
+)
 
 
 def count_in_flight(session: Session, real_now: datetime) -> int:
     """Attempts handed out and not yet answered: what keeps claims from running ahead of the workers."""
-    query = select(func.count()).where(
-        ChargeAttempt.status.in_({AttemptStatus.SCHEDULED, AttemptStatus.SUBMITTED}),
-        ChargeAttempt.lease_until.is_not(None),
-        ChargeAttempt.lease_until >= real_now,
+    return session.scalar(_IN_FLIGHT, {"real_now": real_now}) or 0
+
+
+def failed_at_gateway(session: Session, invoice_id: str) -> list[tuple[str, str]]:
+    """(attempt, payment request) of the tries of an invoice that Xendit knows and has called failed."""
+    query = select(ChargeAttempt.id, ChargeAttempt.payment_request_id).where(
+        ChargeAttempt.invoice_id == invoice_id,
+        ChargeAttempt.status == AttemptStatus.FAILED,
+        ChargeAttempt.payment_request_id.is_not(None),
     )
-    return session.scalar(query) or 0
+    return [(row[0], row[1]) for row in session.execute(query) if row[1] is not None]
 
 
 def release_lease(session: Session, attempt_id: str) -> None:
@@ -307,79 +444,6 @@ def expired_submissions(session: Session, real_now: datetime, limit: int) -> lis
         .limit(limit)
     )
     return list(session.scalars(query))
-
-
-def claim_due_checks(session: Session, now: datetime, real_now: datetime, limit: int) -> list[str]:
-    """Attempts that are pending, wait for the customer or are in doubt, and whose next look-up is due."""
-    due = (
-        select(ChargeAttempt.id)
-        .where(
-            ChargeAttempt.next_check_at <= now,
-            or_(ChargeAttempt.lease_until.is_(None), ChargeAttempt.lease_until < real_now),
-        )
-        .order_by(ChargeAttempt.next_check_at)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
-    return _lease(session, ChargeAttempt, due, real_now)
-
-
-def claim_due_session_checks(session: Session, now: datetime, _real_now: datetime, limit: int) -> list[str]:
-    """Payment sessions whose webhook is late. The claim moves next_check_at on, so that no other process asks too."""
-    due = (
-        select(PaymentSession.id)
-        .where(PaymentSession.next_check_at <= now)
-        .order_by(PaymentSession.next_check_at)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
-    claim = (
-        update(PaymentSession)
-        .where(PaymentSession.id.in_(select(due.cte("due").c.id)))
-        .values(next_check_at=now + timedelta(minutes=5))
-        .returning(PaymentSession.id)
-        .execution_options(synchronize_session=False)
-    )
-    return list(session.scalars(claim))
-
-
-def claim_due_refunds(session: Session, now: datetime, real_now: datetime, limit: int) -> list[str]:
-    due = (
-        select(Refund.id)
-        .where(
-            Refund.next_try_at <= now,
-            or_(Refund.lease_until.is_(None), Refund.lease_until < real_now),
-        )
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
-    return _lease(session, Refund, due, real_now)
-
-
-def claim_due_events(session: Session, now: datetime, real_now: datetime, limit: int) -> list[str]:
-    """Stored events that were not applied yet (a lost message, a dead process) or wait for their parent."""
-    due = (
-        select(WebhookEvent.id)
-        .where(
-            WebhookEvent.next_try_at <= now,
-            or_(WebhookEvent.lease_until.is_(None), WebhookEvent.lease_until < real_now),
-        )
-        .order_by(WebhookEvent.next_try_at)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
-    return _lease(session, WebhookEvent, due, real_now)
-
-
-def _lease(session: Session, table: Any, due: Select[Any], real_now: datetime) -> list[str]:
-    claim = (
-        update(table)
-        .where(table.id.in_(select(due.cte("due").c.id)))
-        .values(lease_until=real_now + CLAIM_LEASE)
-        .returning(table.id)
-        .execution_options(synchronize_session=False)
-    )
-    return list(session.scalars(claim))
 
 
 def take_tick(session: Session, job: str, slot: datetime) -> bool:

@@ -197,6 +197,10 @@ class XenditGateway:
     def find_transactions(self, reference_id: str) -> Sequence[TransactionRow]:
         return self._transactions({"reference_id": reference_id})
 
+    def find_refunds(self, reference_id: str) -> Sequence[TransactionRow]:
+        """`payment_id` of a row is the refund's own id."""
+        return self._transactions({"reference_id": reference_id}, types="REFUND")
+
     def list_transactions(self, *, created_from: datetime, created_to: datetime) -> Sequence[TransactionRow]:
         """All payments created in the time, both ends included. One request for every 50 rows."""
         return self._transactions(
@@ -206,13 +210,11 @@ class XenditGateway:
             }
         )
 
-    def _transactions(self, filters: Mapping[str, str]) -> list[TransactionRow]:
+    def _transactions(self, filters: Mapping[str, str], *, types: str = "PAYMENT") -> list[TransactionRow]:
         rows: list[TransactionRow] = []
         after: dict[str, str] = {}
         for _ in range(MOST_PAGES):
-            answer = self._send(
-                LIST_TRANSACTIONS, params={"types": "PAYMENT", "limit": str(PAGE_SIZE), **filters, **after}
-            )
+            answer = self._send(LIST_TRANSACTIONS, params={"types": types, "limit": str(PAGE_SIZE), **filters, **after})
             payload = _payload(LIST_TRANSACTIONS, answer)
             page = list(_rows(payload, answer))
             rows.extend(page)

@@ -139,11 +139,12 @@ class Connection:
     def _open_client(self) -> httpx.Client:
         connect_seconds = min(self._timeout_seconds, LONGEST_CONNECT_SECONDS)
         with self._lock:
-            self._ssl_context = self._ssl_context or _make_ssl_context()
+            if self._transport is None:
+                self._ssl_context = self._ssl_context or _make_ssl_context()
             client = httpx.Client(
                 base_url=self.base_url,
                 auth=self._auth,
-                verify=self._ssl_context,
+                verify=self._ssl_context or False,  # a transport of the caller's own brings its own security
                 timeout=httpx.Timeout(self._timeout_seconds, connect=connect_seconds),
                 limits=httpx.Limits(max_connections=2, max_keepalive_connections=1),
                 trust_env=not _is_this_machine(self.base_url.host),  # a proxy cannot reach our own simulator

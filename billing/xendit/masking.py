@@ -1,10 +1,11 @@
 """What a payload from outside may look like before it is stored: no full card number, no CVV. Called by
-billing/web.py.
+webhook.py.
 
 Xendit sends neither, a stranger or a mistaken integration might. Card numbers are found by their digits
 wherever they are, also inside longer strings and as numbers; security codes by the name of their member,
-for three digits alone could be anything. Texts that PostgreSQL cannot store (NUL, half a surrogate pair)
-are made storable on the way.
+for three digits alone could be anything. What PostgreSQL cannot store or would blow up is made storable on the
+way: NUL, half a surrogate pair, nesting without end, and numbers such as 1e131000, nine characters that come back
+from jsonb as 131,001 digits.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from decimal import Decimal
+from itertools import accumulate
 
 HIDDEN = "****"
 TOO_DEEP = "[nested too deeply]"
 DEEPEST = 48
+LONGEST_NUMBER = 64  # digits, with the zeros an exponent stands for; longer ones are kept as text
 
 _CARD_LENGTHS = range(13, 20)
 
@@ -35,6 +38,7 @@ _NEVER_A_CARD = frozenset(
         "receiptid",
     }
 )
+_DOUBLED = (0, 2, 4, 6, 8, 1, 3, 5, 7, 9)  # Luhn: twice the digit, and the two digits of that added
 _LONGEST_PHONE_NUMBER = 15  # E.164
 
 # UUIDs and hex ids of 24 and more: one in a thousand holds digits that would pass for a card number.
@@ -84,7 +88,11 @@ def _mask(value: object, *, name: str, depth: int) -> object:
 def _mask_number(value: int | Decimal | float, name: str) -> object:
     written = str(value)
     masked = _mask_member(written, name)
-    return value if masked == written else masked
+    return value if masked == written and not _is_long(value, written) else masked
+
+
+def _is_long(value: int | Decimal | float, written: str) -> bool:
+    return len(written) > LONGEST_NUMBER or (isinstance(value, Decimal) and abs(value.adjusted()) > LONGEST_NUMBER)
 
 
 def _mask_member(value: str, name: str) -> str:
@@ -128,36 +136,52 @@ def _mask_groups(value: str, shortest: int) -> str:
 
 def _mask_run(run: str, shortest: int) -> str:
     """A card number may have other digits beside it, such as its expiry: try every series of whole groups."""
-    groups = [(found.start(), found.end()) for found in _DIGITS.finditer(run)]
-    kept, position, first = [], 0, 0
+    groups = [found.span() for found in _DIGITS.finditer(run)]
+    digits = _Digits("".join(run[start:end] for start, end in groups))
+    kept, position, first, before = [], 0, 0, 0
     while first < len(groups):
-        start = groups[first][0]
-        end, used = _card_from(run, groups, first, shortest)
+        start, end = groups[first]
+        used, length = _card_from(groups, first, digits, before, shortest)
         if used:
-            digits = "".join(_DIGITS.findall(run[start:end]))
-            kept += [run[position:start], _shown(digits)]
-            position = end
+            kept += [run[position:start], _shown(digits.text[before : before + length])]
+            position = groups[first + used - 1][1]
         first += used or 1
+        before += length or end - start
     return "".join([*kept, run[position:]])
 
 
-def _card_from(run: str, groups: list[tuple[int, int]], first: int, shortest: int) -> tuple[int, int]:
-    """Where a card number that begins with group `first` ends, and its number of groups; (0, 0) for none."""
-    digits = ""
+def _card_from(
+    groups: list[tuple[int, int]], first: int, digits: _Digits, before: int, shortest: int
+) -> tuple[int, int]:
+    """How many groups and digits a card number has that begins with group `first`; (0, 0) for none."""
+    length = 0
     for used, (start, end) in enumerate(groups[first : first + _CARD_LENGTHS.stop], start=1):
-        digits += run[start:end]
-        if len(digits) >= _CARD_LENGTHS.stop:
+        length += end - start
+        if length >= _CARD_LENGTHS.stop:
             break
-        if len(digits) >= shortest and _has_check_digit(digits):
-            return end, used
+        if length >= shortest and digits.pass_check(before, before + length):
+            return used, length
     return 0, 0
 
 
-def _has_check_digit(digits: str) -> bool:
-    """Luhn. A row of zeros passes it and is no card."""
-    total = sum(int(digit) for digit in digits[-1::-2])
-    total += sum(sum(divmod(2 * int(digit), 10)) for digit in digits[-2::-2])
-    return total % 10 == 0 and digits.strip("0") != ""
+class _Digits:
+    """Luhn for any part of a row of digits in one subtraction: a body may be nothing but single digits."""
+
+    __slots__ = ("_sums", "text")
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        plain = [ord(digit) - ord("0") for digit in text]
+        # One series of sums doubles the digits at even places, the other those at odd places.
+        self._sums = [
+            list(accumulate((_DOUBLED[n] if at % 2 == parity else n for at, n in enumerate(plain)), initial=0))
+            for parity in (0, 1)
+        ]
+
+    def pass_check(self, start: int, end: int) -> bool:
+        """A row of zeros passes it and is no card."""
+        sums = self._sums[end % 2]  # the last digit is not doubled, the one before it is
+        return (sums[end] - sums[start]) % 10 == 0 and self.text[start:end].strip("0") != ""
 
 
 def _shown(digits: str) -> str:

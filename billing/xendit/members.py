@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 import simplejson
@@ -20,14 +20,19 @@ from billing.errors import InvalidMoney
 Payload = Mapping[str, Any]
 
 _FOUR_DIGITS = 9999
+_WEB_LINK = re.compile(r"https?://[^/?#]", re.IGNORECASE)
+_LINK = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
+_NO_LINK = frozenset({"javascript", "vbscript", "data", "file", "blob", "about", "view-source"})
 
 
 def parse_json(body: bytes | str) -> object:
-    """Numbers with a point become Decimal, never float. Raises ValueError, and nothing else."""
+    """Numbers with a point become Decimal, never float; NaN is no JSON. Raises ValueError, and nothing else."""
     try:
         return simplejson.loads(body, use_decimal=True)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    except InvalidOperation:  # an exponent that not even Decimal can hold
+        raise ValueError("a number without end") from None
 
 
 def dump_json(value: object) -> bytes:
@@ -59,6 +64,19 @@ def text(payload: Payload, *names: str, longest: int = 2048) -> str | None:
 
 def identifier(payload: Payload, *names: str) -> str | None:
     return text(payload, *names, longest=255)
+
+
+def web_link(payload: Payload, name: str) -> str | None:
+    """An address a browser may be sent to."""
+    found = text(payload, name)
+    return found if found and _WEB_LINK.match(found) else None
+
+
+def app_link(payload: Payload, name: str) -> str | None:
+    """An address that opens an app or a web page; none that a browser would run as a script or read from a disk."""
+    found = text(payload, name)
+    scheme = _LINK.match(found) if found else None
+    return found if scheme and scheme[1].lower() not in _NO_LINK else None
 
 
 def code(payload: Payload, name: str) -> str | None:

@@ -29,7 +29,7 @@ from billing.domain.gateway import (
 from billing.errors import WebhookRejected
 from billing.xendit import wire
 from billing.xendit.masking import mask_payload
-from billing.xendit.members import Payload, code, identifier, member, text
+from billing.xendit.members import Payload, code, identifier, member, parse_json, text
 
 Report = ChargeReport | TokenReport | SessionReport | RefundReport
 
@@ -99,8 +99,20 @@ def check_callback_token(received: str | None, accepted: Sequence[str]) -> None:
         raise WebhookRejected(401, "x-callback-token is missing or wrong: check BILLING_XENDIT_CALLBACK_TOKEN")
 
 
+def read_payload(body: bytes) -> Payload:
+    """The JSON object in a body, masked and fit to be stored. Raises WebhookRejected(400), and nothing else."""
+    try:
+        payload = mask_payload(parse_json(body))
+    except ValueError:
+        raise WebhookRejected(HTTPStatus.BAD_REQUEST, "not JSON") from None
+    if not isinstance(payload, dict):
+        raise WebhookRejected(HTTPStatus.BAD_REQUEST, "not a JSON object with an event")
+    return payload
+
+
 def read_event(payload: object) -> GatewayEvent:
-    """Raises WebhookRejected(400) when the body is no event, and nothing else."""
+    """Of a payload as read_payload gives it, or as it was stored. Raises WebhookRejected(400) when it is no event, and
+    nothing else."""
     if not isinstance(payload, Mapping):
         raise WebhookRejected(HTTPStatus.BAD_REQUEST, "the body is not a JSON object")
     printed = text(payload, "event", longest=100)
@@ -134,7 +146,7 @@ def _known_event(name: str, known: _Known, data: Payload) -> GatewayEvent | None
 
 def _other_event(name: str, payload: Payload) -> GatewayEvent:
     """Its key is its content, without `created` of the envelope, which changes with every delivery."""
-    content = mask_payload({key: value for key, value in payload.items() if key not in ("created", "event")})
+    content = {key: value for key, value in payload.items() if key not in ("created", "event")}
     written = simplejson.dumps(content, use_decimal=True, sort_keys=True, ignore_nan=True, default=repr)
     digest = hashlib.sha256(written.encode("ascii", "replace")).hexdigest()
     return GatewayEvent(

@@ -22,7 +22,18 @@ from billing.domain.gateway import (
     TransactionRow,
 )
 from billing.domain.money import Money
-from billing.xendit.members import Payload, code, identifier, instant, member, money, small_number, text
+from billing.xendit.members import (
+    Payload,
+    app_link,
+    code,
+    identifier,
+    instant,
+    member,
+    money,
+    small_number,
+    text,
+    web_link,
+)
 
 _CHARGE_STATUS: Mapping[str, ChargeStatus] = {
     "SUCCEEDED": ChargeStatus.SUCCEEDED,
@@ -109,7 +120,7 @@ def session_report(payload: Payload, fallback: str = "ACTIVE") -> SessionReport 
         type=code(payload, "session_type"),
         status=_SESSION_STATUS.get(code(payload, "status") or "", fallback),
         customer_id=identifier(payload, "customer_id"),
-        payment_link_url=text(payload, "payment_link_url"),
+        payment_link_url=web_link(payload, "payment_link_url"),
         components_sdk_key=text(payload, "components_sdk_key"),
         payment_token_id=identifier(payload, "payment_token_id"),
         payment_request_id=identifier(payload, "payment_request_id"),
@@ -236,12 +247,9 @@ def _captured_at(payload: Payload, status: ChargeStatus) -> datetime | None:
 def _action_url(payload: Payload) -> str | None:
     """Where the customer has to go: the web page if there is one, else the app's link."""
     actions = payload.get("actions")
-    links = {
-        code(action, "descriptor"): text(action, "value")
-        for action in (actions if isinstance(actions, list) else [])
-        if isinstance(action, Mapping)
-    }
-    return links.get("WEB_URL") or links.get("DEEPLINK_URL")
+    listed = [entry for entry in actions if isinstance(entry, Mapping)] if isinstance(actions, list) else []
+    links = {code(action, "descriptor"): action for action in listed}
+    return web_link(links.get("WEB_URL", {}), "value") or app_link(links.get("DEEPLINK_URL", {}), "value")
 
 
 def _last4(masked: str | None) -> str | None:

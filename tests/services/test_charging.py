@@ -240,6 +240,17 @@ def test_captured_for_less_is_held_for_a_person(world: World, ana: Subscriber) -
     assert world.calls(CHARGE) == 0
 
 
+def test_captured_for_more_is_paid_and_the_rest_given_back(world: World, ana: Subscriber) -> None:
+    begin(world, ana)
+    settle(
+        world,
+        ana,
+        ChargeReport(ChargeStatus.SUCCEEDED, payment_request_id="pr-1", payment_id="py-1", amount=Money(70_000, "IDR")),
+    )
+    assert (ana.invoice.status, ana.invoice.amount_paid_minor) == ("paid", 70_000)
+    assert [(refund.amount_minor, refund.reason) for refund in ana.refunds] == [(20_000, "DUPLICATE")]
+
+
 def test_setting_back_loses_against_a_late_truth(world: World, ana: Subscriber) -> None:
     """A worker that wakes up after its lease was taken from it changes nothing."""
     begun = begin(world, ana)

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import simplejson
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 
-from billing.domain.gateway import GatewayEvent
-from billing.services import dispatch, webhooks
+from billing.domain.gateway import ChargeReport, GatewayEvent
+from billing.services import dispatch, doctor, webhooks
 from billing.xendit.webhook import read_event
 from tests.world import START, World
 
@@ -79,7 +80,7 @@ def test_a_stored_event_whose_process_died_is_taken_up(world: World) -> None:
     assert ana.invoice.status == "open"
 
     world.advance(seconds=21)
-    dispatch.hand_out_checks(world.parts, world.send)
+    dispatch.hand_out_checks(world.parts, world.send, dispatch.look(world.parts))
 
     assert ana.invoice.status == "paid"
 
@@ -109,6 +110,65 @@ def test_the_end_of_an_attempt_we_took_for_not_sent_is_believed(world: World, st
     receive(world, payload | {"event": "payment.capture" if outcome == "succeeded" else "payment.failure"})
 
     assert ana.outcomes[0] == outcome
+
+
+def test_a_parked_event_is_seen_survives_a_restart_and_is_applied_after_the_fix(
+    world: World, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ana, ben = world.subscribe_save("ana"), world.subscribe_save("ben")
+    world.open_due()
+    poisoned = capture_of(ana.attempt.reference_id)
+    apply = webhooks._apply_payment
+
+    def broken(session: Session, report: ChargeReport, *rest: Any) -> tuple[bool, str | None]:
+        if report.payment_id == "py-1":
+            raise TypeError("a bug of ours")
+        return apply(session, report, *rest)
+
+    with monkeypatch.context() as bug:
+        bug.setattr(webhooks, "_apply_payment", broken)
+        receive(world, poisoned)
+        bens = capture_of(ben.attempt.reference_id, payment="py-2")
+        bens["data"]["payment_request_id"] = "pr-2"
+        receive(world, bens)
+        (event,) = [row for row in world.events("payment.capture") if row.state == "parked"]
+        assert event.error == "TypeError: a bug of ours"
+        assert (ana.invoice.status, ben.invoice.status) == ("open", "paid")
+        receive(world, poisoned)  # Xendit sends it again: counted, and no second try of what is broken
+        assert (world.fresh(event).deliveries, world.fresh(event).tries) == (2, 1)
+
+    told = {check["name"]: check for check in doctor.examine(world.parts)["checks"]}["no_event_is_parked"]
+    assert (told["ok"], told["count"]) == (False, 1)
+    assert event.id in told["detail"]
+
+    with World(database_url, made_up=True) as restarted:  # another process, on the same database
+        dispatch.tick(restarted.parts, restarted.send)
+        assert restarted.fresh(event).state == "parked"
+        for _ in range(2):  # `billing replay`
+            webhooks.apply_stored_event(restarted.parts, event.id, read_event, again=True)
+
+    assert (world.fresh(event).state, world.fresh(event).error) == ("applied", None)
+    assert ana.invoice.amount_paid_minor == 50_000
+    assert ana.story.count("invoice.paid") == 1
+
+
+def test_a_payment_we_have_recorded_is_not_booked_again_under_another_reference(world: World) -> None:
+    """An event that contradicts what we know: the payment's own id says which payment it is."""
+    ana = world.subscribe_save("ana")
+    world.run()
+    world.deliver_webhooks()
+    ben = world.subscribe_save("ben")
+    world.open_due()
+
+    receive(world, capture_of(ben.attempt.reference_id, payment=ana.attempt.payment_id or ""))
+    receive(
+        world, capture_of(ben.attempt.reference_id, payment=ana.attempt.payment_id or "") | {"event": "payment.expiry"}
+    )
+
+    assert {event.state for event in world.events()} <= {"applied", "ignored"}
+    assert [who.invoice.amount_paid_minor for who in (ana, ben)] == [50_000, 0]
+    assert ben.outcomes == ["scheduled"]
+    assert not ana.refunds
 
 
 def test_our_own_bug_parks_one_event_and_blocks_no_other(world: World) -> None:

@@ -176,6 +176,35 @@ def test_an_expired_session_leaves_a_way_to_start_again(world: World) -> None:
     assert world.collected() == [50_000]
 
 
+def test_a_token_that_is_activated_twice_is_one_token(world: World) -> None:
+    """Doubled, resent by hand weeks later, and read once more by the return page."""
+    ana = world.subscribe(via=SessionType.SAVE)
+    ana.completes_session()
+    world.deliver_webhooks(double=True, order="reversed")
+    sessions.refresh_session(world.parts, ana.session_id)
+    world.run()
+    world.live(days=20)
+    world.control("POST", "/webhooks/resend", {"since": "2026-01-01T00:00:00Z"})
+    world.deliver_webhooks(double=True)
+
+    assert [token.status for token in ana.tokens] == ["ACTIVE"]
+    assert ana.story.count("subscription.activated") == 1
+    assert world.collected() == [50_000]
+
+
+def test_the_return_page_may_be_faster_than_any_webhook(world: World) -> None:
+    """She has paid and is back before Xendit has told us anything; then everything is told after all."""
+    ana = world.subscribe(via=SessionType.PAY)
+    ana.completes_session()
+    sessions.refresh_session(world.parts, ana.session_id)
+    world.run()
+    world.deliver_webhooks(order="reversed", double=True)
+    world.live(days=1)
+
+    assert (ana.status, ana.invoice.status) == ("active", "paid")
+    assert world.collected() == [50_000], "the run did not charge what the page had collected"
+
+
 def test_two_open_links_for_one_subscription_are_refused(world: World) -> None:
     ana = world.subscribe(via=SessionType.PAY)
     with pytest.raises(Conflict, match="still open"):

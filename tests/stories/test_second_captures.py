@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
+from billing.domain.gateway import RefundReport
+from billing.errors import OutcomeUnknown
 from billing.services.parts import Rules
 from tests.world import CHARGE, OTHER_VISA, VISA, World
 
@@ -98,6 +101,60 @@ def test_a_refund_whose_answer_is_lost_is_not_sent_again(world: World, fault: st
     assert world.calls("POST /refunds") == 1
     assert world.collected() == [50_000], "given back once"
     assert [refund.status for refund in ana.refunds] == ["succeeded"], "its webhook told the end"
+
+
+def test_a_refund_of_which_nothing_was_heard_is_found_in_the_list(world: World) -> None:
+    """Answer and webhook both lost: Xendit's list knows it by our reference."""
+    ana = world.subscribe_save()
+    ana.script("LATE_CAPTURE:INSUFFICIENT_BALANCE:172800", "SUCCEEDED")
+    world.break_calls("TIMEOUT_AFTER", endpoint="POST /refunds")
+    world.live(days=2, hours=1)
+    world.deliver_webhooks(lose=["refund.succeeded"])
+    world.advance(minutes=1)
+    world.deliver_webhooks(lose=["refund.succeeded"])
+
+    world.live(days=1)
+
+    assert world.calls("POST /refunds") == 1
+    assert [refund.status for refund in ana.refunds] == ["succeeded"]
+    assert world.collected() == [50_000]
+
+
+def test_a_refund_that_left_no_trace_is_never_asked_for_twice(world: World) -> None:
+    """A second refund would be the merchant's money: a person looks, once the settlement window is over."""
+    ana = world.subscribe_save()
+    ana.script("LATE_CAPTURE:INSUFFICIENT_BALANCE:172800", "SUCCEEDED")
+    world.break_calls("TIMEOUT_BEFORE", endpoint="POST /refunds")
+
+    world.live(days=3)
+    assert [refund.status for refund in ana.refunds] == ["pending"], "not before the window is over"
+    world.live(days=2)
+
+    assert world.calls("POST /refunds") == 1
+    (refund,) = ana.refunds
+    assert (refund.status, refund.next_try_at) == ("held", None)
+    assert refund.error is not None
+    assert "look in the dashboard" in refund.error
+
+
+def test_a_refund_that_its_webhook_ended_stays_ended(world: World) -> None:
+    """The webhook was faster than the answer, which then got lost."""
+    ana = world.subscribe_save()
+    ana.script("LATE_CAPTURE:INSUFFICIENT_BALANCE:172800", "SUCCEEDED")
+    ask = world.gateway.refund
+
+    def refund_and_lose_the_answer(**what: Any) -> RefundReport:
+        ask(**what)
+        world.advance(minutes=1)
+        world.deliver_webhooks()
+        assert [refund.status for refund in ana.refunds] == ["succeeded"]
+        raise OutcomeUnknown("no answer within 5 s")
+
+    world.gateway.refund = refund_and_lose_the_answer  # type: ignore[method-assign]
+    world.live(days=5)
+
+    assert [refund.status for refund in ana.refunds] == ["succeeded"]
+    assert ana.invoice.amount_paid_minor == 50_000
 
 
 def test_a_refund_that_never_left_is_sent_later(world: World) -> None:

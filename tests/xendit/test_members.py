@@ -22,7 +22,9 @@ def test_numbers_are_exact_both_ways() -> None:
     assert dump_json(parsed) == b'{"a":10000.10,"b":50000}'
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"NaN", b"[Infinity]", b"[" * 200_000, b"1" * 5000])
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"\xff", b"NaN", b"[Infinity]", b"[" * 200_000, b"1" * 5000, b"1e99999999999999999999"]
+)
 def test_what_cannot_be_read_is_a_value_error(body: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - JSON, UTF-8, nesting and length each say it in their own words
         parse_json(body)

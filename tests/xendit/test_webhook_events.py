@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import hmac
 from collections.abc import Iterator
+from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +19,7 @@ from billing.domain.money import Money
 from billing.errors import WebhookRejected
 from billing.xendit.masking import mask_payload
 from billing.xendit.members import parse_json
-from billing.xendit.webhook import check_callback_token, read_event
+from billing.xendit.webhook import check_callback_token, read_event, read_payload
 
 SAMPLES = sorted((Path(__file__).parent / "samples").glob("*.json"))
 
@@ -72,6 +75,26 @@ def sample(name: str) -> dict[str, Any]:
 def test_any_accepted_token_opens() -> None:
     check_callback_token("old", ["old", "new"])
     check_callback_token("new", ["old", "new"])
+
+
+def test_a_token_that_was_taken_out_opens_no_more() -> None:
+    with pytest.raises(WebhookRejected):
+        check_callback_token("old", ["new"])
+
+
+@pytest.mark.parametrize("received", ["first", "second", "third", "none of them", "", "geh\xe9im", None])
+def test_how_long_it_takes_tells_nothing(received: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every accepted token is compared, in constant time, whichever matches."""
+    compared: list[bytes] = []
+
+    def compare(given: bytes, token: bytes) -> bool:
+        compared.append(token)
+        return hmac.compare_digest(given, token)
+
+    monkeypatch.setattr("billing.xendit.webhook.hmac", SimpleNamespace(compare_digest=compare))
+    with suppress(WebhookRejected):
+        check_callback_token(received, ["first", "second", "third"])
+    assert compared == [b"first", b"second", b"third"]
 
 
 @pytest.mark.parametrize(
@@ -180,6 +203,33 @@ def test_different_facts_have_different_keys() -> None:
 def test_the_stored_and_masked_payload_is_the_same_event() -> None:
     for name in EXPECTED:
         assert read_event(mask_payload(sample(name))) == read_event(sample(name))
+
+
+# A body, before it is an event
+
+
+def test_a_body_becomes_an_object_that_may_be_kept() -> None:
+    body = (
+        b'{"event": "x", "data": {"note": "4000000000001091\\u0000", "amount": 0.10, "deep": '
+        + b"[" * 60
+        + b"]" * 60
+        + b"}}"
+    )
+    payload = read_payload(body)
+    assert payload["data"]["note"] == "400000******1091\ufffd"
+    assert payload["data"]["amount"] == Decimal("0.10")
+    assert "nested too deeply" in str(payload)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b'"x"', b"1", b"null", b"\xff", b"NaN", b'{"a": NaN}', b'{"a": Infinity}', b"[" * 100_000,
+     b'{"a": 1e99999999999999999999}', b'{"a": -1e-99999999999999999999}', b'{"a": ' + b"9" * 5_000 + b"}"],
+)  # fmt: skip
+def test_what_is_no_object_is_turned_away(body: bytes) -> None:
+    with pytest.raises(WebhookRejected) as caught:
+        read_payload(body)
+    assert caught.value.status == 400
 
 
 # What nobody documented

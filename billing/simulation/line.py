@@ -1,0 +1,167 @@
+"""The line to Xendit: everything that can happen to a request on its way, and what must never travel on it.
+
+An httpx transport, so that the client of billing/xendit is the real one down to its last error. What arrives at the
+simulator is checked against what PostgreSQL has committed by then and against what arrived before.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+import httpx
+import simplejson
+from sqlalchemy import Engine, text
+
+from billing.simulation.stage import Stage
+from billing.xendit.simulator import Simulator, SimulatorTransport
+
+CHARGES = "/v3/payment_requests"
+TIMEOUT_SECONDS = 30
+ASKED_WITHIN = timedelta(hours=3)  # a retry asks about the try before it, and may then stand still for a while
+ERRORS = (500, 502, 503, 504)
+GARBAGE = b"<html>upstream connect error</html>"
+UNSENDABLE_IN = frozenset({"scheduled", "succeeded", "failed", "canceled", "pending", "requires_action"})
+
+_ATTEMPT = text(
+    "SELECT a.status, a.amount_minor, a.invoice_id, i.amount_minor - i.amount_paid_minor AS owed, i.period_start"
+    " FROM charge_attempts a JOIN invoices i ON i.id = a.invoice_id WHERE a.reference_id = :reference"
+)
+
+
+@dataclass(slots=True)
+class Sent:
+    """A charge that reached Xendit."""
+
+    reference: str
+    request: dict[str, Any]  # the simulator's own document: always as it is now
+    failed_once: bool = False  # Xendit said "failed" before it said anything else
+
+
+@dataclass(slots=True)
+class Seen:
+    """What has arrived, by invoice; and the references whose outcome we could not know."""
+
+    by_invoice: dict[str, list[Sent]] = field(default_factory=lambda: defaultdict(list))
+    unknown: set[str] = field(default_factory=set)
+
+
+class Line(httpx.BaseTransport):
+    def __init__(self, stage: Stage, simulator: Simulator, engine: Engine) -> None:
+        self._stage, self._simulator = stage, simulator
+        self._inner = SimulatorTransport(simulator)
+        self._database = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self.seen = Seen()
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        stage, fate = self._stage, self._stage.fate
+        stage.check_alive()
+        stage.check_no_transaction()
+        what = f"{request.method} {request.url.path}"
+        is_charge = request.method == "POST" and request.url.path == CHARGES
+        stage.pause(f"before {what}")
+        if fate.happens("refused_connection"):
+            stage.note(f"{what}: connection refused")
+            raise httpx.ConnectError("connection refused", request=request)
+        if fate.happens("too_many_requests"):
+            stage.note(f"{what}: 429")
+            return httpx.Response(429, headers={"rate-limit-reset": "20"}, json=_RATE_LIMITED, request=request)
+        if fate.happens("error_before"):
+            status = fate.choose(ERRORS)
+            stage.note(f"{what}: {status}, nothing done")
+            self._outcome_unknown(request, is_charge)
+            return httpx.Response(status, json=_SERVER_ERROR, request=request)
+        if fate.happens("lost_before"):
+            self._outcome_unknown(request, is_charge)
+            self._no_answer(request, f"{what}: lost on the way")
+        response = self._arrive(request, what, is_charge)
+        if fate.happens("lost_after"):
+            self._outcome_unknown(request, is_charge)
+            self._no_answer(request, f"{what}: done ({response.status_code}), the answer is lost")
+        if fate.happens("error_after"):
+            self._outcome_unknown(request, is_charge)
+            stage.note(f"{what}: done ({response.status_code}), the answer is unreadable")
+            status = fate.choose((200, *ERRORS))
+            return httpx.Response(status, content=GARBAGE, request=request)
+        if fate.happens("slow_answer"):
+            stage.sleep(fate.between(1, 3600), f"while the answer to {what} trickles in")
+        stage.pause(f"with the answer to {what}")
+        return response
+
+    def _no_answer(self, request: httpx.Request, what: str) -> None:
+        self._stage.note(what)
+        if self._stage.fate.coin():
+            raise httpx.ReadError("connection reset", request=request)
+        self._stage.sleep(TIMEOUT_SECONDS, "until the time-out")
+        raise httpx.ReadTimeout("no answer", request=request)
+
+    def _outcome_unknown(self, request: httpx.Request, is_charge: bool) -> None:
+        if is_charge:
+            self.seen.unknown.add(simplejson.loads(request.read())["reference_id"])
+
+    # At Xendit ---------------------------------------------------------------------------------------------
+
+    def _arrive(self, request: httpx.Request, what: str, is_charge: bool) -> httpx.Response:
+        before = len(self._simulator.world.requests)
+        body = simplejson.loads(request.read()) if is_charge else {}
+        if is_charge:
+            self._check_charge(body)
+        try:
+            response = self._inner.handle_request(request)
+        except httpx.ReadTimeout:
+            self._outcome_unknown(request, is_charge)
+            self._remember(body, before)
+            self._stage.note(f"{what}: done, no answer")
+            raise
+        self._remember(body, before)
+        if is_charge:
+            said = response.json()
+            result = said.get("status") or said.get("error_code")
+            self._stage.note(f"{what} {body['reference_id']}: {response.status_code} {result}")
+        return response
+
+    def _remember(self, body: dict[str, Any], before: int) -> None:
+        requests = self._simulator.world.requests
+        if body and len(requests) > before:
+            document = next(reversed(requests.values())).document
+            sent = Sent(body["reference_id"], document, failed_once=document["status"] == "FAILED")
+            self.seen.by_invoice[body["metadata"]["invoice_id"]].append(sent)
+
+    def _check_charge(self, body: dict[str, Any]) -> None:
+        """Before Xendit looks at it: what was committed here, and what has arrived there for the same invoice."""
+        reference = body["reference_id"]
+        with self._database.connect() as connection:
+            row = connection.execute(_ATTEMPT, {"reference": reference}).first()
+        if row is None:
+            self._stage.unsafe(f"charge {reference} was sent before it was committed")
+        if row.status in UNSENDABLE_IN:
+            self._stage.unsafe(f"charge {reference} arrives while its attempt is {row.status}")
+        if row.period_start > self._stage.now + self._slack:
+            self._stage.unsafe(f"charge {reference} arrives before its period begins")
+        if row.amount_minor != row.owed and not self.seen.by_invoice[row.invoice_id]:
+            self._stage.unsafe(f"charge {reference} is of {row.amount_minor}, owed are {row.owed}")
+        if reference in self.seen.unknown:
+            self._stage.unsafe(f"charge {reference} is sent again though nobody knows what became of it")
+        for earlier in self.seen.by_invoice[row.invoice_id]:
+            status = earlier.request["status"]
+            if earlier.reference == reference:
+                self._stage.unsafe(f"charge {reference} arrives a second time")
+            if status in ("PENDING", "REQUIRES_ACTION", "ACCEPTING_PAYMENTS"):
+                self._stage.unsafe(f"charge {reference} arrives while {earlier.reference} is {status}")
+            if status == "SUCCEEDED" and not self._too_fresh_to_know(earlier):
+                self._stage.unsafe(f"charge {reference} arrives though {earlier.reference} has been paid")
+
+    def _too_fresh_to_know(self, earlier: Sent) -> bool:
+        """Called failed first, and paid only since this retry asked about it."""
+        paid_at = datetime.fromisoformat(earlier.request["updated"])
+        return earlier.failed_once and self._stage.now - paid_at < ASKED_WITHIN
+
+    @property
+    def _slack(self) -> Any:
+        return abs(self._stage.skew)
+
+
+_RATE_LIMITED = {"error_code": "RATE_LIMIT_EXCEEDED", "message": "Rate limit exceeded"}
+_SERVER_ERROR = {"error_code": "SERVER_ERROR", "message": "An unexpected error occured"}

@@ -1,0 +1,155 @@
+"""SIGKILL at every commit of the charge, onboarding and webhook paths: nothing is charged twice, nothing is lost.
+
+For each commit that tests/kills/points.py finds in the code, a real process on the real PostgreSQL is killed just
+before its COMMIT is sent and just after it was acknowledged. Then the world goes on: leases run out, Xendit delivers
+again what nobody answered, schedulers tick. In the end the simulator's ledger must show what it shows when nobody dies.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator
+
+import pytest
+
+from tests.kills.points import all_points, numbered_commits
+from tests.kills.process import Kill, Moment
+from tests.kills.scenarios import SCENARIOS, Otherwise, Scenario
+from tests.kills.served import ServedWorld
+
+# Commits that are not on those paths, by name or by room, each with its reason.
+LEFT_OUT = {
+    "cli.clock.*": "moves the test clock",
+    "cli.run._move_clock#1": "moves the test clock",
+    "cli.customer.create#1": "one row; a person sees the command fail and repeats it",
+    "cli.plan.create#1": "one row; a person sees the command fail and repeats it",
+    "cli.ops.stop_charging#1": "one row, an operator's switch; repeating it changes nothing",
+    "cli.ops.resume_charging#1": "one row, an operator's switch; repeating it changes nothing",
+    "cli.token.prefer#1": "an order of preference; nothing follows from it until the next charge",
+    "demo.*": "the demo's own database",
+    "doctor.*": "repairs: idempotent, one row each, run again by whoever ran them (tests/services/test_doctor.py)",
+    "importing.*": "an import goes on where it stopped (tests/services/test_importing.py)",
+    "parts.Parts.reading#1": "ends a look at the database: writes nothing",
+    "parts.Parts.transaction#1": "opens the blocks that are points themselves",
+    "simulation.*": "the simulation steps through the commits of the others",
+    "store.clock.DatabaseTestClock.__init__#1": "AUTOCOMMIT for one SELECT: writes nothing",
+    "store.migrate.*": "the schema (tests/test_migrations.py)",
+}
+MOMENTS: tuple[Moment, Moment] = ("before", "after")
+
+
+def _cases() -> Iterator[object]:
+    for name, scenario in SCENARIOS.items():
+        for wanted in scenario.kills:
+            for moment in MOMENTS:
+                yield pytest.param(scenario, wanted, moment, id=f"{name}:{wanted}-{moment}")
+
+
+def test_every_commit_has_its_cases() -> None:
+    killed_at = {_point(kill) for scenario in SCENARIOS.values() for kill in scenario.kills}
+
+    missing = [str(point) for name, point in all_points().items() if name not in killed_at and not _left_out(name)]
+
+    assert not missing, (
+        f"commits at which no process is killed: {', '.join(missing)}. Name each in the kills of a scenario that comes"
+        " by it (tests/kills/scenarios.py), or in LEFT_OUT (tests/kills/test_kills.py) with the reason"
+    )
+
+
+def test_no_case_is_of_a_commit_that_is_gone() -> None:
+    names = all_points()
+    killed_at = {_point(kill) for scenario in SCENARIOS.values() for kill in scenario.kills}
+
+    assert sorted(killed_at - set(names)) == []
+    assert [pattern for pattern in LEFT_OUT if not fnmatch.filter(names, pattern)] == []
+    assert sorted(name for name in killed_at if _left_out(name)) == []
+
+
+def _left_out(name: str) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in LEFT_OUT)
+
+
+def test_what_commits_is_found_in_the_code() -> None:
+    source = """
+class Shop:
+    def sell(self):
+        with self._parts.transaction() as session, open(path):
+            with session.begin_nested():
+                pass
+        with closing(engine.begin()) as connection:
+            connection.commit()
+
+        async def later():
+            async with sessions.begin():
+                pass
+engine.execution_options(isolation_level="AUTOCOMMIT")
+"""
+    found = [(function, number, node.lineno) for function, number, node in numbered_commits(source)]
+
+    assert found == [
+        ("Shop.sell", 1, 4),
+        ("Shop.sell", 2, 7),
+        ("Shop.sell", 3, 8),
+        ("Shop.sell.later", 1, 11),
+        ("", 1, 13),
+    ]
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_nobody_dies(world: ServedWorld, name: str) -> None:
+    """What the others are compared with; and the scenario really comes by the commits it is named for."""
+    scenario = SCENARIOS[name]
+    scenario.arrange(world)
+
+    ended = world.in_a_process(
+        scenario.work, nobody_listens=scenario.nobody_listens, quota_used_up=scenario.quota_used_up
+    )
+
+    assert ended.error is None, ended.error
+    unseen = [commit for commit in ended.commits if commit not in all_points()]
+    assert not unseen, f"a commit that tests/kills/points.py does not find in the code: {unseen[0]}"
+    assert [kill for kill in scenario.kills if ended.commits.count(_point(kill)) < _hit(kill)] == [], ended.commits
+    _live_on(world, scenario)
+    _check(world, Otherwise("nobody died", scenario.ends, scenario.person))
+
+
+@pytest.mark.parametrize(("scenario", "wanted", "moment"), [*_cases()])
+def test_killed_at(world: ServedWorld, scenario: Scenario, wanted: str, moment: Moment) -> None:
+    scenario.arrange(world)
+    ended = world.in_a_process(
+        scenario.work,
+        kill=Kill(_point(wanted), moment, _hit(wanted)),
+        nobody_listens=scenario.nobody_listens,
+        quota_used_up=scenario.quota_used_up,
+    )
+
+    assert ended.killed, f"never reached {wanted}: it ended with {ended.status} after {ended.commits}; {ended.error}"
+    world.leases_run_out()
+    _live_on(world, scenario)
+    _check(
+        world,
+        scenario.otherwise.get(f"{wanted}-{moment}")
+        or Otherwise("as if nobody had died", scenario.ends, scenario.person),
+    )
+
+
+def _live_on(world: ServedWorld, scenario: Scenario) -> None:
+    """Schedulers tick and Xendit delivers; after an hour people do what they would do."""
+    world.live(hours=1)
+    scenario.afterwards(world)
+    world.live(days=scenario.days)
+
+
+def _check(world: ServedWorld, right: Otherwise) -> None:
+    assert world.what_came_of_it() == list(right.ends), right.why
+    assert world.sent_again() == 0
+    assert world.left_behind() == []
+    assert world.waits_for_a_person() == right.person
+
+
+def _point(kill: str) -> str:
+    return kill.partition("@")[0]
+
+
+def _hit(kill: str) -> int:
+    return int(kill.partition("@")[2] or 1)
