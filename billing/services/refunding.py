@@ -68,6 +68,12 @@ def follow_refund(parts: Parts, refund_id: str) -> None:
         _send(parts, refund_id)
     elif refund.status == RefundState.PENDING:
         _look_up(parts, refund)
+    else:
+        # Its end was written by a process of the first release, which left the date.
+        with parts.transaction() as session:
+            refund = session.get_one(Refund, refund_id, with_for_update=True)
+            if refund.status not in (RefundState.REQUESTED, RefundState.PENDING):
+                refund.next_try_at = refund.lease_until = None
 
 
 def _send(parts: Parts, refund_id: str) -> None:

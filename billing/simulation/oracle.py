@@ -100,32 +100,29 @@ def _first_of_month(after: datetime, hour: int, zone: str) -> datetime:
 
 def _judge_one(play: Play, connection: Connection, who: Subscriber) -> Iterator[str]:
     books = _open_books(connection, who.reference)
-    if books is None:
+    if books is None or books.subscription.status == "incomplete":
         yield f"{who.reference} never came in"
         return
-    subscription = books.subscription
-    if subscription.status == "incomplete":
-        yield f"{who.reference} is still incomplete"
-        return
-    billed = {invoice.period_start: invoice for invoice in books.invoices}
     anchor = _anchor(who, books)
-    if anchor is None:
-        if subscription.status not in ("canceled", "paused"):
-            yield f"{who.reference} has neither a period nor a start"
-        return
-    end = subscription.paused_at or subscription.canceled_at or play.stage.now  # canceled in a pause: that was the end
-    if subscription.status == "canceled":
-        # Asked for at the end of a period: none that begins later is owed, however late anybody looked.
-        end = min(end, play.people.cancellations.get(who.reference, end))
-    if subscription.hold_reason is not None:
-        yield from _check_hold(who, subscription)
-        end = min(end, subscription.next_billing_at or end)
+    if anchor is not None:
+        yield from _check_periods(play, who, books, anchor)
+    elif books.subscription.status not in ("canceled", "paused"):
+        yield f"{who.reference} has neither a period nor a start"
+    if books.subscription.hold_reason is not None and who.catch_up != "hold":
+        yield f"{who.reference} is held though its policy is {who.catch_up}: {books.subscription.hold_reason}"
+    yield from _check_invoices(play, connection, books)
+
+
+def _check_periods(play: Play, who: Subscriber, books: Books, anchor: datetime) -> Iterator[str]:
+    """Each period that has begun is billed, or skipped for a reason; and there are no others."""
+    billed = {invoice.period_start for invoice in books.invoices}
+    owed_until = _owed_until(play, who, books.subscription) - SLACK
     expected: set[datetime] = set()
     for start in period_starts(who.rhythm, anchor, who.zone):
         if start > play.stage.now + SLACK:
             break
         expected.add(start)
-        if start > end - SLACK:
+        if start > owed_until:
             continue
         if start in billed and start in books.skipped:
             yield f"{who.reference}: the period from {start} is billed and skipped"
@@ -135,7 +132,17 @@ def _judge_one(play: Play, connection: Connection, who: Subscriber) -> Iterator[
             yield f"{who.reference}: the period from {start} was forgotten"
     for start in sorted({*billed, *books.skipped} - expected):
         yield f"{who.reference}: there is no period from {start}"
-    yield from _check_invoices(play, connection, books)
+
+
+def _owed_until(play: Play, who: Subscriber, subscription: Any) -> datetime:
+    """Periods that begin later need not be billed."""
+    end: datetime = subscription.paused_at or subscription.canceled_at or play.stage.now
+    if subscription.status == "canceled":
+        # Asked for at the end of a period: none that begins later is owed, however late anybody looked.
+        end = min(end, play.people.cancellations.get(who.reference, end))
+    if subscription.hold_reason is not None:
+        end = min(end, subscription.next_billing_at or end)
+    return end
 
 
 def _anchor(who: Subscriber, books: Books) -> datetime | None:
@@ -146,11 +153,6 @@ def _anchor(who: Subscriber, books: Books) -> datetime | None:
     if who.rhythm.first_of_month_at is not None:
         return _first_of_month(who.start_at, who.rhythm.first_of_month_at, who.zone)
     return who.start_at
-
-
-def _check_hold(who: Subscriber, subscription: Any) -> Iterator[str]:
-    if who.catch_up != "hold":
-        yield f"{who.reference} is held though its policy is {who.catch_up}: {subscription.hold_reason}"
 
 
 def _check_skip(who: Subscriber, books: Books, start: datetime) -> Iterator[str]:
