@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 
 from billing import log
 from billing.domain.gateway import CHARGE_ENDPOINT, PaymentGateway, Quota
-from billing.errors import Conflict, GatewayError, NotSent, ServiceUnavailable
+from billing.errors import Conflict, GatewayError, NotFound, NotSent, ServiceUnavailable
 from billing.quota import make_quota
 from billing.services import charging, dispatch, reconciling, refunding, sessions, webhooks
 from billing.services.parts import Parts, Rules, Send
@@ -137,7 +137,7 @@ def work_on_and_log(parts: Parts, kind: str, identity: str) -> None:
 def _check_session(parts: Parts, session_id: str) -> None:
     try:
         sessions.follow_session(parts, session_id)
-    except (GatewayError, Conflict) as error:
+    except (GatewayError, Conflict, NotFound) as error:
         structlog.get_logger().warning("session.check_failed", session=session_id, error=str(error))
 
 
@@ -145,7 +145,7 @@ def _compare_day(parts: Parts, day: str) -> None:
     log = structlog.get_logger()
     try:
         differences = reconciling.compare_day(parts, date.fromisoformat(day))
-    except GatewayError as error:
+    except (GatewayError, NotFound) as error:
         log.warning("reconcile.day_failed", day=day, error=str(error))
         return
     for found in differences:
@@ -158,15 +158,22 @@ class InProcess:
     def __init__(self, parts: Parts, threads: int) -> None:
         self._parts = parts
         self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="billing")
+        self._slow = ThreadPoolExecutor(max_workers=1, thread_name_prefix="billing-days")
 
     def __call__(self, kind: str, ids: Sequence[str]) -> None:
-        """Returns when the work is done, so that claims never run ahead of it."""
+        """Returns when the work is done, so that claims never run ahead of it. Comparing days takes as long as it
+        takes: nobody waits for that."""
+        if kind == dispatch.DAY:
+            for day in ids:
+                self._slow.submit(work_on_and_log, self._parts, kind, day)
+            return
         for future in [self._pool.submit(work_on_and_log, self._parts, kind, identity) for identity in ids]:
             future.result()
 
     def close(self) -> None:
         """What has begun is finished; what waits stays due (Ctrl-C does not wait for a whole batch)."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self._slow.shutdown(wait=True, cancel_futures=True)
 
 
 def find_sender(settings: Settings) -> Send | None:

@@ -100,7 +100,7 @@ def make_web(
         try:
             check_callback_token(request.headers.get("x-callback-token"), settings.callback_tokens)
         except WebhookRejected as error:
-            return _too_many(limits.wrong_tokens, request) or _refused(error)
+            return _refused(error, wait_seconds=limits.wrong_tokens.wait(_address(request)))
         try:
             body = await _read_body(request, settings.webhook_max_bytes)
             stored_id = await run_in_threadpool(_store, app, body)
@@ -145,9 +145,10 @@ def make_web(
 # ------------------------------------------------------------------------------------------------- refusals
 
 
-def _refused(error: WebhookRejected) -> Response:
-    """Nothing more is read from this connection: a body that never ends ends here."""
-    return PlainTextResponse(f"{error}\n", error.status, {"connection": "close"})
+def _refused(error: WebhookRejected, *, wait_seconds: int = 0) -> Response:
+    """Nothing more is read from this connection: a body that never ends ends here. Who guesses tokens has to wait."""
+    headers = {"connection": "close"} | ({"retry-after": str(wait_seconds)} if wait_seconds else {})
+    return PlainTextResponse(f"{error}\n", error.status, headers)
 
 
 def _too_many(limit: RateLimit, request: Request) -> Response | None:

@@ -27,7 +27,7 @@ def charge(attempt_id: str) -> None:
 
 @dramatiq.actor(queue_name="upkeep", max_retries=0)
 def follow(kind: str, identity: str) -> None:
-    """Apply an event, look up an attempt or a session, send a refund. A queue of its own: never behind charges."""
+    """Apply an event, look up an attempt, session or refund, compare a day. In a queue of its own."""
     _work(kind, identity)
 
 

@@ -44,7 +44,7 @@ class Job:
 
 JOBS: Mapping[str, Job] = {
     "bill": Job("* * * * * */2", dispatch.tick),
-    "compare-days": Job("0 17 3 * * *", dispatch.hand_out_days),
+    "compare-days": Job("17 3 * * * 0", dispatch.hand_out_days),
     "forget-ticks": Job("17 * * * * 0", lambda parts, _send: runs.forget_old_ticks(parts)),
 }
 

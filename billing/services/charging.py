@@ -58,6 +58,8 @@ from billing.store.models import (
 
 CHANNEL_LIMIT_WAIT = timedelta(minutes=5)
 NOT_SENT_WAIT = timedelta(minutes=1)
+ASK_AGAIN = timedelta(minutes=10)
+OPEN_AT_GATEWAY = frozenset({ChargeStatus.PENDING, ChargeStatus.REQUIRES_ACTION})
 VERIFY_AGAIN = timedelta(hours=1)  # Xendit itself says the token is not usable yet
 
 log = structlog.get_logger()
@@ -88,36 +90,50 @@ def _ask_and_begin(parts: Parts, attempt_id: str) -> Begun | None:
         with parts.transaction() as session:
             begun = begin_attempt(session, attempt_id, now, parts.rules, asked_before="earlier" in asked)
             if isinstance(begun, UnverifiedToken) and begun.payment_token_id in asked:
-                queries.postpone(session, attempt_id, now + VERIFY_AGAIN)
+                queries.postpone(
+                    session, attempt_id, now + VERIFY_AGAIN, error="Xendit says the token is not usable yet"
+                )
                 return None
+        wait: Wait | None = None
         match begun:
             case EarlierTries():
-                answered = _ask_about(parts, begun)
+                wait = _ask_about(parts, begun, now)
                 asked.add("earlier")
             case UnverifiedToken(payment_token_id=payment_token_id):
-                answered = verify_for_charge(parts, payment_token_id)
+                if not verify_for_charge(parts, payment_token_id):
+                    wait = Wait(NOT_SENT_WAIT, "Xendit could not be asked about the token")
                 asked.add(payment_token_id)
             case _:
                 return begun
-        if not answered:
+        if wait is not None:
             with parts.transaction() as session:
-                queries.postpone(session, attempt_id, now + NOT_SENT_WAIT)
+                queries.postpone(session, attempt_id, now + wait.time, error=wait.reason)
             return None
 
 
-def _ask_about(parts: Parts, earlier: EarlierTries) -> bool:
-    """Whether Xendit could be asked. Money that came after all is settled, which withdraws the retry."""
-    for attempt_id, payment_request_id in earlier.tries:
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Why a charge is not begun now, and for how long."""
+
+    time: timedelta
+    reason: str
+
+
+def _ask_about(parts: Parts, earlier: EarlierTries, now: datetime) -> Wait | None:
+    """Money that came after all is settled, which withdraws the retry. A try that is open again at Xendit makes the
+    retry wait, until the settlement window of that try is over."""
+    for attempt_id, payment_request_id, sent_at in earlier.tries:
         try:
             report = parts.gateway.get_charge(payment_request_id)
         except NotFound:
             continue
         except GatewayError as error:
-            log.warning("charge.waits", attempt=attempt_id, error=str(error))
-            return False
+            return Wait(ASK_AGAIN, f"waits until Xendit can be asked about the try before it: {error}")
         if report.status == ChargeStatus.SUCCEEDED:
             _settle(parts, attempt_id, report, source="lookup")
-    return True
+        elif report.status in OPEN_AT_GATEWAY and now < sent_at + parts.rules.settlement_window:
+            return Wait(VERIFY_AGAIN, "waits for the try before it, which is open again at Xendit")
+    return None
 
 
 def _send_and_settle(parts: Parts, begun: Begun) -> None:
@@ -176,7 +192,7 @@ class UnverifiedToken:
 class EarlierTries:
     """This is a retry: a failure Xendit reported may have turned into money, and its webhook may be lost. Ask first."""
 
-    tries: Sequence[tuple[str, str]]  # attempt id, Xendit's payment request id
+    tries: Sequence[tuple[str, str, datetime]]  # attempt id, Xendit's payment request id, sent at
 
 
 def begin_attempt(

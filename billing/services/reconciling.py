@@ -201,7 +201,11 @@ def _compare_row(parts: Parts, row: TransactionRow) -> Difference | None:
         if attempt is None:
             why = "no attempt of ours has this reference: charged outside this software, or another system's key"
             return Difference("unknown_payment", row.payment_id, row.reference_id, None, theirs, why)
-        _settle_from_list(parts, attempt.id, row)
+        try:
+            _settle_from_list(parts, attempt.id, row)
+        except (NotFound, GatewayError) as error:
+            why = f"Xendit lists it, and it cannot be read now: {error}"
+            return Difference("missing_here", row.payment_id, row.reference_id, None, theirs, why)
         why = f"Xendit collected it, our attempt was {attempt.status}; it is settled now"
         return Difference("missing_here", row.payment_id, row.reference_id, None, theirs, why)
     if capture is None:

@@ -51,8 +51,17 @@ def refresh_session(parts: Parts, session_id: str) -> PaymentSession:
         if token is not None:
             apply_token(session, session.get_one(Customer, row.customer_id), token, now)
         apply_session(session, row, report, now)
-        row.next_check_at = None if row.status != SessionStatus.ACTIVE else next_session_check(row, now)
+        if row.status != SessionStatus.ACTIVE:
+            row.next_check_at = None
+        elif not _is_to_be_ended(session, row):
+            row.next_check_at = next_session_check(row, now)
     return row
+
+
+def _is_to_be_ended(session: Session, row: PaymentSession) -> bool:
+    """Its subscription has been canceled meanwhile: the look that was planned for that stays planned."""
+    subscription = session.get(Subscription, row.subscription_id) if row.subscription_id else None
+    return subscription is not None and subscription.status == SubscriptionStatus.CANCELED
 
 
 def follow_session(parts: Parts, session_id: str) -> None:
@@ -64,8 +73,16 @@ def follow_session(parts: Parts, session_id: str) -> None:
     canceled = subscription is not None and subscription.status == SubscriptionStatus.CANCELED
     if row.status == SessionStatus.ACTIVE and (canceled or row.xendit_session_id is None):
         cancel_session(parts, session_id)
-    else:
+        return
+    try:
         refresh_session(parts, session_id)
+    except NotFound:
+        if parts.clock.now() < row.expires_at:
+            raise
+        with parts.transaction() as session:
+            # Xendit has forgotten it, and its time is over: nobody can use its link any more.
+            gone = SessionReport(row.id, row.reference_id, row.type, SessionStatus.EXPIRED)
+            apply_session(session, session.get_one(PaymentSession, session_id), gone, parts.clock.now())
 
 
 def cancel_session(parts: Parts, session_id: str) -> PaymentSession:
@@ -99,6 +116,8 @@ def apply_session(session: Session, row: PaymentSession, report: SessionReport, 
     # Locks first, in the one order all take them; then the row as it is now.
     lock_subscriptions_of(session, row.customer_id)
     session.refresh(row)
+    if report.session_id != row.id:  # which is what stands in for a session that was never opened
+        row.xendit_session_id = row.xendit_session_id or report.session_id
     row.payment_token_id = report.payment_token_id or row.payment_token_id
     row.payment_request_id = report.payment_request_id or row.payment_request_id
     row.payment_id = report.payment_id or row.payment_id

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
 import redis
 
+from billing.domain.schedule import last_tick
 from tests.workers.conftest import KEY, Site
+from workers.scheduler import JOBS
 
 
 def test_what_is_due_is_charged_once_and_everybody_stops_in_order(site: Site) -> None:
@@ -65,6 +69,19 @@ def test_losing_everything_in_redis_loses_nothing(site: Site) -> None:
 
     assert successor.stop() == 0
     assert site.charges() == 5
+
+
+def test_each_job_has_its_slots() -> None:
+    """Six fields, seconds last: a field too far to the left and a daily job runs every second of one day a month."""
+    midnight = datetime(2027, 3, 3, tzinfo=UTC)
+
+    def slots(job: str, seconds: range) -> list[datetime]:
+        found = {last_tick(JOBS[job].cron, midnight + timedelta(seconds=second)) for second in seconds}
+        return sorted(at for at in found if at >= midnight)
+
+    assert len(slots("bill", range(120))) == 60, "every two seconds"
+    assert slots("compare-days", range(0, 86_400, 10)) == [midnight + timedelta(hours=3, minutes=17)]
+    assert len(slots("forget-ticks", range(0, 86_400, 10))) == 24
 
 
 @pytest.mark.parametrize(
