@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 
 from billing.domain.gateway import SessionType
-from billing.errors import Conflict
+from billing.errors import Conflict, NotFound
 from billing.services import sessions
 from tests.world import START, World
 
@@ -203,6 +203,21 @@ def test_the_return_page_may_be_faster_than_any_webhook(world: World) -> None:
 
     assert (ana.status, ana.invoice.status) == ("active", "paid")
     assert world.collected() == [50_000], "the run did not charge what the page had collected"
+
+
+def test_a_session_that_xendit_has_forgotten_ends_when_its_time_is_over(world: World) -> None:
+    """Its 404 is no end while the link may still work; afterwards nobody is asked any more."""
+    ana = world.subscribe(via=SessionType.SAVE)
+    world.simulator.world.sessions.clear()
+    with pytest.raises(NotFound):
+        sessions.follow_session(world.parts, ana.session_id)
+    assert ana.session.status == "ACTIVE"
+
+    world.advance(days=1)
+    sessions.follow_session(world.parts, ana.session_id)
+
+    assert (ana.session.status, ana.session.next_check_at) == ("EXPIRED", None)
+    assert ana.status == "incomplete"
 
 
 def test_two_open_links_for_one_subscription_are_refused(world: World) -> None:
