@@ -1,1 +1,1 @@
-"""Speed and size, measured on real servers. `make bench` runs all and prints one table (benchmarks/RESULTS.md)."""
+"""Speed and size, measured on real servers. `make bench` prints one table; RESULTS.md says how to read it."""

@@ -1,75 +1,59 @@
-"""SQL statements and commits of one renewal, from claim to settled, its webhook included (the claim by its share)."""
+"""SQL statements and commits of one renewal, everything included: claim, begin, settle, webhook, and its share of the
+ticks. Counted in PostgreSQL's own log, over real processes."""
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
+import re
+from collections import Counter
+from datetime import timedelta
+from pathlib import Path
 
-import httpx
-from sqlalchemy import event
+import psycopg
 
-from benchmarks.world import Result, database, environment, fill, make_app, simulator, simulator_tokens
-from billing.app import App
-from billing.services import charging, dispatch, webhooks
-from billing.xendit.webhook import read_event
+from benchmarks.throughput import all_settled
+from benchmarks.world import Result, fill, plain, servers, site, sleep_until, soon, start_ours
 
-RENEWALS = 200
+PROCESSES, THREADS = 2, 16
 MOST_STATEMENTS, MOST_COMMITS = 14, 5
+_LINE = re.compile(
+    r"LOG:  (?:statement|execute [^:]*):\s*(?:/\*.*?\*/\s*)?\(?(\w+)"
+)  # a statement may begin on the next line
+_AROUND = frozenset({"BEGIN", "COMMIT", "ROLLBACK", "SET", "SHOW", "DEALLOCATE"})
 
 
-@dataclass(slots=True)
-class Counted:
-    statements: int = 0
-    commits: int = 0
-
-
-def main() -> list[Result]:
-    with database() as database_url:
-        os.environ.update(environment(database_url))
-        with simulator(latency_ms=0) as url:
-            app = make_app(database_url, BILLING_XENDIT_BASE_URL=url)
-            fill(app, subscriptions=RENEWALS, due=RENEWALS, tokens=simulator_tokens(url, RENEWALS))
-            dispatch.open_all_due(app.parts, app.parts.clock.now())
-            counted = _count(app, url)
-    statements, commits = counted.statements / RENEWALS, counted.commits / RENEWALS
+def main(*, quick: bool = False) -> list[Result]:
+    renewals = 200 if quick else 1_000
+    with servers() as shared:
+        url = shared.new_ours("statements")
+        with site(shared, url, BILLING_MAX_IN_FLIGHT="1000") as here:
+            start_ours(here, processes=PROCESSES, threads=THREADS, latency_ms=150, jitter_ms=50)
+            due_at = soon(renewals) + timedelta(seconds=2)
+            fill(url, subscriptions=renewals, due={due_at: renewals}, tokens=here.gateway.new_tokens(renewals))
+            _log_statements(url)
+            sleep_until(due_at)
+            before = shared.postgres_log.stat().st_size
+            here.wait(lambda: all_settled(url, renewals), f"{renewals} renewals", seconds=120)
+            counted = _count(shared.postgres_log, before)
+    statements = sum(count for verb, count in counted.items() if verb not in _AROUND) / renewals
+    commits = counted["COMMIT"] / renewals
+    verbs = ", ".join(f"{verb} {count / renewals:.1f}" for verb, count in counted.most_common() if verb not in _AROUND)
     return [
         Result(
-            "SQL statements of a renewal", f"{statements:.1f}", f"<= {MOST_STATEMENTS}", statements <= MOST_STATEMENTS
+            f"SQL statements of a renewal, over {renewals:,}", f"{statements:.1f} ({verbs})",
+            f"<= {MOST_STATEMENTS}", statements <= MOST_STATEMENTS,
         ),
         Result("commits of a renewal", f"{commits:.1f}", f"<= {MOST_COMMITS}", commits <= MOST_COMMITS),
-    ]
+    ]  # fmt: skip
 
 
-def _count(app: App, url: str) -> Counted:
-    counted = Counted()
-
-    def statement(*_: object) -> None:
-        counted.statements += 1
-
-    def commit(*_: object) -> None:
-        counted.commits += 1
-
-    event.listen(app.engine, "before_cursor_execute", statement)
-    event.listen(app.engine, "commit", commit)
-    ids: list[str] = []
-    dispatch.hand_out_charges(app.parts, lambda _kind, batch: ids.extend(batch))
-    for attempt_id in ids:
-        charging.charge(app.parts, attempt_id)
-    for payment in httpx.get(f"{url}/_simulator/ledger", timeout=30).json()["payments"]:
-        payload = {"event": "payment.capture", "data": {**payment, "status": "SUCCEEDED", "request_amount": 50000}}
-        _receive(app, payload)
-    return counted
+def _log_statements(url: str) -> None:
+    """For every session of this database, those that are open too."""
+    with psycopg.connect(plain(url), autocommit=True) as connection:
+        connection.execute("ALTER SYSTEM SET log_statement = 'all'")
+        connection.execute("SELECT pg_reload_conf()")
 
 
-def _receive(app: App, payload: dict[str, object]) -> None:
-    """What the web process and then a worker do with one delivery."""
-    with app.parts.transaction() as session:
-        stored = webhooks.record_event(session, read_event(payload), payload, app.parts.clock.now())
-    if stored is None:
-        raise SystemExit("the event was known already")
-    webhooks.apply_stored_event(app.parts, stored, read_event)
-
-
-if __name__ == "__main__":
-    for result in main():
-        print(result)
+def _count(log: Path, start: int) -> Counter[str]:
+    with log.open("rb") as lines:
+        lines.seek(start)
+        return Counter(verb.upper() for verb in _LINE.findall(lines.read().decode(errors="replace")))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -12,11 +12,12 @@ import structlog
 from sqlalchemy import Engine
 
 from billing import log
-from billing.domain.gateway import CHARGE_ENDPOINT, PaymentGateway, Quota
-from billing.errors import Conflict, GatewayError, NotFound, NotSent, ServiceUnavailable
-from billing.quota import make_quota
+from billing.domain.gateway import CHARGE_ENDPOINT, Lane, PaymentGateway, Quota
+from billing.domain.money import parse_amounts
+from billing.errors import Conflict, GatewayError, InvalidMoney, InvalidSetting, NotFound, NotSent, ServiceUnavailable
+from billing.quota import NO_LIMIT, make_quota
 from billing.services import charging, dispatch, reconciling, refunding, sessions, webhooks
-from billing.services.parts import Parts, Rules, Send
+from billing.services.parts import Parts, Rules, Send, in_lane, lane_of_this_work
 from billing.settings import Settings
 from billing.store.clock import make_clock
 from billing.store.engine import database_errors_in_one_line, make_engine, make_sessions
@@ -24,6 +25,7 @@ from billing.xendit.client import XenditGateway
 from billing.xendit.webhook import read_event
 
 QUOTA_WAIT_SECONDS = 10
+EVENTS_AT_ONCE = 20
 TOO_MANY_REQUESTS = 429
 
 
@@ -34,6 +36,8 @@ class App:
     parts: Parts
 
     def close(self) -> None:
+        if self.parts.callers is not None:
+            self.parts.callers.shutdown(wait=True)
         gateway = self.parts.gateway
         if isinstance(gateway, XenditGateway):
             gateway.close()
@@ -45,13 +49,15 @@ def build(settings: Settings, *, gateway: PaymentGateway | None = None) -> App:
     log.configure(settings.log_format)
     engine = make_engine(settings.database, pool_size=settings.database_pool_size)
     sessions = make_sessions(engine)
-    quota = make_quota(sessions, settings.requests_per_minute)
+    adapt = settings.xendit_requests_per_minute is None
+    quota = make_quota(sessions, settings.requests_per_minute, adapt=adapt)
     parts = Parts(
         sessions=sessions,
         clock=make_clock(sessions, test_clock=settings.test_clock),
         gateway=gateway or make_gateway(settings, quota),
         quota=quota,
         rules=_rules(settings),
+        callers=ThreadPoolExecutor(settings.charge_threads, thread_name_prefix="billing-call"),
     )
     return App(settings, engine, parts)
 
@@ -61,12 +67,17 @@ def make_gateway(settings: Settings, quota: Quota) -> XenditGateway:
 
     def pay_for(endpoint: str) -> None:
         # A charge has its permit already: it is taken before the attempt begins, so that none waits while submitted.
-        if endpoint != CHARGE_ENDPOINT and not quota.acquire(endpoint, wait_seconds=QUOTA_WAIT_SECONDS):
+        if endpoint != CHARGE_ENDPOINT and not quota.acquire(
+            endpoint, lane_of_this_work(), wait_seconds=QUOTA_WAIT_SECONDS
+        ):
             raise NotSent("the request quota to Xendit is used up for the moment; try again in a minute")
 
     def learn(endpoint: str, status: int, rates: Mapping[str, str], _seconds: float) -> None:
         if status == TOO_MANY_REQUESTS:
             quota.pause(endpoint, reset_seconds(rates))
+        else:
+            limit, remaining = rates.get("rate-limit-limit"), rates.get("rate-limit-remaining")
+            quota.learn(endpoint, limit=_whole(limit), remaining=_whole(remaining))
 
     return XenditGateway(
         base_url=settings.xendit_base_url,
@@ -75,6 +86,10 @@ def make_gateway(settings: Settings, quota: Quota) -> XenditGateway:
         before_request=pay_for,
         on_response=learn,
     )
+
+
+def _whole(header: str | None) -> int | None:
+    return int(header) if header is not None and header.isascii() and header.isdigit() else None
 
 
 def reset_seconds(rates: Mapping[str, str]) -> float:
@@ -94,17 +109,40 @@ def _rules(settings: Settings) -> Rules:
         return_base=settings.return_base,
         components_origins=settings.components_origins,
         max_in_flight=settings.max_in_flight,
+        requests_per_minute=None if settings.requests_per_minute >= NO_LIMIT else settings.requests_per_minute,
+        run_spending_cap=_amounts("BILLING_RUN_SPENDING_CAP", settings.run_spending_cap),
+        subscriber_daily_cap=_amounts("BILLING_SUBSCRIBER_DAILY_CAP", settings.subscriber_daily_cap),
+        run_decline_jump=settings.run_decline_jump,
+        run_decline_sample=settings.run_decline_sample,
+        run_forecast_share=settings.run_forecast_share,
+        charges_at_once=settings.charges_at_once,
     )
+
+
+def _amounts(variable: str, text: str) -> Mapping[str, int]:
+    try:
+        return parse_amounts(text)
+    except InvalidMoney as error:
+        raise InvalidSetting(f"{variable}: {error}; for example {variable}=IDR 500000000, PHP 1000000") from None
 
 
 # ------------------------------------------------------------------------------------------ doing the work
 
 
-def work_on(parts: Parts, kind: str, identity: str) -> None:
-    """One unit of work, by kind and id. The same for a dramatiq worker and for `billing run` without Redis."""
+def work_on(parts: Parts, kind: str, *identities: str) -> None:
+    """One unit of work, by kind and ids: several charges may be one. The same for a dramatiq worker and for
+    `billing run` without Redis."""
+    lane = dispatch.LANE_OF_KIND.get(kind, Lane.UPKEEP)
+    with in_lane(lane):
+        if kind in dispatch.LANE_OF_KIND:
+            charging.charge(parts, identities, lane)
+            return
+        for identity in identities:
+            _follow(parts, kind, identity)
+
+
+def _follow(parts: Parts, kind: str, identity: str) -> None:
     match kind:
-        case dispatch.CHARGE:
-            charging.charge(parts, identity)
         case dispatch.CHECK:
             reconciling.check_attempt(parts, identity)
         case dispatch.EVENT:
@@ -119,7 +157,7 @@ def work_on(parts: Parts, kind: str, identity: str) -> None:
             raise ValueError(f"no such kind of work: {kind}")
 
 
-def work_on_and_log(parts: Parts, kind: str, identity: str) -> None:
+def work_on_and_log(parts: Parts, kind: str, *identities: str) -> None:
     """As `work_on`, for many at once: what fails is logged and stays due (its lease ends), the rest goes on (M3).
 
     Raises ServiceUnavailable when the database is away: then nothing else would work either.
@@ -127,11 +165,18 @@ def work_on_and_log(parts: Parts, kind: str, identity: str) -> None:
     log = structlog.get_logger()
     try:
         with database_errors_in_one_line():
-            work_on(parts, kind, identity)
+            work_on(parts, kind, *identities)
     except ServiceUnavailable:
         raise
     except Exception as error:
-        log.exception("work.failed", kind=kind, id=identity, error=str(error))
+        log.exception("work.failed", kind=kind, ids=identities, error=str(error))
+
+
+def units(kind: str, ids: Sequence[str], charges_at_once: int) -> Iterator[Sequence[str]]:
+    """The ids of each unit of work: charges and events go in groups, everything else one by one."""
+    size = charges_at_once if kind in dispatch.LANE_OF_KIND else EVENTS_AT_ONCE if kind == dispatch.EVENT else 1
+    for start in range(0, len(ids), size):
+        yield ids[start : start + size]
 
 
 def _check_session(parts: Parts, session_id: str) -> None:
@@ -153,27 +198,29 @@ def _compare_day(parts: Parts, day: str) -> None:
 
 
 class InProcess:
-    """`send` for a process without Redis: a pool of threads does the work; `drain` waits until all is done."""
+    """`send` for a process without Redis: a pool of threads does the work."""
 
     def __init__(self, parts: Parts, threads: int) -> None:
         self._parts = parts
         self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="billing")
-        self._slow = ThreadPoolExecutor(max_workers=1, thread_name_prefix="billing-days")
+        self._days = ThreadPoolExecutor(max_workers=1, thread_name_prefix="billing-days")
 
     def __call__(self, kind: str, ids: Sequence[str]) -> None:
         """Returns when the work is done, so that claims never run ahead of it. Comparing days takes as long as it
         takes: nobody waits for that."""
-        if kind == dispatch.DAY:
-            for day in ids:
-                self._slow.submit(work_on_and_log, self._parts, kind, day)
-            return
-        for future in [self._pool.submit(work_on_and_log, self._parts, kind, identity) for identity in ids]:
-            future.result()
+        pool = self._days if kind == dispatch.DAY else self._pool
+        begun = [
+            pool.submit(work_on_and_log, self._parts, kind, *unit)
+            for unit in units(kind, ids, self._parts.rules.charges_at_once)
+        ]
+        if kind != dispatch.DAY:
+            for future in begun:
+                future.result()
 
     def close(self) -> None:
         """What has begun is finished; what waits stays due (Ctrl-C does not wait for a whole batch)."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        self._slow.shutdown(wait=True, cancel_futures=True)
+        for pool in (self._pool, self._days):
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def find_sender(settings: Settings) -> Send | None:

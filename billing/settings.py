@@ -7,6 +7,7 @@ terminal needs no settings), then from `.env`. Entry points call `load_settings(
 from __future__ import annotations
 
 import os
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,6 +16,8 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from billing.errors import InvalidSetting
+
+MOST_CHARGES_AT_ONCE = 16
 
 DEV_FOLDER = Path(".billing")
 DEV_ENV_FILE = DEV_FOLDER / "dev.env"
@@ -30,7 +33,10 @@ _EXAMPLES = {
     "public_url": "BILLING_PUBLIC_URL=https://billing.example.com",
     "test_clock": "BILLING_TEST_CLOCK=true",
     "log_format": "BILLING_LOG_FORMAT=json",
+    "run_spending_cap": "BILLING_RUN_SPENDING_CAP=IDR 500000000, PHP 1000000",
+    "subscriber_daily_cap": "BILLING_SUBSCRIBER_DAILY_CAP=IDR 5000000",
 }
+_AMOUNTS = re.compile(r"[A-Z]{3} [0-9]{1,15}(\.[0-9]+)?")
 
 
 class Settings(BaseSettings):
@@ -59,9 +65,17 @@ class Settings(BaseSettings):
     settlement_window_hours: float = Field(default=26, ge=24, le=24 * 14)
     overpayment_policy: Literal["refund", "hold"] = "refund"
     run_threads: int = Field(default=16, ge=1, le=256)
-    max_in_flight: int = Field(default=500, ge=1, le=10_000)
+    charge_threads: int = Field(default=128, ge=1, le=1_024)
+    max_in_flight: int = Field(default=1_000, ge=1, le=10_000)
     database_pool_size: int = Field(default=16, ge=2, le=256)
     webhook_max_bytes: int = Field(default=256 * 1024, ge=1024)
+
+    # What stops a billing run by itself.
+    run_spending_cap: str = ""
+    subscriber_daily_cap: str = ""
+    run_decline_jump: float = Field(default=0.4, ge=0, le=1)
+    run_decline_sample: int = Field(default=100, ge=1)
+    run_forecast_share: float = Field(default=0.5, ge=0)
 
     @field_validator("database_url")
     @classmethod
@@ -106,6 +120,15 @@ class Settings(BaseSettings):
             raise ValueError("must start with http:// or https://")
         return value.rstrip("/")
 
+    @field_validator("run_spending_cap", "subscriber_daily_cap")
+    @classmethod
+    def _amounts(cls, value: str) -> str:
+        """The shape only; that the currencies are known is seen when they are read as money (billing/app.py)."""
+        for part in value.split(",") if value.strip() else ():
+            if _AMOUNTS.fullmatch(part.strip()) is None:
+                raise ValueError("must be a currency and a plain amount, several separated by commas")
+        return value
+
     @field_validator("components_origins", mode="before")
     @classmethod
     def _split_origins(cls, value: Any) -> Any:
@@ -140,6 +163,14 @@ class Settings(BaseSettings):
     def requests_per_minute(self) -> float:
         """The gateway's quota per endpoint: as set, else what Xendit gives the kind of key."""
         return self.xendit_requests_per_minute or (600.0 if self.is_production else 60.0)
+
+    @property
+    def charges_at_once(self) -> int:
+        """Attempts that are begun, sent and settled together: at most what the quota lets through in a tenth of a
+        second, so that none waits for the others' turn."""
+        if self.subscriber_daily_cap:
+            return 1  # each charge of a customer has to see those before it
+        return max(1, min(MOST_CHARGES_AT_ONCE, int(self.requests_per_minute / 600)))
 
     @property
     def return_base(self) -> str | None:

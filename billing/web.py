@@ -10,21 +10,23 @@ import ipaddress
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import structlog
-from fastapi import FastAPI, Request, Response
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 from redis import Redis
 from redis.exceptions import RedisError
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
+from starlette.applications import Starlette
 from starlette.background import BackgroundTask
-from starlette.concurrency import run_in_threadpool
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
 
 from billing import metrics
 from billing.app import App, build, find_sender
@@ -32,7 +34,8 @@ from billing.domain.gateway import SessionMode
 from billing.domain.lifecycle import SessionStatus
 from billing.errors import BillingError, WebhookRejected
 from billing.ratelimit import RateLimit
-from billing.services import sessions, webhooks
+from billing.services import dispatch, sessions, webhooks
+from billing.services.inbox import Inbox
 from billing.services.parts import Send
 from billing.settings import Settings, load_settings
 from billing.store.models import PaymentSession
@@ -56,7 +59,7 @@ _NETWORK_BITS = 64  # of an IPv6 address: one household has all of the other hal
 log = structlog.get_logger()
 
 
-def create_app() -> FastAPI:
+def create_app() -> Starlette:
     """Reads the settings. A malformed or missing one: one line on stderr, exit status 2."""
     try:
         settings = load_settings("database_url", "xendit_callback_token")
@@ -91,55 +94,70 @@ class Limits:
 
 def make_web(
     app: App, settings: Settings, send: Send | None, *, clock: Callable[[], float] = time.monotonic
-) -> FastAPI:
-    web = FastAPI(title="billing", docs_url=None, redoc_url=None, openapi_url=None)
+) -> Starlette:
     limits = Limits.of(settings, clock)
+    inbox = Inbox(app.parts, partial(_hand_on, send) if send is not None else None)
 
-    @web.post("/webhooks/xendit")
+    @asynccontextmanager
+    async def living(_web: Starlette) -> AsyncIterator[None]:
+        yield
+        await inbox.close()
+
     async def receive_webhook(request: Request) -> Response:
         try:
             check_callback_token(request.headers.get("x-callback-token"), settings.callback_tokens)
         except WebhookRejected as error:
             return _refused(error, wait_seconds=limits.wrong_tokens.wait(_address(request)))
         try:
-            body = await _read_body(request, settings.webhook_max_bytes)
-            stored_id = await run_in_threadpool(_store, app, body)
+            payload = read_payload(await _read_body(request, settings.webhook_max_bytes))
+            event = read_event(payload)
+            event_id = await inbox.store(event, payload)
         except WebhookRejected as error:
             return _refused(error)
         except SQLAlchemyError as error:
             log.error("webhook.not_stored", error=error.__class__.__name__)
             return PlainTextResponse("not stored, send it again\n", 503)
-        if stored_id is None:
-            return PlainTextResponse("stored\n")
-        return PlainTextResponse("stored\n", background=BackgroundTask(_apply_afterwards, app, send, stored_id))
+        if event_id is not None and send is None:
+            return PlainTextResponse("stored\n", background=BackgroundTask(_apply, app, event_id))
+        if event_id is not None:
+            inbox.follow(event_id, event)
+        return PlainTextResponse("stored\n")
 
-    @web.get("/healthz")
-    async def healthz() -> Response:
+    async def healthz(_request: Request) -> Response:
         return PlainTextResponse("ok\n")
 
-    @web.get("/readyz")
-    def readyz() -> Response:
+    # What is not async runs in a thread: it may wait for the database.
+    def readyz(_request: Request) -> Response:
         problems = _problems(app, settings)
         return JSONResponse({"ok": not problems, "problems": problems}, 503 if problems else 200)
 
-    @web.get("/metrics")
-    def show_metrics() -> Response:
+    def show_metrics(_request: Request) -> Response:
         return Response(metrics.exposition(app.parts), media_type=metrics.CONTENT_TYPE)
 
-    @web.get("/return/{session_id}")
-    def return_page(request: Request, session_id: str) -> Response:
+    def return_page(request: Request) -> Response:
+        session_id = request.path_params["session_id"]
         return _too_many(limits.pages, request) or _return_page(app, settings, limits, session_id)
 
-    @web.get("/checkout/{session_id}")
-    def checkout_page(request: Request, session_id: str) -> Response:
+    def checkout_page(request: Request) -> Response:
+        session_id = request.path_params["session_id"]
         return _too_many(limits.pages, request) or _checkout_page(app, settings, session_id)
 
-    @web.exception_handler(SQLAlchemyError)
-    async def database_is_away(_request: Request, error: SQLAlchemyError) -> Response:
+    async def database_is_away(_request: Request, error: Exception) -> Response:
         log.error("web.database_is_away", error=error.__class__.__name__)
         return PlainTextResponse("not available at the moment, try again\n", 503)
 
-    return web
+    return Starlette(
+        routes=[
+            Route("/webhooks/xendit", receive_webhook, methods=["POST"]),
+            Route("/healthz", healthz),
+            Route("/readyz", readyz),
+            Route("/metrics", show_metrics),
+            Route("/return/{session_id}", return_page),
+            Route("/checkout/{session_id}", checkout_page),
+        ],
+        exception_handlers={SQLAlchemyError: database_is_away},
+        lifespan=living,
+    )
 
 
 # ------------------------------------------------------------------------------------------------- refusals
@@ -193,21 +211,16 @@ async def _read_body(request: Request, limit: int) -> bytes:
     return bytes(body)
 
 
-def _store(app: App, body: bytes) -> str | None:
-    payload = read_payload(body)
-    event = read_event(payload)
-    with app.parts.transaction() as session:
-        return webhooks.record_event(session, event, payload, app.parts.clock.now())
+def _hand_on(send: Send, event_ids: Sequence[str]) -> None:
+    """To a worker. When Redis does not answer, the scheduler takes them up."""
+    try:
+        send(dispatch.EVENT, event_ids)
+    except BillingError as error:
+        log.warning("webhook.not_handed_on", events=len(event_ids), error=str(error))
 
 
-def _apply_afterwards(app: App, send: Send | None, event_id: str) -> None:
-    """By a worker; without Redis, or when it does not answer, here. What fails is taken up by the scheduler."""
-    if send is not None:
-        try:
-            send("event", [event_id])
-        except BillingError as error:
-            log.warning("webhook.not_handed_on", event_id=event_id, error=str(error))
-        return
+def _apply(app: App, event_id: str) -> None:
+    """Here, without Redis. What fails is taken up by the scheduler, or by the next `billing run`."""
     try:
         webhooks.apply_stored_event(app.parts, event_id, read_event)
     except SQLAlchemyError as error:

@@ -14,7 +14,8 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Engine, event, text
 from sqlalchemy.orm import Session
 
-from billing.store import migrate, queries
+from billing.domain.gateway import Lane
+from billing.store import charge_path, migrate, queries
 from billing.store.engine import make_engine
 from billing.store.models import Base
 
@@ -119,14 +120,19 @@ def hot() -> dict[str, tuple[str, Callable[[Session], object]]]:
     """What is asked every few seconds, and of which table."""
     return {
         "due subscriptions": ("subscriptions", lambda s: queries.claim_due_subscriptions(s, NOW, 500)),
-        "due attempts": ("charge_attempts", lambda s: queries.claim_due_attempts(s, NOW, NOW, 500)),
+        "what is due": ("charge_attempts", lambda s: queries.what_is_due(s, NOW, NOW)),
+        "due attempts": ("charge_attempts", lambda s: queries.claim_due_attempts(s, NOW, NOW, 500, lane=Lane.RENEWAL)),
+        "due attempts of a run": (
+            "charge_attempts",
+            lambda s: queries.claim_due_attempts(s, NOW, NOW, 500, lane=Lane.RETRY, run_id="run-1"),
+        ),
         "attempts in flight": ("charge_attempts", lambda s: queries.count_in_flight(s, NOW)),
         "dead calls": ("charge_attempts", lambda s: queries.expired_submissions(s, NOW, 500)),
         "due look-ups": ("charge_attempts", lambda s: queries.claim_due_checks(s, NOW, NOW, 500)),
         "due events": ("webhook_events", lambda s: queries.claim_due_events(s, NOW, NOW, 500)),
         "due sessions": ("payment_sessions", lambda s: queries.claim_due_session_checks(s, NOW, NOW, 500)),
         "grace over": ("invoices", lambda s: s.execute(queries.overdue_invoices(NOW, 500)).all()),
-        "one attempt": ("charge_attempts", lambda s: queries.attempt_with_tokens(s, "att-77", NOW)),
+        "one attempt": ("charge_attempts", lambda s: charge_path.to_begin(s, ["att-77"], NOW)),
         "its captures": ("charge_attempts", lambda s: queries.attempt_with_invoice(s, "att-77")),
     }
 

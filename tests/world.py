@@ -25,7 +25,7 @@ from sqlalchemy import Select, func, select, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from billing.app import work_on
-from billing.domain.gateway import Quota, SessionMode, SessionType
+from billing.domain.gateway import Lane, Quota, SessionMode, SessionType
 from billing.domain.lifecycle import BILLABLE
 from billing.domain.schedule import schedule_from_text
 from billing.quota import Unlimited
@@ -48,6 +48,7 @@ from billing.store.engine import make_engine, make_sessions
 from billing.store.models import (
     Base,
     Capture,
+    ChannelBreaker,
     ChargeAttempt,
     Customer,
     Fact,
@@ -108,9 +109,19 @@ class Budget:
 
     left: int
 
-    def acquire(self, endpoint: str, *, wait_seconds: float) -> bool:  # noqa: ARG002 - the port's signature
-        self.left -= 1
-        return self.left >= 0
+    def acquire(self, endpoint: str, lane: Lane, wanted: int = 1, *, wait_seconds: float) -> int:  # noqa: ARG002 - the port's signature
+        permits = min(wanted, max(self.left, 0))
+        self.left -= permits
+        return permits
+
+    def give_back(self, endpoint: str, permits: int) -> None:  # noqa: ARG002 - the port's signature
+        self.left += permits
+
+    def outlook(self, endpoint: str, seconds: float) -> int | None:
+        """Whoever asks finds out when there is none left."""
+
+    def learn(self, endpoint: str, *, limit: int | None, remaining: int | None) -> None:
+        """Told of the gateway's own count."""
 
     def pause(self, endpoint: str, seconds: float) -> None:
         """Told of a 429."""
@@ -203,6 +214,7 @@ class World:
             (PaymentSession.next_check_at, PaymentSession.next_check_at.is_not(None)),
             (WebhookEvent.next_try_at, WebhookEvent.next_try_at.is_not(None)),
             (Refund.next_try_at, Refund.next_try_at.is_not(None)),
+            (ChannelBreaker.probe_at, ChannelBreaker.probe_at.is_not(None)),
         )
         with self.parts.sessions() as session:
             dues = [session.scalar(select(func.min(column)).where(condition)) for column, condition in columns]
@@ -348,10 +360,12 @@ class World:
         )
         return Subscriber(self, subscription.id, session.id)
 
-    def subscribe_save(self, customer: str = "ana", *, card: str | None = None, **wanted: Any) -> Subscriber:
-        """Has followed the link and saved a card; Xendit's events have arrived."""
+    def subscribe_save(
+        self, customer: str = "ana", *, card: str | None = None, channel: str | None = None, **wanted: Any
+    ) -> Subscriber:
+        """Has followed the link and saved a card (or another channel's token); Xendit's events have arrived."""
         subscriber = self.subscribe(customer, via=SessionType.SAVE, **wanted)
-        subscriber.completes_session(card=card)
+        subscriber.completes_session(card=card, channel=channel)
         self.deliver_webhooks()
         return subscriber
 
@@ -455,11 +469,18 @@ class Subscriber:
     # What she does --------------------------------------------------------------------------------------------
 
     def completes_session(
-        self, session: PaymentSession | None = None, *, card: str | None = None, outcome: str | None = None
+        self,
+        session: PaymentSession | None = None,
+        *,
+        card: str | None = None,
+        channel: str | None = None,
+        outcome: str | None = None,
     ) -> None:
         """On Xendit's page. With an `outcome` that is a failure the session stays open."""
         row = session or self.session
         body = {"card_number": card} if card else {}
+        if channel is not None:
+            body["channel_code"] = channel
         if outcome is not None:
             body["outcome"] = outcome
         self.world.control("POST", f"/sessions/{row.xendit_session_id}/complete", body)
@@ -500,7 +521,7 @@ class Subscriber:
     def pay_invoice(self, *, token: PaymentToken | None = None) -> None:
         """`billing invoice pay` of the newest invoice."""
         attempt_id = paying.pay_invoice(self.world.parts, self.invoice.id, token.id if token else None)
-        charging.charge(self.world.parts, attempt_id)
+        charging.charge(self.world.parts, [attempt_id])
 
     def look_up(self) -> None:
         """`billing reconcile`, for the newest attempt only."""
@@ -511,8 +532,8 @@ class Subscriber:
     def charged_by_a_process_that_dies(self, *, before_the_call: bool = False) -> None:
         """The newest attempt is begun (and sent); then its process is gone."""
         with self.world.parts.transaction() as session:
-            begun = charging.begin_attempt(session, self.attempt.id, self.world.now, self.world.parts.rules)
-        assert isinstance(begun, charging.Begun)
+            started = charging.begin_attempts(session, [self.attempt.id], self.world.now, self.world.parts.rules)
+        (begun,) = started.begun
         if not before_the_call:
             self.world.gateway.charge(begun.request)
 

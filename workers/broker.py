@@ -69,6 +69,11 @@ def sender_settings() -> Settings:
 
 
 @cache
+def charges_at_once() -> int:
+    return sender_settings().charges_at_once
+
+
+@cache
 def app() -> App:
     """One engine and one gateway a process. A worker builds it when it starts; a mere sender never does."""
     return build(or_exit(lambda: load_settings("database_url", "redis_url", "xendit_secret_key")))

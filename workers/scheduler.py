@@ -21,7 +21,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from billing.app import App, InProcess, build, find_sender
 from billing.domain.schedule import last_tick
 from billing.errors import BillingError
-from billing.services import dispatch, runs
+from billing.services import dispatch, guards, runs
 from billing.services.parts import Parts, Send
 from billing.settings import load_settings
 from billing.store import queries
@@ -43,7 +43,8 @@ class Job:
 
 
 JOBS: Mapping[str, Job] = {
-    "bill": Job("* * * * * */2", dispatch.tick),
+    "bill": Job("* * * * * *", dispatch.tick),
+    "watch-runs": Job("* * * * * */2", lambda parts, _send: guards.watch(parts)),
     "compare-days": Job("17 3 * * * 0", dispatch.hand_out_days),
     "forget-ticks": Job("17 * * * * 0", lambda parts, _send: runs.forget_old_ticks(parts)),
 }

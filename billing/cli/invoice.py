@@ -88,7 +88,7 @@ def pay(
             token_id = catalog.find_token(session, token).id if token else None
         with sender(billing) as (send, by_workers):
             attempt_id = paying.pay_invoice(billing.parts, invoice.id, token_id)
-            send(dispatch.CHARGE, [attempt_id])
+            send(dispatch.CHARGE_NOW, [attempt_id])
             if by_workers:
                 _wait(billing, attempt_id)
         with billing.parts.reading() as session:

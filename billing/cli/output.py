@@ -23,19 +23,23 @@ from billing.domain.money import Money, format_money
 
 Json = Mapping[str, Any]
 PIPE_WIDTH = 10_000
-PROSE = ("what", "reason", "detail", "explanation", "repair", "error", "note")  # columns whose text may wrap
+PROSE = ("what", "reason", "detail", "explanation", "repair", "error", "note", "remark")  # columns whose text may wrap
 PROSE_WIDTH = 24  # and the least they need
-NUMBERS = ("amount", "amount_paid", "count", "tries", "deliveries")
+NUMBERS = (
+    *("amount", "amount_paid", "count", "tries", "deliveries"),
+    *("charges", "planned", "attempted", "succeeded", "failed", "waiting", "periods"),
+)
 GAP = 3  # between two columns
 MANY = 20  # rows a person reads of a side list; --json has them all
 
 _STATUS_STYLES = {
-    "green": ("active", "ACTIVE", "paid", "succeeded", "COMPLETED", "applied", "ok"),
+    "green": ("active", "ACTIVE", "paid", "succeeded", "COMPLETED", "applied", "ok", "finished"),
     "yellow": (
         *("incomplete", "trialing", "past_due", "paused", "draft", "open", "scheduled", "submitted", "pending"),
         *("requires_action", "PENDING", "REQUIRES_ACTION", "received", "unmatched"),
     ),
-    "red": ("in_doubt", "failed", "uncollectible", "FAILED", "EXPIRED", "parked"),
+    "cyan": ("running",),
+    "red": ("in_doubt", "failed", "uncollectible", "FAILED", "EXPIRED", "parked", "stopped", "aborted"),
     "dim": ("canceled", "CANCELED", "void", "ignored"),
 }
 STYLE_OF = {word: style for style, words in _STATUS_STYLES.items() for word in words}

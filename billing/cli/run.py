@@ -1,37 +1,63 @@
-"""`billing run`: one pass over what is due. Without Redis it does the work here; with Redis the workers do."""
+"""`billing run`: one pass over what is due. Without Redis it does the work here; with Redis the workers do.
+
+`billing run approve` says yes to what waits for a person: missed periods of a plan whose catch-up is hold, and what an
+aborted run left.
+"""
 
 from __future__ import annotations
 
 import logging
+import sys
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated
 
 import typer
 
 from billing.app import App
-from billing.cli import output
+from billing.cli import live, output
 from billing.cli.opening import GATEWAY, opened, sender
+from billing.cli.runs import confirmed, view_of
 from billing.cli.values import INSTANT, INSTANT_HELP, AsJson, parse_instant
-from billing.errors import ServiceUnavailable
-from billing.services import runs
+from billing.domain.money import parse_amounts
+from billing.errors import Conflict, InvalidMoney, ServiceUnavailable
+from billing.services import runs, steering
 from billing.services.views import Json, instant
 from billing.settings import Settings, load_settings
 from billing.store.clock import require_test_clock, set_test_clock
 
-TOTALS = ("opened", "attempted", "succeeded", "failed", "pending", "in_doubt", "waiting")
+app = typer.Typer()
+
 SKIPPED_COLUMNS = {"subscription": "subscription_id", "reason": "reason"}
 PLANNED_COLUMNS = {
     "customer": "customer",
     "amount": "amount",
     "period from": "period_start",
+    "missed": "missed",
     "token": "payment_token_id",
     "channel": "channel_code",
     "note": "note",
     "subscription": "subscription_id",
 }
+# On a terminal: what fits beside each other; --json and pipes have the ids.
+SHORT_COLUMNS = {"customer": "customer", "amount": "amount", "from": "from", "with": "with", "note": "remark"}
+CHANNEL_COLUMNS = {"channel": "channel_code", "charges": "charges", "amount": "amount"}
+WAITING_COLUMNS = {"subscription": "reference", "periods": "periods", "amount": "amount", "reason": "reason"}
 
 
+def parse_expected(text: str) -> Mapping[str, int]:
+    try:
+        amounts = parse_amounts(text)
+    except InvalidMoney as error:
+        raise typer.BadParameter(str(error)) from None
+    if not amounts:
+        raise typer.BadParameter("write what you expect to be charged, such as 'IDR 50000000'")
+    return amounts
+
+
+@app.callback(invoke_without_command=True)
 def run(
+    context: typer.Context,
     at: Annotated[
         datetime | None,
         typer.Option(
@@ -44,6 +70,14 @@ def run(
         bool, typer.Option("--dry-run", help="Only say who would be charged, how much and with what.")
     ] = False,
     wait: Annotated[bool, typer.Option("--wait", help="With Redis: follow the workers until all is done.")] = False,
+    expect: Annotated[
+        Mapping[str, int] | None,
+        typer.Option(
+            parser=parse_expected,
+            metavar="AMOUNTS",
+            help="Begin only if what is planned is about this much, such as 'IDR 50000000, PHP 10000'.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Open what is due and charge it. Safe to start twice at once, and as often as you like.
@@ -52,31 +86,82 @@ def run(
 
     Example: billing run --dry-run --at 2026-03-01T00:00:00+07:00
     """
+    if context.invoked_subcommand is not None:
+        if at is not None or dry_run or wait or expect is not None:
+            raise typer.BadParameter(f"options of `billing run` do not go with `{context.invoked_subcommand}`")
+        return
     if dry_run:
-        _dry_run(at, as_json=as_json)
+        _dry_run(at, expect, as_json=as_json)
         return
     settings = load_settings("database_url", GATEWAY)
     if at is not None:
         require_test_clock(settings.test_clock)
-    report = _run(settings, at, wait=wait)
+    report = _run(settings, at, expect, wait=wait)
     output.show(report, as_json=as_json, people=lambda: _people(report))
     _refuse_if_stuck(report)
 
 
-def _run(settings: Settings, at: datetime | None, *, wait: bool) -> Json:
+@app.command("approve")
+def approve(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[WHAT]...",
+            help="Subscriptions (reference or id), or runs that were aborted. Without it: all that waits.",
+            show_default=False,
+        ),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say yes to what waits for a person; the next run charges it.
+
+    Missed periods of a plan whose catch-up is hold (or too many of them at once), and what an aborted run left.
+    """
+    with opened() as billing:
+        waiting = steering.waiting_for_approval(billing.parts, names or ())
+        rows = [each.view() | {"reference": each.reference, "reason": each.reason} for each in waiting]
+        if rows and not yes and sys.stdin.isatty() and not as_json:
+            output.some_of(rows, WAITING_COLUMNS, title="Waiting for approval")
+        question = f"Charge {len(rows)} of them?"
+        approved = (
+            [] if rows and not confirmed(question, yes=yes or as_json) else steering.approve(billing.parts, waiting)
+        )
+    output.show({"approved": approved}, as_json=as_json, people=lambda: _people_approved(approved))
+
+
+def _people_approved(approved: list[Json]) -> None:
+    if not approved:
+        output.note("nothing waits for approval")
+        return
+    output.say(f"{len(approved)} approved; the next `billing run`, or the scheduler, charges them.")
+
+
+# ---------------------------------------------------------------------------------------------------- a run
+
+
+def _run(settings: Settings, at: datetime | None, expect: Mapping[str, int] | None, *, wait: bool) -> Json:
     with opened(settings=settings, log_level=logging.WARNING) as billing:
         as_of = _move_clock(billing, at) if at is not None else None
-        with sender(billing) as (send, by_workers), output.progress("charging") as moved:
+        seen: list[str] = []
 
-            def follow(totals: Json) -> None:
-                moved(totals["attempted"], totals["attempted"] + totals["waiting"])
+        def note_id(totals: Json) -> None:
+            seen[:] = [totals["run_id"]]
 
+        def read() -> Json | None:
+            return view_of(billing.parts, seen[0]) if seen else None
+
+        with sender(billing) as (send, by_workers), live.watching(read):
             if by_workers:
-                report = runs.run_on_workers(billing.parts, send, as_of, follow, wait=wait)
+                report = runs.run_on_workers(billing.parts, send, as_of, note_id, wait=wait, expect=expect)
             else:
-                report = runs.run_here(billing.parts, send, as_of, follow)
-    if by_workers and not wait:
-        output.note("handed to the workers; `billing run --wait` follows them to the end")
+                report = runs.run_here(billing.parts, send, as_of, note_id, expect=expect)
+    if report["taken_up"]:
+        output.note(f"goes on with {report['run_id']}, whose process had ended")
+    if by_workers and not wait and report["state"] == steering.RUNNING:
+        output.note(
+            "handed to the workers; `billing run --wait` or `billing runs show --follow` follows them to the end"
+        )
     return report | {"at": instant(at)} if at is not None else report
 
 
@@ -86,8 +171,11 @@ def _refuse_if_stuck(report: Json) -> None:
         raise ServiceUnavailable(
             f"charging is stopped: {report['stopped']}; put it right, then `billing charging resume`"
         )
-    if report["waiting"] and report["not_sent"]:
-        text = f"{report['waiting']} charge(s) could not be sent yet: {report['not_sent']}; the next run sends them"
+    if report["state"] in (steering.PAUSED, steering.STOPPED, steering.ABORTED):
+        raise Conflict(f"{report['run_id']} is {report['state']}: {report['reason']}; {report['how_to_go_on']}")
+    unsent = report["waiting"] - report["parked"]
+    if unsent > 0 and report["not_sent"]:
+        text = f"{unsent} charge(s) could not be sent yet: {report['not_sent']}; the next run sends them"
         if not report["attempted"]:
             raise ServiceUnavailable(text)
         output.warn(text)
@@ -103,21 +191,42 @@ def _move_clock(billing: App, at: datetime) -> datetime | None:
     return None
 
 
-def _dry_run(at: datetime | None, *, as_json: bool) -> None:
-    with opened() as billing:
-        report = runs.dry_run(billing.parts, at)
-    output.show(report, as_json=as_json, people=lambda: _people_dry(report))
-
-
 def _people(report: Json) -> None:
-    totals = {name: report.get(name, 0) for name in TOTALS}
-    output.card(f"Billing run {report['run_id']} as of {output.instant(report['at'])}", totals)
+    live.report(report)
     output.some_of(report["skipped"], SKIPPED_COLUMNS, title="Skipped")
 
 
+# -------------------------------------------------------------------------------------------------- dry run
+
+
+def _dry_run(at: datetime | None, expect: Mapping[str, int] | None, *, as_json: bool) -> None:
+    with opened() as billing:
+        report = runs.dry_run(billing.parts, at, expect=expect)
+    output.show(report, as_json=as_json, people=lambda: _people_dry(report))
+
+
 def _people_dry(report: Json) -> None:
-    sums = [output.money(amount, currency) for currency, amount in report["totals"].items()]
-    output.say(f"As of {output.instant(report['at'])}: {report['attempted']} charge(s), {', '.join(sums) or 'nothing'}")
-    output.some_of(report["planned"], PLANNED_COLUMNS, title="Would be charged")
+    output.say(f"As of {output.instant(report['at'])}: {report['attempted']} charge(s), {live.sums(report['totals'])}")
+    if report["expected_seconds"] is not None:
+        output.say(f"At today's quota that takes about {live.span(report['expected_seconds'])}.")
+    if report["missed"]:
+        output.say(f"{report['missed']} of them are for missed periods, by their plans' catch-up policy.")
+    for guard in report["guards"]:
+        output.warn(f"{guard['guard'].replace('_', ' ')}: {guard['reason']}")
+    output.some_of(report["by_channel"], CHANNEL_COLUMNS, title="By channel")
+    if output.console().is_terminal:
+        output.some_of([_short(line) for line in report["planned"]], SHORT_COLUMNS, title="Would be charged")
+    else:
+        output.some_of(report["planned"], PLANNED_COLUMNS, title="Would be charged")
     output.some_of(report["skipped"], SKIPPED_COLUMNS, title="Would be skipped")
     output.note("a dry run: nothing was written, nobody was charged")
+
+
+def _short(line: Json) -> Json:
+    missed = f"missed; catch-up {line['catch_up']}" if line["missed"] else None
+    card = f" {line['card_last4']}" if line["card_last4"] else ""
+    return line | {
+        "from": str(line["period_start"])[:10],
+        "with": f"{line['channel_code'] or 'no token'}{card}",
+        "remark": "asks the customer" if line["note"] else missed,
+    }

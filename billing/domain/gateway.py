@@ -9,12 +9,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import Protocol
 
 from billing.domain.money import Money
 
 CHARGE_ENDPOINT = "POST /v3/payment_requests"
+
+
+class Lane(IntEnum):
+    """Who goes first when the quota is short; every lane keeps a small share of its own, so none starves."""
+
+    CUSTOMER = 0  # somebody waits: first charge, manual pay, changed method, a page that is looked at
+    RENEWAL = 1
+    RETRY = 2
+    UPKEEP = 3  # look-ups, refunds, comparisons: nobody waits
 
 
 class ChargeStatus(StrEnum):
@@ -243,11 +252,21 @@ class PaymentGateway(Protocol):
 class Quota(Protocol):
     """The gateway's request budget per endpoint, shared by all processes (billing/quota.py).
 
-    Charges take their permit before they begin; for every other call the gateway's client takes it (billing/app.py).
+    Charges take their permits before they begin; for every other call the gateway's client takes one (billing/app.py).
     """
 
-    def acquire(self, endpoint: str, *, wait_seconds: float) -> bool:
-        """True when one request may be sent now; False when the budget gave none within `wait_seconds`."""
+    def acquire(self, endpoint: str, lane: Lane, wanted: int = 1, *, wait_seconds: float) -> int:
+        """How many of the `wanted` requests may be sent now, after waiting for their turn; 0 when none could within
+        `wait_seconds`. A permit is good for this moment only."""
+
+    def give_back(self, endpoint: str, permits: int) -> None:
+        """Permits that were not used after all: for whoever asks next in this process."""
+
+    def outlook(self, endpoint: str, seconds: float) -> int | None:
+        """How many requests the budget lets through in the next seconds; None without a limit."""
+
+    def learn(self, endpoint: str, *, limit: int | None, remaining: int | None) -> None:
+        """What the gateway's answer says of its own window: its limit, and what is left of it for everybody."""
 
     def pause(self, endpoint: str, seconds: float) -> None:
         """The gateway said 429: nobody sends to this endpoint for so long."""

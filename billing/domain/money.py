@@ -121,6 +121,19 @@ class Money:
         return other.amount_minor
 
 
+def parse_amounts(text: str) -> dict[str, int]:
+    """`IDR 500000, PHP 100.50` -> minor units by currency; empty = none. Raises InvalidMoney."""
+    amounts: dict[str, int] = {}
+    for part in text.split(",") if text.strip() else ():
+        currency, _, amount = part.strip().partition(" ")
+        if not amount:
+            raise InvalidMoney(f"{_shown(part.strip())}: write a currency and an amount, such as IDR 50000000")
+        if currency in amounts:
+            raise InvalidMoney(f"{currency} is named twice; write one amount for each currency")
+        amounts[currency] = Money.parse(amount, currency).amount_minor
+    return amounts
+
+
 def format_money(money: Money) -> str:
     """For people: `IDR 1,234,567`."""
     whole, point, fraction = str(money).removeprefix("-").partition(".")

@@ -6,21 +6,32 @@ workers (or does the work in this process): a hint that may be lost, doubled or 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from billing.services import invoicing, reconciling, retrying
+from sqlalchemy.orm import Session
+
+from billing.domain.gateway import CHARGE_ENDPOINT, Lane
+from billing.services import breaker, guards, invoicing, reconciling, retrying
 from billing.services.invoicing import Opened
 from billing.services.parts import Parts, Send
 from billing.store import queries
 from billing.store.clock import real_now
 
-CHARGE, CHECK, EVENT, SESSION_CHECK, REFUND = "charge", "check", "event", "session_check", "refund"
+CHARGE, CHARGE_NOW, CHARGE_AGAIN = "charge", "charge_now", "charge_again"
+KIND_OF_LANE = {Lane.CUSTOMER: CHARGE_NOW, Lane.RENEWAL: CHARGE, Lane.RETRY: CHARGE_AGAIN}
+LANE_OF_KIND = {kind: lane for lane, kind in KIND_OF_LANE.items()}
+CHECK, EVENT, SESSION_CHECK, REFUND = "check", "event", "session_check", "refund"
 DAY = "day"
 DAYS_COMPARED_AGAIN = 3  # a message may be lost, and Xendit may list a payment late
 BATCH = 500
+OPENERS = 2
 MAX_BATCHES = 400  # of openings in one tick: then the others get their turn
+AHEAD_SECONDS = 3.0  # of the quota: no more is handed out, so that a run can be stopped and a customer let in
+SHARE_OF_RETRIES = 10  # one in so many: renewals go first, and no lane starves
 
 
 @dataclass(slots=True)
@@ -38,12 +49,22 @@ def tick(parts: Parts, send: Send) -> Done:
     """Everything that is due now, once. With nothing due it costs one statement."""
     done = Done()
     due = look(parts)
-    if due.subscriptions:
-        done.opened = sum(batch.invoices for batch in open_all_due(parts, parts.clock.now()))
+    if not due:
+        return done
+    now = parts.clock.now()
     if due.expired_submissions or due.overdue_invoices:
         retire(parts)
-    if due.attempts or done.opened:
-        done.handed_out += hand_out_charges(parts, send)
+    if due.subscriptions or due.attempts or due.probes:
+        with parts.transaction() as session:
+            run_id = guards.daily_run(session, now, parts.rules)
+            breaker.release_probes(session, now)
+        if due.attempts or due.probes:
+            done.handed_out += hand_out_charges(parts, send, run_id=run_id, only_free=True)
+        if due.subscriptions:
+            for batch in opening(parts, now, run_id=run_id):
+                done.opened += batch.invoices
+                # Between batches: whoever waits is not kept waiting until a hundred thousand are opened.
+                done.handed_out += hand_out_charges(parts, send, run_id=run_id, only_free=True)
     done.handed_out += hand_out_checks(parts, send, due)
     return done
 
@@ -54,34 +75,87 @@ def look(parts: Parts) -> queries.Due:
         return queries.what_is_due(session, parts.clock.now(), real_now())
 
 
+def opening(parts: Parts, now: datetime, *, run_id: str | None = None) -> Iterator[Opened]:
+    """Batch after batch, each in its own transaction, until nothing is due. Several processes may do it at once, and
+    here two threads do: while one waits for the database the other computes."""
+    under_way: deque[Future[Opened]] = deque()
+    begun, more = 0, True
+    while more or under_way:
+        while more and begun < MAX_BATCHES and len(under_way) < OPENERS:
+            under_way.append(_begin_opening(parts, now, run_id))
+            begun += 1
+        batch = under_way.popleft().result()
+        more = more and batch.more and begun < MAX_BATCHES
+        yield batch
+
+
+def _begin_opening(parts: Parts, now: datetime, run_id: str | None) -> Future[Opened]:
+    if parts.callers is not None:
+        return parts.callers.submit(_open_batch, parts, now, run_id)
+    done: Future[Opened] = Future()
+    done.set_result(_open_batch(parts, now, run_id))
+    return done
+
+
+def _open_batch(parts: Parts, now: datetime, run_id: str | None) -> Opened:
+    with parts.transaction() as session:
+        return invoicing.open_due_invoices(session, now, run_id=run_id, limit=BATCH)
+
+
 def open_all_due(parts: Parts, now: datetime, *, run_id: str | None = None) -> list[Opened]:
-    """Batch after batch, each in its own transaction, until nothing is due. Several processes may do it at once."""
-    batches: list[Opened] = []
-    while len(batches) < MAX_BATCHES:
-        with parts.transaction() as session:
-            batch = invoicing.open_due_invoices(session, now, run_id=run_id, limit=BATCH)
-        batches.append(batch)
-        if not batch.more:
-            break
-    return batches
+    return list(opening(parts, now, run_id=run_id))
 
 
-def hand_out_charges(parts: Parts, send: Send, *, run_id: str | None = None, now: datetime | None = None) -> int:
-    """Claim due attempts and send their ids, never more than workers may have in hand at once."""
-    handed = 0
+def hand_out_charges(
+    parts: Parts, send: Send, *, run_id: str | None = None, now: datetime | None = None, only_free: bool = False
+) -> int:
+    """Claim due attempts and send their ids: customers who wait, then renewals, then retries. Never more than workers
+    may have in hand, and never more than the quota lets through in the next seconds."""
     at = now or parts.clock.now()
+    handed = 0
     while True:
+        claimed: list[tuple[Lane, list[str]]] = []
         with parts.transaction() as session:
-            room = parts.rules.max_in_flight - queries.count_in_flight(session, real_now())
-            ids = (
-                queries.claim_due_attempts(session, at, real_now(), min(room, BATCH), run_id=run_id) if room > 0 else []
-            )
-        if not ids:
+            room = _room(parts, session)
+            for lane, share in _shares(room):
+                left = min(share, room - sum(len(ids) for _, ids in claimed))
+                if left > 0:
+                    ids = _claim(session, parts, at, left, lane=lane, run_id=run_id, only_free=only_free)
+                    claimed.append((lane, ids))
+        for lane, ids in claimed:
+            if ids:
+                send(KIND_OF_LANE[lane], ids)
+        count = sum(len(ids) for _, ids in claimed)
+        handed += count
+        if count < room or count == 0:
             return handed
-        send(CHARGE, ids)
-        handed += len(ids)
-        if len(ids) < min(room, BATCH):
-            return handed
+
+
+def _room(parts: Parts, session: Session) -> int:
+    waiting, sent = queries.count_in_flight(session, real_now())
+    room = min(parts.rules.max_in_flight - waiting - sent, BATCH)
+    outlook = parts.quota.outlook(CHARGE_ENDPOINT, AHEAD_SECONDS)
+    return max(0, room if outlook is None else min(room, outlook - waiting))
+
+
+def _shares(room: int) -> Sequence[tuple[Lane, int]]:
+    """Lanes in their order, with what each may take of the room; what retries leave of their share is renewals'."""
+    for_retries = max(1, room // SHARE_OF_RETRIES) if room > 1 else 0
+    return (
+        (Lane.CUSTOMER, room),
+        (Lane.RETRY, for_retries),
+        (Lane.RENEWAL, room),
+        (Lane.RETRY, room),
+    )
+
+
+def _claim(
+    session: Session, parts: Parts, at: datetime, limit: int, *, lane: Lane, run_id: str | None, only_free: bool
+) -> list[str]:
+    ids = queries.claim_due_attempts(session, at, real_now(), limit, lane=lane, run_id=run_id, only_free=only_free)
+    if run_id is not None and ids and parts.rules.run_spending_cap and lane != Lane.CUSTOMER:
+        return guards.hold_to_caps(session, run_id, ids, parts.rules)
+    return ids
 
 
 def retire(parts: Parts) -> None:

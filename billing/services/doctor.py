@@ -8,7 +8,7 @@ nothing the second time.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import structlog
@@ -40,6 +40,7 @@ from billing.services.subscriptions import (
 from billing.store import migrate
 from billing.store.clock import real_now
 from billing.store.models import (
+    BillingRun,
     Capture,
     ChargeAttempt,
     Invoice,
@@ -119,6 +120,7 @@ def _values(parts: Parts, session: Session, check: Check) -> dict[str, Any]:
         "late": now - LATE,
         "real_now": real,
         "real_late": real - LOST,
+        "today": f"run-{now.astimezone(UTC).date().isoformat()}",
         "lease_limit": real + _longest_lease(parts) + timedelta(minutes=1),
         "cap_a_day": CARD_DECLINES_A_DAY,
         "cap_in_30_days": CARD_DECLINES_IN_30_DAYS,
@@ -309,6 +311,19 @@ def _plan_again(parts: Parts, ids: Sequence[str]) -> int:
     return mended
 
 
+def _let_go(parts: Parts, ids: Sequence[str]) -> int:
+    with parts.transaction() as session:
+        session.execute(update(ChargeAttempt).where(ChargeAttempt.id.in_(ids)).values(parked_by=None))
+    return len(ids)
+
+
+def _finish_runs(parts: Parts, ids: Sequence[str]) -> int:
+    with parts.transaction() as session:
+        ended = update(BillingRun).where(BillingRun.id.in_(ids), BillingRun.finished_at.is_(None))
+        session.execute(ended.values(finished_at=real_now()))
+    return len(ids)
+
+
 REPAIRS: Mapping[str, Callable[[Parts, Sequence[str]], int]] = {
     "overpayments_are_answered": _hold_overpayments,
     "chargeable_is_planned": _plan_again,
@@ -320,6 +335,8 @@ REPAIRS: Mapping[str, Callable[[Parts, Sequence[str]], int]] = {
     "refunds_are_followed": _look_up_refunds,
     "planned_attempts_may_be_charged": _withdraw_attempts,
     "planned_tokens_may_be_charged": _let_choose_token,
+    "parked_attempts_wait_for_something": _let_go,
+    "runs_have_an_end": _finish_runs,
     "drafts_are_awaited": _void_drafts,
     "open_invoices_have_an_end": _end_open_invoices,
 }

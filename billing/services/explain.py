@@ -22,6 +22,7 @@ from billing.domain.lifecycle import (
     TokenStatus,
 )
 from billing.domain.schedule import Every, Unit, describe, schedule_from_text
+from billing.services import planning
 from billing.services.parts import Rules
 from billing.services.retrying import ACTION_WINDOW
 from billing.services.story import Json, Story, read, tell_events
@@ -64,6 +65,7 @@ def next_of(story: Story) -> Next:
         _over,
         _incomplete,
         _paused,
+        _parked_charge,
         _soonest_charge,
         _held_subscription,
         _held_invoice,
@@ -171,7 +173,8 @@ def _held_subscription(story: Story) -> Next | None:
     reason = story.subscription.hold_reason
     if reason is None:
         return None
-    release = f"`billing subscription resume {_name(story)}` bills what was missed and goes on"
+    command = "run approve" if planning.asks_for_approval(reason) else "subscription resume"
+    release = f"`billing {command} {_name(story)}` bills what was missed and goes on"
     return Next("person", None, f"billing is on hold: {reason}; {release}")
 
 
@@ -197,7 +200,7 @@ def _at(upcoming: Next) -> datetime:
 
 
 def _planned_attempt(story: Story) -> Next | None:
-    planned = [row for row in story.attempts.values() if row.status == AttemptStatus.SCHEDULED]
+    planned = [row for row in _scheduled(story) if row.parked_by is None]
     if not planned:
         return None
     attempt = min(planned, key=lambda row: row.scheduled_at)
@@ -211,6 +214,23 @@ def _planned_attempt(story: Story) -> Next | None:
         reasons.append("it is due: the scheduler's next tick or `billing run` sends it")
     reasons.append(_charged_with(story, attempt.payment_token_id))
     return Next("charge", attempt.scheduled_at, "; ".join(reasons))
+
+
+def _scheduled(story: Story) -> list[ChargeAttempt]:
+    return [row for row in story.attempts.values() if row.status == AttemptStatus.SCHEDULED]
+
+
+def _parked_charge(story: Story) -> Next | None:
+    """It has a time, and that is not all it waits for: no date can be given."""
+    attempt = next((row for row in _scheduled(story) if row.parked_by is not None), None)
+    if attempt is None:
+        return None
+    name, (kind, _, what) = story.attempt_name(attempt), (attempt.parked_by or "").partition(":")
+    if kind == "run":
+        why = attempt.error or f"billing run {what} does not go on; `billing runs resume {what}` goes on"
+        return Next("person", None, f"{name} waits: {why} (`billing runs show {what}` says how it stands)")
+    down = attempt.error or f"channel {what} is down"
+    return Next("charge", None, f"{name} {down}; it is sent by itself when {what} is back, nothing needs to be done")
 
 
 def _reason(story: Story, attempt: ChargeAttempt) -> str:

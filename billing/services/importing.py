@@ -277,6 +277,7 @@ def _write(session: Session, row: Row, checked: _Checked, report: TokenReport | 
         currency=checked.plan.currency,
         timezone=anchor.zone.key,
         payment_token_id=token.id,
+        start_at=checked.period.start,
         anchor_local=anchor.local,
         anchor_day=anchor.day,
         billed_cycles=0,

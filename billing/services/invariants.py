@@ -219,8 +219,33 @@ _RULES = (
         7,
         "attempts due for more than ten minutes",
         f"""SELECT id FROM charge_attempts WHERE status = 'scheduled' AND scheduled_at < :late AND {_FREE}
-        AND NOT EXISTS (SELECT 1 FROM charging_stop)""",
+        AND parked_by IS NULL AND NOT EXISTS (SELECT 1 FROM charging_stop)
+        AND NOT EXISTS (
+            SELECT 1 FROM charge_attempts older WHERE older.subscription_id = charge_attempts.subscription_id
+                AND older.id < charge_attempts.id AND older.status = 'scheduled' AND older.parked_by IS NOT NULL)""",
         _RUN,
+    ),
+    Check(
+        "parked_attempts_wait_for_something",
+        7,
+        "attempts that wait for a run or a channel which holds nothing up",
+        """SELECT a.id FROM charge_attempts a
+        LEFT JOIN billing_runs r ON a.parked_by = 'run:' || r.id AND r.state IN ('paused', 'stopped', 'aborted')
+        LEFT JOIN channel_breakers b ON a.parked_by = 'channel:' || b.channel_code AND b.probe_at IS NOT NULL
+        WHERE a.parked_by IS NOT NULL AND a.status = 'scheduled' AND r.id IS NULL AND b.channel_code IS NULL""",
+        "they are let go: whoever claims next takes them",
+    ),
+    Check(
+        "runs_have_an_end",
+        7,
+        "billing runs that are not finished though nothing is left of them",
+        """SELECT r.id FROM billing_runs r
+        WHERE r.finished_at IS NULL AND r.state IN ('running', 'aborted') AND r.started_at < :real_late
+            AND (r.heartbeat_at IS NULL OR r.heartbeat_at < :real_late) AND (r.kind <> 'daily' OR r.id < :today)
+            AND NOT EXISTS (
+                SELECT 1 FROM charge_attempts a WHERE a.run_id = r.id AND (a.status = 'submitted'
+                    OR (a.status = 'scheduled' AND (a.parked_by IS NOT NULL OR a.scheduled_at <= :now))))""",
+        "they are marked as finished",
     ),
     Check(
         "due_periods_on_time",

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
 import structlog
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from billing.domain import catch_up
-from billing.domain.lifecycle import AttemptStatus, InvoiceStatus, SubscriptionStatus
+from billing.domain.gateway import Lane
+from billing.domain.lifecycle import SubscriptionStatus
 from billing.domain.schedule import Period
 from billing.errors import BillingError
 from billing.services.parts import tell
@@ -25,11 +25,11 @@ from billing.services.subscriptions import (
     calendar_of,
     end,
     invoice_number,
-    plan_next,
     record_skipped,
 )
-from billing.store import queries
-from billing.store.models import ChargeAttempt, Invoice, InvoiceLine, Plan, Subscription, new_id
+from billing.store import opening, queries
+from billing.store.models import Plan, Subscription, new_id
+from billing.store.opening import Move, NewInvoice
 
 BATCH = 500
 CATCH_UP_LIMIT = 12  # periods of one subscription and run; more than that is a person's decision
@@ -49,9 +49,10 @@ class Opened:
 
 @dataclass(slots=True)
 class _Rows:
-    invoices: list[dict[str, Any]] = field(default_factory=list)
-    lines: list[dict[str, Any]] = field(default_factory=list)
-    attempts: list[dict[str, Any]] = field(default_factory=list)
+    """What a batch writes, in three statements whatever its size."""
+
+    invoices: list[NewInvoice] = field(default_factory=list)
+    moves: list[Move] = field(default_factory=list)
 
 
 def open_due_invoices(session: Session, now: datetime, *, run_id: str | None = None, limit: int = BATCH) -> Opened:
@@ -90,11 +91,9 @@ def _open_all(
     rows = _Rows()
     for subscription, plan in claimed:
         _open_one(session, subscription, plan, now, run_id, rows, opened)
-    if rows.invoices:
-        queries.insert_rows(session, Invoice, rows.invoices)
-        queries.insert_rows(session, InvoiceLine, rows.lines)
-        queries.insert_rows(session, ChargeAttempt, rows.attempts)
     session.flush()
+    opening.insert(session, rows.invoices, now, run_id)
+    opening.move(session, rows.moves)
     opened.invoices += len(rows.invoices)
 
 
@@ -113,10 +112,9 @@ def _open_one(
         opened.skipped.append((subscription.id, reason))
         return
     calendar = calendar_of(subscription, plan.schedule)
-    due = due_periods(subscription, plan, calendar, now)
+    due, upcoming = _due_and_next(subscription, plan, calendar, now)
     decision = decide(subscription, plan, due)
-    for period in decision.bill:
-        _add_invoice(subscription, plan, period, now, run_id, rows)
+    rows.invoices += [_new_invoice(subscription, plan, period) for period in decision.bill]
     if decision.skip:
         reason = f"missed; catch-up policy {plan.catch_up}"
         record_skipped(session, subscription.id, decision.skip, reason, now, run_id)
@@ -126,7 +124,11 @@ def _open_one(
         subscription.hold_reason = decision.hold
         tell(session, subscription.id, now, "subscription.held", reason=decision.hold)
         opened.skipped.append((subscription.id, decision.hold))
-    _move_on(subscription, calendar, decision)
+    passed = (*decision.bill, *decision.skip)
+    if passed:
+        last = passed[0] if len(passed) == 1 else max(passed, key=lambda period: period.index)
+        following = upcoming if last.index + 1 == upcoming.index else calendar.after(last)
+        rows.moves.append(_move(subscription, last, following, billed=len(decision.bill)))
 
 
 def decide(subscription: Subscription, plan: Plan, due: Sequence[Period]) -> catch_up.Decision:
@@ -137,6 +139,13 @@ def decide(subscription: Subscription, plan: Plan, due: Sequence[Period]) -> cat
 
 
 def due_periods(subscription: Subscription, plan: Plan, calendar: Calendar, now: datetime) -> list[Period]:
+    return _due_and_next(subscription, plan, calendar, now)[0]
+
+
+def _due_and_next(
+    subscription: Subscription, plan: Plan, calendar: Calendar, now: datetime
+) -> tuple[list[Period], Period]:
+    """What is due, and the first period that is not (or that is one too many to look at at once)."""
     assert subscription.next_local is not None  # noqa: S101 - set together with next_billing_at
     due: list[Period] = []
     left = DUE_LIMIT if plan.cycles is None else min(DUE_LIMIT, plan.cycles - subscription.billed_cycles)
@@ -144,61 +153,48 @@ def due_periods(subscription: Subscription, plan: Plan, calendar: Calendar, now:
     while period.start <= now and len(due) < left:
         due.append(period)
         period = calendar.after(period)
-    return due
+    return due, period
 
 
-def _move_on(subscription: Subscription, calendar: Calendar, decision: catch_up.Decision) -> None:
-    passed = (*decision.bill, *decision.skip)
-    if not passed:
-        return
-    last = max(passed, key=lambda period: period.index)
-    plan_next(subscription, calendar.after(last))
-    subscription.current_period_start, subscription.current_period_end = last.start, last.end
-    subscription.billed_cycles += len(decision.bill)
-    if subscription.status == SubscriptionStatus.TRIALING and decision.bill:
-        subscription.status = SubscriptionStatus.ACTIVE
+def _move(subscription: Subscription, last: Period, following: Period, *, billed: int) -> Move:
+    trial_is_over = subscription.status == SubscriptionStatus.TRIALING and billed > 0
+    return Move(
+        subscription.id,
+        status=SubscriptionStatus.ACTIVE if trial_is_over else subscription.status,
+        next_index=following.index,
+        next_local=following.start_local,
+        next_billing_at=following.start,
+        period_start=last.start,
+        period_end=last.end,
+        billed=billed,
+    )
 
 
 def _all_cycles_billed(subscription: Subscription, plan: Plan) -> bool:
     return plan.cycles is not None and subscription.billed_cycles >= plan.cycles
 
 
-def _add_invoice(
-    subscription: Subscription, plan: Plan, period: Period, now: datetime, run_id: str | None, rows: _Rows
-) -> None:
-    invoice_id, attempt_id = new_id("inv"), new_id("att")
-    rows.invoices.append(
-        {
-            "id": invoice_id,
-            "number": invoice_number(subscription, period),
-            "subscription_id": subscription.id,
-            "period_key": period.key,
-            "period_index": period.index,
-            "period_start": period.start,
-            "period_end": period.end,
-            "amount_minor": subscription.amount_minor,
-            "currency": subscription.currency,
-            "status": InvoiceStatus.OPEN,
-            "opened_at": now,
-        }
+def _new_invoice(subscription: Subscription, plan: Plan, period: Period) -> NewInvoice:
+    return NewInvoice(
+        new_id("inv"),
+        new_id("att"),
+        invoice_number(subscription, period),
+        subscription.id,
+        period_key=period.key,
+        period_index=period.index,
+        period_start=period.start,
+        period_end=period.end,
+        amount_minor=subscription.amount_minor,
+        currency=subscription.currency,
+        description=plan.name,
+        lane=_lane(subscription, plan, period),
     )
-    rows.lines.append({"invoice_id": invoice_id, "description": plan.name, "amount_minor": subscription.amount_minor})
-    rows.attempts.append(
-        {
-            "id": attempt_id,
-            "reference_id": attempt_id,
-            "invoice_id": invoice_id,
-            "subscription_id": subscription.id,
-            "number": 1,
-            "origin": "schedule",
-            "status": AttemptStatus.SCHEDULED,
-            "amount_minor": subscription.amount_minor,
-            "currency": subscription.currency,
-            "scheduled_at": now,
-            "run_id": run_id,
-            "created_at": now,
-        }
-    )
+
+
+def _lane(subscription: Subscription, plan: Plan, period: Period) -> Lane:
+    """Who has just subscribed without a trial and without a date waits for the first charge to go through."""
+    first = period.index == 0 and plan.trial_days == 0 and subscription.start_at is None
+    return Lane.CUSTOMER if first else Lane.RENEWAL
 
 
 def skipped_ids(opened: Sequence[Opened]) -> list[dict[str, str]]:

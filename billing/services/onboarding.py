@@ -260,7 +260,7 @@ def _ask_for_session(
         allowed_channels=channels,
         metadata=metadata,
         allow_save="FORCED" if pay else None,
-        recurring=recurring_terms(plan, row.created_at.date()),
+        recurring=recurring_terms(plan.schedule, row.created_at.date()),
         success_return_url=f"{base}/return/{row.id}" if base else None,
         cancel_return_url=f"{base}/return/{row.id}" if base else None,
         origins=parts.rules.components_origins or ((base,) if base else ()),

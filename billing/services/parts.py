@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, cast
 
 from sqlalchemy import Table, insert
 from sqlalchemy.orm import Session
 
-from billing.domain.gateway import PaymentGateway, Quota
+from billing.domain.gateway import Lane, PaymentGateway, Quota
+from billing.services.breaker import Breakers
 from billing.store.clock import Clock
 from billing.store.engine import Sessions
 from billing.store.models import Fact
@@ -28,6 +31,14 @@ class Rules:
     return_base: str | None = None
     components_origins: Sequence[str] = ()
     max_in_flight: int = 500
+    charges_at_once: int = 1  # attempts that are begun, sent and settled together
+    requests_per_minute: float | None = None  # the gateway's quota as set; None = no limit
+    # The guards of a billing run (services/guards.py). Amounts by currency, in minor units; 0 = off.
+    run_spending_cap: Mapping[str, int] = field(default_factory=dict)
+    subscriber_daily_cap: Mapping[str, int] = field(default_factory=dict)
+    run_decline_jump: float = 0.4
+    run_decline_sample: int = 100
+    run_forecast_share: float = 0.5
 
     @property
     def submitted_lease(self) -> timedelta:
@@ -42,6 +53,10 @@ class Parts:
     gateway: PaymentGateway
     quota: Quota
     rules: Rules
+    breakers: Breakers = field(default_factory=Breakers, kw_only=True)
+    callers: Executor | None = field(
+        default=None, kw_only=True
+    )  # threads that call Xendit for a group of charges; None: one after the other
 
     def transaction(self) -> AbstractContextManager[Session]:
         """One short transaction: committed at the end of the block, rolled back on an error."""
@@ -55,6 +70,23 @@ class Parts:
             yield session
             session.expunge_all()
             session.commit()
+
+
+_lane: ContextVar[Lane] = ContextVar("lane", default=Lane.CUSTOMER)
+
+
+def lane_of_this_work() -> Lane:
+    """For whom the requests of this thread are made. Unless somebody has said otherwise, a person waits."""
+    return _lane.get()
+
+
+@contextmanager
+def in_lane(lane: Lane) -> Iterator[None]:
+    token = _lane.set(lane)
+    try:
+        yield
+    finally:
+        _lane.reset(token)
 
 
 Send = Callable[[str, Sequence[str]], None]

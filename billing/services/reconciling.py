@@ -17,9 +17,9 @@ from billing.domain.lifecycle import AttemptStatus
 from billing.domain.money import Money
 from billing.errors import GatewayError, NotFound
 from billing.services import retrying
-from billing.services.charging import doubt_attempt, settle_attempt
 from billing.services.matching import references_of
 from billing.services.parts import Parts, tell
+from billing.services.settling import doubt_attempt, settle_attempt
 from billing.store import queries
 from billing.store.clock import real_now
 from billing.store.models import Capture, ChargeAttempt, Invoice

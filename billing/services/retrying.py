@@ -32,6 +32,7 @@ from billing.services.subscriptions import (
     schedule_attempt,
 )
 from billing.store import queries
+from billing.store.charge_path import ToBegin, TokenWithDeclines
 from billing.store.models import ChargeAttempt, Invoice, PaymentToken, Plan, Subscription
 
 # Our network caps, well inside those of the schemes: they count declines per card, whoever caused them.
@@ -56,51 +57,50 @@ COUNTED_ORIGINS = frozenset({"schedule", "dunning"})
 class Choice:
     """The token to charge; or one to verify first; or none, with the reason, or capped until a later day."""
 
-    token: PaymentToken | None = None
-    unverified: PaymentToken | None = None
+    token: TokenWithDeclines | None = None
+    unverified: TokenWithDeclines | None = None
     capped: bool = False
 
 
-def choose_token(found: queries.FoundWithTokens, *, by_hand: bool) -> Choice:
+def choose_token(found: ToBegin, *, by_hand: bool) -> Choice:
     """The one the attempt names, else the subscription's own, else the customer's in their order.
 
     A dead or blocked token is never chosen (U7: a hard decline ends that token, not the search).
     """
     capped = False
-    for candidate in _in_order(found):
-        token = candidate.token
+    for token in _in_order(found):
         if token.blocked_reason is not None:
             continue
         if token.status == TokenStatus.PENDING:
             return Choice(unverified=token)
         if token.status != TokenStatus.ACTIVE:
             continue
-        if _over_the_caps(candidate, by_hand=by_hand):
+        if _over_the_caps(token, by_hand=by_hand):
             capped = True
             continue
         return Choice(token=token)
     return Choice(capped=capped)
 
 
-def _in_order(found: queries.FoundWithTokens) -> list[queries.TokenWithDeclines]:
-    named, own = found.attempt.payment_token_id, found.subscription.payment_token_id
+def _in_order(found: ToBegin) -> list[TokenWithDeclines]:
+    named = found.named_token
     if named is not None:
-        only = found.attempt.origin == "operator"  # who names a token by hand means that one
-        rest = [] if only else [candidate for candidate in found.tokens if candidate.token.id != named]
-        return [candidate for candidate in found.tokens if candidate.token.id == named] + rest
-    return sorted(found.tokens, key=lambda c: (c.token.id != own, c.token.rank))
+        only = found.origin == "operator"  # who names a token by hand means that one
+        rest = [] if only else [token for token in found.tokens if token.id != named]
+        return [token for token in found.tokens if token.id == named] + rest
+    return sorted(found.tokens, key=lambda token: (token.id != found.own_token, token.rank))
 
 
-def _over_the_caps(candidate: queries.TokenWithDeclines, *, by_hand: bool) -> bool:
+def _over_the_caps(token: TokenWithDeclines, *, by_hand: bool) -> bool:
     """By hand the schemes' own limits hold; automatic tries also wait a day after a decline on this invoice."""
     return (
-        candidate.declines_in_a_day >= CARD_DECLINES_A_DAY
-        or candidate.declines_in_30_days >= CARD_DECLINES_IN_30_DAYS
-        or (not by_hand and candidate.declined_here_today)
+        token.declines_in_a_day >= CARD_DECLINES_A_DAY
+        or token.declines_in_30_days >= CARD_DECLINES_IN_30_DAYS
+        or (not by_hand and token.declined_here_today)
     )
 
 
-def without_token(session: Session, found: queries.FoundWithTokens, choice: Choice, now: datetime) -> None:
+def without_token(session: Session, found: queries.Found, choice: Choice, now: datetime) -> None:
     """No token may be charged now: wait out the network cap, or ask the customer for a payment method."""
     attempt, invoice = found.attempt, found.invoice
     if choice.capped:
@@ -127,7 +127,7 @@ def without_token(session: Session, found: queries.FoundWithTokens, choice: Choi
     )
 
 
-def _rest_ends(session: Session, found: queries.FoundWithTokens, now: datetime) -> datetime:
+def _rest_ends(session: Session, found: queries.Found, now: datetime) -> datetime:
     """A day after this invoice's last decline: a try by hand must not cost the ladder more than that. Where the limits
     over all invoices hold it back, look again in a day."""
     last = session.scalar(

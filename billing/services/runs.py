@@ -1,61 +1,67 @@
-"""The billing run: one pass over what is due, with a record. Without Redis it does the work and returns when nothing
-is due; with Redis it hands the work to the workers and may wait for them. Safe to start twice at once."""
+"""The billing run that is asked for: opens what is due, has it charged, and reports. Called by `billing run`.
+
+Without Redis this process does the work and returns when nothing is due; with Redis it hands the work to the workers
+and may wait for them. Safe to start twice at once: two runs share the work, and one whose process died is taken up
+again under its own id. The scheduler's run of the day needs no driver (services/guards.py).
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from billing.domain.lifecycle import BILLABLE, AttemptStatus, InvoiceStatus, TokenStatus
-from billing.domain.money import Money
-from billing.errors import ServiceUnavailable
-from billing.services import dispatch, invoicing
+from billing.domain.gateway import CHARGE_ENDPOINT
+from billing.domain.lifecycle import AttemptStatus
+from billing.errors import InvalidInput, ServiceUnavailable
+from billing.services import dispatch, guards, invoicing, planning, steering
 from billing.services.parts import Parts, Send
-from billing.services.subscriptions import calendar_of
+from billing.services.planning import FORECAST, dry_run
+from billing.services.progress import run_view, totals
+from billing.services.steering import RUNNING
 from billing.services.views import Json, instant
-from billing.store import queries
-from billing.store.clock import real_now
-from billing.store.models import (
-    BillingRun,
-    ChargeAttempt,
-    ChargingStop,
-    Customer,
-    Invoice,
-    PaymentToken,
-    Plan,
-    Subscription,
-    new_id,
-)
+from billing.store import queries, run_queries
+from billing.store.clock import real_now, uptime
+from billing.store.models import BillingRun, ChargeAttempt, new_id
+from billing.store.run_queries import Standing
+
+__all__ = ["dry_run", "forget_old_ticks", "run_here", "run_on_workers"]
 
 POLL_SECONDS = 0.2
 STALLED_SECONDS = 600  # --wait gives up when workers show no progress for so long
+COUNTING_SHARE = 20  # counting a large run may take one part in so many of its time
+LARGE = 1_000  # charges
 
 Progress = Callable[[Json], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    id: str
-    at: datetime
-
-
-def run_here(parts: Parts, send: Send, at: datetime | None, progress: Progress) -> Json:
+def run_here(
+    parts: Parts, send: Send, at: datetime | None, progress: Progress, *, expect: Mapping[str, int] | None = None
+) -> Json:
     """Everything due, done in this process: left-over events, openings, charges, look-ups, until nothing is due."""
-    run, skipped = _start(parts, at)
-    while True:
-        moved = dispatch.hand_out_checks(parts, send, dispatch.look(parts))
-        dispatch.retire(parts)
-        moved += _open(parts, run, skipped)
-        moved += dispatch.hand_out_charges(parts, send, run_id=run.id, now=_as_of(parts, at))
-        progress(_totals(parts, run))
-        if not moved:
-            return _finish(parts, run, skipped)
+    run = _start(parts, at, expect, progress)
+    try:
+        run.look()
+        while run.goes_on():
+            moved = dispatch.hand_out_checks(parts, send, dispatch.look(parts))
+            dispatch.retire(parts)
+            moved += _open(run)
+            moved += dispatch.hand_out_charges(parts, run.sending(send), run_id=run.id, now=run.as_of)
+            run.look()
+            if not moved:
+                if not _waits_for_quota(run):
+                    break
+                time.sleep(POLL_SECONDS)
+    except _Halted:
+        pass
+    except (ServiceUnavailable, KeyboardInterrupt):
+        _leave(run)
+        raise
+    return _finish(run)
 
 
 def run_on_workers(
@@ -66,116 +72,205 @@ def run_on_workers(
     *,
     wait: bool,
     poll_seconds: float = POLL_SECONDS,
+    expect: Mapping[str, int] | None = None,
 ) -> Json:
     """Open here, charge there. Without `wait` the scheduler (or the next run) hands out what does not fit at once."""
-    run, skipped = _start(parts, at)
-    _open(parts, run, skipped)
-    dispatch.hand_out_checks(parts, send, dispatch.look(parts))
-    dispatch.retire(parts)
-    dispatch.hand_out_charges(parts, send, run_id=run.id, now=_as_of(parts, at))
-    if not wait:
-        return _report(parts, run, skipped)
-    last, moved_at = _totals(parts, run), time.monotonic()
-    while _work_left(parts, _as_of(parts, at)):
+    run = _start(parts, at, expect, progress)
+    try:
+        run.look()
+        if run.goes_on():
+            _hand_out(run, send)
+        if wait:
+            _follow(run, send, poll_seconds)
+    except _Halted:
+        pass
+    except (ServiceUnavailable, KeyboardInterrupt):
+        _leave(run)
+        raise
+    return _finish(run)
+
+
+def _hand_out(run: _Run, send: Send) -> None:
+    _open(run)
+    dispatch.hand_out_checks(run.parts, send, dispatch.look(run.parts))
+    dispatch.retire(run.parts)
+    dispatch.hand_out_charges(run.parts, run.sending(send), run_id=run.id, now=run.as_of)
+
+
+def _follow(run: _Run, send: Send, poll_seconds: float) -> None:
+    """Until nothing is due and nothing under way."""
+    last, moved_at = run.look(always=True), time.monotonic()
+    while run.goes_on() and _work_left(run.parts, run.as_of):
         time.sleep(poll_seconds)
-        _open(parts, run, skipped)
-        dispatch.retire(parts)
-        dispatch.hand_out_charges(parts, send, run_id=run.id, now=_as_of(parts, at))
-        dispatch.hand_out_checks(parts, send, dispatch.look(parts))
-        totals = _totals(parts, run)
-        progress(totals)
-        if totals != last:
-            last, moved_at = totals, time.monotonic()
+        _hand_out(run, send)
+        standing = run.look(always=True)
+        if standing != last:
+            last, moved_at = standing, time.monotonic()
         elif time.monotonic() - moved_at > STALLED_SECONDS:
             raise ServiceUnavailable(
                 f"run {run.id} makes no progress: no worker answers; start `dramatiq workers`,"
                 " nothing is lost and the run goes on by itself"
             )
-    return _finish(parts, run, skipped)
 
 
-def _as_of(parts: Parts, at: datetime | None) -> datetime:
-    return at or parts.clock.now()
+class _Halted(Exception):
+    """No error: a person or a guard has stopped the run meanwhile."""
 
 
-def _start(parts: Parts, at: datetime | None) -> tuple[Run, list[dict[str, str]]]:
-    run = Run(new_id("run"), _as_of(parts, at))
+@dataclass(slots=True)
+class _Run:
+    """A run and the process that drives it."""
+
+    parts: Parts
+    id: str
+    opening_at: datetime
+    at: datetime | None  # as asked for; None: billing's clock, wherever it goes
+    progress: Progress
+    skipped: list[dict[str, str]]
+    taken_up: bool = False
+    _rest_until: float = field(default=0.0)
+    _seen: Standing = field(default_factory=Standing)
+
+    @property
+    def as_of(self) -> datetime:
+        return self.at or self.parts.clock.now()
+
+    def goes_on(self) -> bool:
+        with self.parts.reading() as session:
+            return session.scalar(select(BillingRun.state).where(BillingRun.id == self.id)) == RUNNING
+
+    def look(self, *, always: bool = False) -> Standing:
+        """The heart beats, the guards look, progress is told. A large run is counted less often."""
+        before = uptime()
+        if before < self._rest_until and not always:
+            return self._seen
+        with self.parts.transaction() as session:
+            run_queries.beat(session, self.id, real_now())
+        self._seen = guards.check(self.parts, self.id)
+        self.progress({"run_id": self.id} | totals(self._seen, _opened(self)))
+        took = uptime() - before if self._seen.by_status.total() > LARGE else 0.0
+        self._rest_until = uptime() + COUNTING_SHARE * took
+        return self._seen
+
+    def sending(self, send: Send) -> Send:
+        """Between batches of charges somebody may have stopped the run: then nothing more of it is handed out."""
+
+        def watched(kind: str, ids: Sequence[str]) -> None:
+            if not self.goes_on():
+                with self.parts.transaction() as session:
+                    queries.release_leases(session, ids)
+                raise _Halted
+            send(kind, ids)
+            self.look()
+
+        return watched
+
+
+# --------------------------------------------------------------------------------------------- start and end
+
+
+def _start(parts: Parts, at: datetime | None, expect: Mapping[str, int] | None, progress: Progress) -> _Run:
+    """A run of its own, or one that nobody drives any more: then with what has become due meanwhile."""
+    if expect is not None and not parts.rules.run_forecast_share:
+        raise InvalidInput("--expect compares within BILLING_RUN_FORECAST_SHARE, which is 0; set it, such as to 0.5")
+    now = at or parts.clock.now()
     with parts.transaction() as session:
-        session.add(BillingRun(id=run.id, at=run.at, started_at=real_now(), opened=0))
-        skipped = [
-            {"subscription_id": identity, "reason": f"on hold: {reason}"}
-            for identity, reason in session.execute(_held(run.at))
-        ]
-        stop = session.scalar(select(ChargingStop.reason))
-    if stop is not None:
-        raise ServiceUnavailable(f"charging is stopped: {stop}; put it right, then `billing charging resume`")
-    return run, skipped
+        stop = run_queries.charging_stop_reason(session)
+        if stop is not None:
+            raise ServiceUnavailable(f"charging is stopped: {stop}; put it right, then `billing charging resume`")
+        skipped = planning.held_lines(session, now)
+        may_take_up = at is None and expect is None
+        orphan = run_queries.orphan_run(session, real_now() - guards.HEART_STOPS) if may_take_up else None
+        if orphan is not None:
+            more = planning.plan_of_run(session, now, parts.rules, without_run=orphan.id)
+            orphan.plan, orphan.heartbeat_at = planning.merged(orphan.plan, more), real_now()
+            return _Run(parts, orphan.id, now, at, progress, skipped, taken_up=True)
+        run = _Run(parts, new_id("run"), now, at, progress, skipped)
+        _record(session, run, planning.plan_of_run(session, now, parts.rules), expect)
+    return run
 
 
-def _held(at: datetime) -> Any:
-    return select(Subscription.id, Subscription.hold_reason).where(
-        Subscription.next_billing_at <= at,
-        Subscription.status.in_(BILLABLE),
-        Subscription.hold_reason.is_not(None),
+def _record(session: Session, run: _Run, plan: Json, expect: Mapping[str, int] | None) -> None:
+    """On record before anything is opened; stopped at once when its plan is not what somebody expects."""
+    surprise = _surprise(plan, expect, run.parts.rules.run_forecast_share)
+    run_queries.insert_run(
+        session,
+        id=run.id,
+        at=run.opening_at,
+        started_at=real_now(),
+        heartbeat_at=real_now(),
+        plan=plan,
+        state=RUNNING if surprise is None else steering.STOPPED,
+        reason=surprise,
+        guard=None if surprise is None else FORECAST,
     )
 
 
-def _open(parts: Parts, run: Run, skipped: list[dict[str, str]]) -> int:
-    batches = dispatch.open_all_due(parts, run.at, run_id=run.id)
-    skipped.extend(invoicing.skipped_ids(batches))
+def _surprise(plan: Json, expect: Mapping[str, int] | None, share: float) -> str | None:
+    if expect is None:
+        return None
+    return planning.leaves_expectation(planning.in_minor_units(plan["totals"]), expect, share)
+
+
+def _open(run: _Run) -> int:
+    batches = dispatch.open_all_due(run.parts, run.opening_at, run_id=run.id)
+    run.skipped.extend(_with_advice(line) for line in invoicing.skipped_ids(batches))
     opened = sum(batch.invoices for batch in batches)
     if opened:
-        with parts.transaction() as session:
-            row = session.get_one(BillingRun, run.id)
-            row.opened += opened
+        with run.parts.transaction() as session:
+            session.execute(update(BillingRun).where(BillingRun.id == run.id).values(opened=BillingRun.opened + opened))
     return opened
 
 
+def _with_advice(line: dict[str, str]) -> dict[str, str]:
+    if not planning.asks_for_approval(line["reason"]):
+        return line
+    return line | {"reason": f"{line['reason']}; waits for `billing run approve {line['subscription_id']}`"}
+
+
+def _opened(run: _Run) -> int:
+    with run.parts.reading() as session:
+        return session.scalar(select(BillingRun.opened).where(BillingRun.id == run.id)) or 0
+
+
 def _work_left(parts: Parts, at: datetime) -> bool:
-    """Attempts that are due or in a worker's hands."""
+    """Attempts that are due or in a worker's hands, of whatever run; not those that are parked."""
     with parts.reading() as session:
-        query = select(ChargeAttempt.id).where(
-            ((ChargeAttempt.status == AttemptStatus.SCHEDULED) & (ChargeAttempt.scheduled_at <= at))
-            | (ChargeAttempt.status == AttemptStatus.SUBMITTED)
-        )
-        stopped = session.scalar(select(ChargingStop.id)) is not None
-        return not stopped and session.scalar(query.limit(1)) is not None
+        stopped = run_queries.charging_stop_reason(session) is not None
+        return not stopped and run_queries.anything_to_charge(session, at)
 
 
-def _totals(parts: Parts, run: Run) -> Json:
-    with parts.reading() as session:
-        counted = session.execute(
-            select(ChargeAttempt.status, func.count())
-            .where(ChargeAttempt.run_id == run.id)
-            .group_by(ChargeAttempt.status)
-        )
-        by_status: dict[str, int] = {row[0]: row[1] for row in counted}
-        opened = session.scalar(select(BillingRun.opened).where(BillingRun.id == run.id)) or 0
-    waiting = by_status.get(AttemptStatus.SCHEDULED, 0)
-    return {
-        "opened": opened,
-        "attempted": sum(by_status.values()) - waiting - by_status.get(AttemptStatus.CANCELED, 0),
-        "succeeded": by_status.get(AttemptStatus.SUCCEEDED, 0),
-        "failed": by_status.get(AttemptStatus.FAILED, 0),
-        "in_doubt": by_status.get(AttemptStatus.IN_DOUBT, 0),
-        "pending": sum(
-            by_status.get(status, 0)
-            for status in (AttemptStatus.PENDING, AttemptStatus.REQUIRES_ACTION, AttemptStatus.SUBMITTED)
-        ),
-        "waiting": waiting,
-    }
+def _waits_for_quota(run: _Run) -> bool:
+    """Nothing could be handed out because the quota of the next seconds is given away, to us or to others."""
+    if run.parts.quota.outlook(CHARGE_ENDPOINT, dispatch.AHEAD_SECONDS) is None:
+        return False
+    with run.parts.reading() as session:
+        return run_queries.anything_to_claim(session, run.as_of, real_now())
 
 
-def _finish(parts: Parts, run: Run, skipped: list[dict[str, str]]) -> Json:
-    with parts.transaction() as session:
-        session.get_one(BillingRun, run.id).finished_at = real_now()
-    return _report(parts, run, skipped)
+def _leave(run: _Run) -> None:
+    """This process drives it no longer; the next `billing run`, or the scheduler, does."""
+    with run.parts.transaction() as session:
+        run_queries.beat(session, run.id, None)
 
 
-def _report(parts: Parts, run: Run, skipped: list[dict[str, str]]) -> Json:
+def _finish(run: _Run) -> Json:
+    """Finished when nothing is left of it; what others still have in hand they finish, and then the run."""
+    with run.parts.transaction() as session:
+        row = run_queries.lock_run(session, run.id)
+        found = run_queries.standing(session, run.id, run.as_of)
+        if row is not None and row.finished_at is None:
+            row.heartbeat_at = None
+            if row.state == RUNNING and not found.anything_left:
+                row.finished_at = real_now()
+    guards.watch(run.parts)
+    return _report(run)
+
+
+def _report(run: _Run) -> Json:
     """With `stopped` (the account was refused) and `not_sent` (why charges of this run still wait), if any."""
-    with parts.reading() as session:
-        stop = session.scalar(select(ChargingStop.reason))
+    with run.parts.reading() as session:
+        row = session.get_one(BillingRun, run.id)
         not_sent = session.scalar(
             select(ChargeAttempt.error).where(
                 ChargeAttempt.run_id == run.id,
@@ -183,124 +278,14 @@ def _report(parts: Parts, run: Run, skipped: list[dict[str, str]]) -> Json:
                 ChargeAttempt.error.is_not(None),
             )
         )
-    outcome = {"skipped": skipped, "stopped": stop, "not_sent": not_sent}
-    return {"run_id": run.id, "at": instant(run.at)} | _totals(parts, run) | outcome
-
-
-# -------------------------------------------------------------------------------------------------- dry run
-
-
-def dry_run(parts: Parts, at: datetime | None, limit: int = 10_000) -> Json:
-    """Who would be charged, how much, with which token, and who is skipped and why. Writes nothing, asks nobody."""
-    now = _as_of(parts, at)
-    planned: list[Json] = []
-    with parts.reading() as session:
-        skipped = [
-            {"subscription_id": identity, "reason": f"on hold: {reason}"}
-            for identity, reason in session.execute(_held(now))
-        ]
-        _plan_openings(session, now, limit, planned, skipped)
-        opened = len(planned)
-        _plan_retries(session, now, planned)
-    totals: dict[str, Money] = {}
-    for line in planned:
-        money = Money.parse(line["amount"], line["currency"])
-        totals[money.currency] = totals.get(money.currency, Money.zero(money.currency)) + money
-    return {
-        "run_id": None,
-        "at": instant(now),
-        "opened": opened,
-        "attempted": len(planned),
-        "succeeded": 0,
-        "failed": 0,
-        "in_doubt": 0,
-        "pending": 0,
-        "skipped": skipped,
-        "planned": planned,
-        "totals": {currency: str(total) for currency, total in totals.items()},
-        "dry_run": True,
-    }
-
-
-def _plan_openings(
-    session: Session, now: datetime, limit: int, planned: list[Json], skipped: list[dict[str, str]]
-) -> None:
-    query = (
-        select(Subscription, Plan, Customer)
-        .join(Plan, Plan.id == Subscription.plan_id)
-        .join(Customer, Customer.id == Subscription.customer_id)
-        .where(
-            Subscription.next_billing_at <= now,
-            Subscription.status.in_(BILLABLE),
-            Subscription.hold_reason.is_(None),
-        )
-        .order_by(Subscription.next_billing_at)
-        .limit(limit)
-    )
-    for subscription, plan, customer in session.execute(query):
-        if subscription.cancel_at_period_end:
-            skipped.append({"subscription_id": subscription.id, "reason": "the period it was canceled for is over"})
-            continue
-        calendar = calendar_of(subscription, plan.schedule)
-        due = invoicing.due_periods(subscription, plan, calendar, now)
-        if not due:
-            skipped.append({"subscription_id": subscription.id, "reason": "all cycles billed"})
-            continue
-        decision = invoicing.decide(subscription, plan, due)
-        token = _first_token(session, subscription)
-        for period in decision.bill:
-            amount = Money(subscription.amount_minor, subscription.currency)
-            planned.append(_line(subscription, customer.reference, amount, instant(period.start), token))
-        if decision.skip:
-            reason = f"{len(decision.skip)} missed period(s); catch-up policy {plan.catch_up}"
-            skipped.append({"subscription_id": subscription.id, "reason": reason})
-        if decision.hold:
-            skipped.append({"subscription_id": subscription.id, "reason": decision.hold})
-
-
-def _plan_retries(session: Session, now: datetime, planned: list[Json]) -> None:
-    query = (
-        select(ChargeAttempt, Subscription, Customer.reference, Invoice.period_start)
-        .join(Invoice, Invoice.id == ChargeAttempt.invoice_id)
-        .join(Subscription, Subscription.id == ChargeAttempt.subscription_id)
-        .join(Customer, Customer.id == Subscription.customer_id)
-        .where(
-            ChargeAttempt.status == AttemptStatus.SCHEDULED,
-            ChargeAttempt.scheduled_at <= now,
-            Invoice.status == InvoiceStatus.OPEN,
-        )
-    )
-    for attempt, subscription, reference, start in session.execute(query):
-        amount = Money(attempt.amount_minor, attempt.currency)
-        token = _first_token(session, subscription)
-        planned.append(_line(subscription, reference, amount, instant(start), token) | {"attempt": attempt.number})
-
-
-def _first_token(session: Session, subscription: Subscription) -> PaymentToken | None:
-    query = (
-        select(PaymentToken)
-        .where(
-            PaymentToken.customer_id == subscription.customer_id,
-            PaymentToken.status.in_({TokenStatus.ACTIVE, TokenStatus.PENDING}),
-            PaymentToken.blocked_reason.is_(None),
-        )
-        .order_by((PaymentToken.id == subscription.payment_token_id).desc(), PaymentToken.rank)
-    )
-    return session.scalar(query.limit(1))
-
-
-def _line(
-    subscription: Subscription, customer: str, amount: Money, period_start: str | None, token: PaymentToken | None
-) -> Json:
-    return {
-        "subscription_id": subscription.id,
-        "customer": customer,
-        "amount": str(amount),
-        "currency": amount.currency,
-        "period_start": period_start,
-        "payment_token_id": token.payment_token_id if token else None,
-        "channel_code": token.channel_code if token else None,
-        "note": None if token else "no payment token that may be charged: the customer would be asked",
+        view = run_view(session, row, run.as_of, run.parts.rules)
+        stop = run_queries.charging_stop_reason(session)
+    return view | {
+        "at": instant(run.opening_at),
+        "skipped": run.skipped,
+        "stopped": stop,
+        "not_sent": not_sent,
+        "taken_up": run.taken_up,
     }
 
 

@@ -62,6 +62,7 @@ LINES = {
     "invoice.paid": "invoice {invoice} is paid: {amount}, as the {source} said{late}",
     "invoice.overpaid": "invoice {invoice} was collected a second time: {amount}; the refund is {refund}",
     "invoice.held": "invoice {invoice} is on hold for a person: {reason}",
+    "invoice.released": "invoice {invoice} was released and is charged: {reason}",
     "invoice.uncollectible": "invoice {invoice} is given up: {reason}",
     "invoice.void": "invoice {invoice} is void: {reason}",
     "invoice.pay_asked": "an operator asked for an extra attempt at invoice {invoice}",

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
+from functools import cache
 
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from billing.domain.gateway import RecurringTerms
+from billing.domain.gateway import Lane, RecurringTerms
 from billing.domain.lifecycle import (
     UNFINISHED,
     AttemptStatus,
@@ -132,9 +133,10 @@ def invoice_number(subscription: Subscription, period: Period) -> str:
     return f"{subscription.reference}-{period.index + 1}"
 
 
-def recurring_terms(plan: Plan, today: date) -> RecurringTerms:
+@cache  # a run asks for the same few plans over and over
+def recurring_terms(plan_schedule: str, today: date) -> RecurringTerms:
     """What the card schemes are told of the series. A subscription without an end says a day years ahead."""
-    return RecurringTerms(frequency_days(schedule_from_text(plan.schedule)), date(today.year + CONTRACT_YEARS, 12, 31))
+    return RecurringTerms(frequency_days(schedule_from_text(plan_schedule)), date(today.year + CONTRACT_YEARS, 12, 31))
 
 
 def plan_next(subscription: Subscription, period: Period) -> None:
@@ -294,6 +296,7 @@ def schedule_attempt(
         subscription_id=invoice.subscription_id,
         number=(taken or 0) + 1,
         origin=origin,
+        lane=lane_of(origin),
         status=AttemptStatus.SCHEDULED,
         amount_minor=invoice.amount_minor - invoice.amount_paid_minor,
         currency=invoice.currency,
@@ -305,6 +308,13 @@ def schedule_attempt(
     session.add(attempt)
     session.flush()
     return attempt
+
+
+def lane_of(origin: str) -> Lane:
+    """Who waits for an attempt of this origin."""
+    if origin in ("operator", "new_token"):
+        return Lane.CUSTOMER
+    return Lane.RETRY if origin == "dunning" else Lane.RENEWAL
 
 
 def record_skipped(

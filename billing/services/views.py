@@ -144,6 +144,8 @@ def attempt_view(attempt: ChargeAttempt) -> Json:
         "advice_code": attempt.advice_code,
         "decline_class": attempt.decline_class,
         "error": attempt.error,
+        "run_id": attempt.run_id,
+        "parked_by": attempt.parked_by,
         "action_url": attempt.action_url,
         "scheduled_at": instant(attempt.scheduled_at),
         "submitted_at": instant(attempt.submitted_at),

@@ -6,13 +6,14 @@ itself and blocks no other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+import simplejson
 import structlog
-from sqlalchemy import select
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import select, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
@@ -27,9 +28,11 @@ from billing.domain.gateway import (
 from billing.domain.lifecycle import AttemptStatus, EventState
 from billing.errors import BillingError
 from billing.services import matching, refunding, sessions
-from billing.services.charging import settle_attempt
 from billing.services.parts import Parts, Rules
+from billing.services.settling import settle_attempt
 from billing.services.tokens import apply_token
+from billing.store import charge_path
+from billing.store.charge_path import Confirmation
 from billing.store.models import (
     Capture,
     ChargeAttempt,
@@ -49,27 +52,59 @@ UNMATCHED_TRIES = tuple(timedelta(minutes=m) for m in (1, 5, 30, 120, 360, 720, 
 log = structlog.get_logger()
 
 
-def record_event(session: Session, event: GatewayEvent, payload: Mapping[str, Any], now: datetime) -> str | None:
-    """Store a delivery. Returns the id of a new event, None for one we have already (its deliveries are counted)."""
-    identity = new_id("evt")
+_RECORD = text(
+    """
+    INSERT INTO webhook_events (id, dedupe_key, event, payload, state, deliveries, received_at, next_try_at)
+    SELECT id, dedupe_key, event, CAST(payload AS jsonb), state, deliveries, :now, next_try_at
+    FROM unnest(CAST(:ids AS text[]), CAST(:keys AS text[]), CAST(:events AS text[]), CAST(:payloads AS text[]),
+        CAST(:states AS text[]), CAST(:counts AS int[]), CAST(:tries AS timestamptz[]))
+        AS x (id, dedupe_key, event, payload, state, deliveries, next_try_at)
+    ON CONFLICT (dedupe_key) DO UPDATE SET deliveries = webhook_events.deliveries + excluded.deliveries
+    RETURNING id
+    """
+)
+
+
+def record_events(
+    session: Session, deliveries: Sequence[tuple[GatewayEvent, Mapping[str, Any]]], now: datetime
+) -> list[str | None]:
+    """Store deliveries. For each the id of a new event that is to be applied; None for one we have already (its
+    deliveries are counted) and for what is kept only."""
+    first: dict[str, tuple[str, GatewayEvent, Mapping[str, Any]]] = {}
+    counts = Counter(event.dedupe_key for event, _ in deliveries)
+    for event, payload in deliveries:
+        first.setdefault(event.dedupe_key, (new_id("evt"), event, payload))
+    rows = sorted(first.items())  # two inboxes lock in the same order
     values = {
-        "id": identity,
-        "dedupe_key": event.dedupe_key,
-        "event": event.name,
-        "payload": dict(payload),
-        "state": EventState.IGNORED if event.kind == EventKind.OTHER else EventState.RECEIVED,
-        "received_at": now,
-        "next_try_at": None if event.kind == EventKind.OTHER else now + FIRST_TRY,
+        "ids": [identity for _, (identity, _, _) in rows],
+        "keys": [key for key, _ in rows],
+        "events": [event.name for _, (_, event, _) in rows],
+        "payloads": [simplejson.dumps(payload, use_decimal=True) for _, (_, _, payload) in rows],
+        "states": [
+            EventState.IGNORED if event.kind == EventKind.OTHER else EventState.RECEIVED for _, (_, event, _) in rows
+        ],
+        "counts": [counts[key] for key, _ in rows],
+        "tries": [None if event.kind == EventKind.OTHER else now + FIRST_TRY for _, (_, event, _) in rows],
+        "now": now,
     }
-    stored = session.scalar(
-        insert(WebhookEvent)
-        .values(values)
-        .on_conflict_do_update(
-            index_elements=[WebhookEvent.dedupe_key], set_={"deliveries": WebhookEvent.deliveries + 1}
-        )
-        .returning(WebhookEvent.id)
-    )
-    return identity if stored == identity and event.kind != EventKind.OTHER else None
+    stored = set(session.scalars(_RECORD, values))
+    results: list[str | None] = []
+    for event, _ in deliveries:
+        identity = first[event.dedupe_key][0]
+        results.append(identity if identity in stored and event.kind != EventKind.OTHER else None)
+        stored.discard(identity)  # the next delivery of it in this batch is not new
+    return results
+
+
+def record_event(session: Session, event: GatewayEvent, payload: Mapping[str, Any], now: datetime) -> str | None:
+    return record_events(session, [(event, payload)], now)[0]
+
+
+def confirm_events(parts: Parts, confirmations: Sequence[Confirmation]) -> list[str]:
+    """Marks those as applied that only say what we know. Returns the ids of the others, which are to be applied."""
+    with parts.transaction() as session:
+        known = charge_path.confirm(session, confirmations, parts.clock.now())
+    return [each.event_id for each in confirmations if each.event_id not in known]
 
 
 def apply_stored_event(parts: Parts, event_id: str, read_event: ReadEvent, *, again: bool = False) -> None:

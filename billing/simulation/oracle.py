@@ -27,7 +27,7 @@ ON_TIME = timedelta(minutes=10)  # of the end of the year, when nothing goes wro
 # this very moment.
 MAY_WAIT = frozenset({
     "no_subscription_is_held", "no_invoice_is_held", "no_refund_is_stuck",
-    "due_attempts_on_time", "due_periods_on_time", "due_follow_ups_on_time",
+    "due_attempts_on_time", "due_periods_on_time", "due_follow_ups_on_time", "runs_have_an_end",
 })  # fmt: skip
 
 

@@ -15,11 +15,22 @@ from typing import Any
 import simplejson
 from sqlalchemy import select
 
-from billing.domain.gateway import SessionMode, SessionType
+from billing.domain.gateway import Lane, SessionMode, SessionType
 from billing.domain.lifecycle import SubscriptionStatus
 from billing.domain.schedule import schedule_from_text
 from billing.errors import BillingError, NotFound
-from billing.services import catalog, charging, doctor, importing, onboarding, paying, resolving, runs, sessions
+from billing.services import (
+    catalog,
+    charging,
+    dispatch,
+    doctor,
+    importing,
+    onboarding,
+    paying,
+    resolving,
+    runs,
+    sessions,
+)
 from billing.services import subscriptions as lives
 from billing.services.parts import Parts
 from billing.services.tokens import make_first, refresh_token
@@ -230,9 +241,9 @@ class People:
             raise NotFound("no invoice yet")
         attempt_id = paying.pay_invoice(parts, invoice.id, None)
         if self._fate.coin():
-            charging.charge(parts, attempt_id)
+            charging.charge(parts, [attempt_id], Lane.CUSTOMER)
         else:
-            self._send("charge", [attempt_id])
+            self._send(dispatch.CHARGE_NOW, [attempt_id])
 
     def _pause(self, parts: Parts, subscription: Subscription) -> None:
         with parts.transaction() as session:

@@ -25,6 +25,7 @@ from billing.domain.gateway import EventKind
 from billing.errors import BillingError
 from billing.quota import Unlimited
 from billing.services import dispatch, webhooks
+from billing.services import guards as runs_of_the_day
 from billing.services.parts import Parts, Rules
 from billing.simulation import guards, oracle
 from billing.simulation.fate import Fate
@@ -122,6 +123,7 @@ class Play:
         self._plans: list[tuple[datetime, int, Callable[[], None]]] = []
         self._ticks_at = start
         self._rest_until: datetime | None = None  # a scheduler found nothing to do before then
+        self._runs_watched = start.date()
         self._days_compared = start.date()
         self._chance = random.Random(f"ids:{seed}")
 
@@ -253,6 +255,9 @@ class Play:
     def _one_tick(self, scheduler: Process) -> None:
         send = self._send if self.has_redis else partial(self._do_each, scheduler)
         done = dispatch.tick(self.parts, send)
+        if self.now().date() > self._runs_watched:  # the real ones look every two seconds
+            self._runs_watched = self.now().date()
+            runs_of_the_day.watch(self.parts)
         if done:
             self.stage.note(f"tick: opened {done.opened}, handed out {done.handed_out}")
         else:

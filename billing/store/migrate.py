@@ -61,6 +61,7 @@ def _run(url: str, action: object, revision: str) -> None:
         _wait_for_our_turn(connection)
         config.attributes["connection"] = connection
         assert callable(action)  # noqa: S101 - alembic's commands
+        _drop_half_built_indexes(connection)
         action(config, revision)
         connection.commit()
 
@@ -72,6 +73,21 @@ def _wait_for_our_turn(connection: Connection) -> None:
         connection.rollback()
         time.sleep(ASK_AGAIN_SECONDS)
     connection.commit()
+
+
+def _drop_half_built_indexes(connection: Connection) -> None:
+    """CREATE INDEX CONCURRENTLY that was interrupted leaves one that is written to and never read: made anew."""
+    found = connection.scalars(
+        text(
+            "SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname) FROM pg_index i"
+            " JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_namespace n ON n.oid = c.relnamespace"
+            " WHERE NOT i.indisvalid AND n.nspname = current_schema() AND starts_with(c.relname, 'ix_')"
+        )
+    ).all()
+    connection.commit()
+    for name in found:
+        connection.execute(text(f"DROP INDEX {name}"))
+        connection.commit()
 
 
 @contextmanager

@@ -280,6 +280,10 @@ class ChargeAttempt(Base):
     subscription_id: Mapped[str] = mapped_column(ForeignKey("subscriptions.id"))
     number: Mapped[int] = mapped_column(SmallInteger)
     origin: Mapped[str]  # schedule, dunning, operator, session, new_token
+    # Who goes first when the gateway's quota is short (domain/gateway.py: Lane).
+    lane: Mapped[int] = mapped_column(SmallInteger, server_default=text("1"))
+    # `run:ID` or `channel:CODE`: what this attempt waits for, beside its time. Nobody claims it until that is over.
+    parked_by: Mapped[str | None]
     status: Mapped[str]
     amount_minor: Mapped[int] = mapped_column(BigInteger)
     currency: Mapped[str]
@@ -325,6 +329,13 @@ class ChargeAttempt(Base):
             name="submitted_is_dated",
         ),
         Index("ix_charge_attempts_due", "scheduled_at", postgresql_where=text("status = 'scheduled'")),
+        Index(
+            "ix_charge_attempts_lanes",
+            "lane",
+            "scheduled_at",
+            postgresql_where=text("status = 'scheduled' AND parked_by IS NULL"),
+        ),
+        Index("ix_charge_attempts_parked", "parked_by", postgresql_where=text("parked_by IS NOT NULL")),
         Index(
             "ix_charge_attempts_leases",
             "lease_until",
@@ -455,13 +466,24 @@ class Fact(Base):
 
 
 class BillingRun(Base):
+    """One pass over what is due: asked for by `billing run`, or the scheduler's, one a day (services/runs.py)."""
+
     __tablename__ = "billing_runs"
 
     id: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(server_default="asked")
     at: Mapped[datetime]
-    started_at: Mapped[datetime]
+    started_at: Mapped[datetime]  # real time, as are the next two
+    heartbeat_at: Mapped[datetime | None]  # of the process that drives it: a run whose heart stopped is taken over
     finished_at: Mapped[datetime | None]
+    state: Mapped[str] = mapped_column(server_default="running")
+    reason: Mapped[str | None]  # why it is not running, in one line
+    guard: Mapped[str | None]  # the guard that stopped it; to resume the run is to waive this guard for it
+    waived: Mapped[list[str]] = mapped_column(JSONB, server_default=text("'[]'"))
+    plan: Mapped[dict[str, Any] | None] = mapped_column(JSONB)  # what it was to charge, as counted when it began
     opened: Mapped[int] = mapped_column(Integer, server_default="0")
+
+    __table_args__ = (Index("ix_billing_runs_unfinished", "started_at", postgresql_where=text("finished_at IS NULL")),)
 
 
 class Tick(Base):
@@ -493,8 +515,46 @@ class ChargingStop(Base):
     at: Mapped[datetime]
 
 
+class QuotaBudget(Base):
+    """An endpoint's budget: the row that whoever takes permits locks."""
+
+    __tablename__ = "quota_budgets"
+
+    endpoint: Mapped[str] = mapped_column(primary_key=True)
+    next_slot: Mapped[datetime]  # the earliest instant the next permit may be for
+    paused_until: Mapped[datetime | None]  # a 429 told us to wait
+    learned_limit: Mapped[int | None] = mapped_column(Integer)  # as the gateway's own headers say
+    # When each lane has had its guaranteed share up to: a lane behind it goes before those that are ahead.
+    lanes: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'"))
+
+
+class QuotaSlot(Base):
+    """Requests sent (or about to be) per endpoint and tenth of a second: the window that all processes share."""
+
+    __tablename__ = "quota_slots"
+
+    endpoint: Mapped[str] = mapped_column(primary_key=True)
+    tenth: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    sent: Mapped[int] = mapped_column(Integer)
+    at_once: Mapped[int] = mapped_column(Integer)  # of them: those that were not paced
+
+
+class ChannelBreaker(Base):
+    """A channel that fails for technical reasons. Rows exist for channels in trouble only (services/breaker.py)."""
+
+    __tablename__ = "channel_breakers"
+
+    channel_code: Mapped[str] = mapped_column(primary_key=True)
+    failures: Mapped[int] = mapped_column(Integer)  # in a row
+    reason: Mapped[str]
+    failed_at: Mapped[datetime]
+    opened_at: Mapped[datetime | None]  # NULL: failures are counted, charges still go out
+    probe_at: Mapped[datetime | None]  # when one charge is let through to see whether it is back
+    probes: Mapped[int] = mapped_column(Integer, server_default="0")
+
+
 class QuotaBucket(Base):
-    """Requests sent per endpoint and second: the sliding window that all processes share."""
+    """The window of release 0.1, which its workers still use while they are being replaced."""
 
     __tablename__ = "quota_buckets"
 
@@ -504,7 +564,7 @@ class QuotaBucket(Base):
 
 
 class QuotaPause(Base):
-    """An endpoint whose 429 told us to wait."""
+    """As above."""
 
     __tablename__ = "quota_pauses"
 

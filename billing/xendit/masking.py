@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from decimal import Decimal
+from functools import lru_cache
 from itertools import accumulate
 
 HIDDEN = "****"
 TOO_DEEP = "[nested too deeply]"
 DEEPEST = 48
+LONGEST_KNOWN_NAME = 64
 LONGEST_NUMBER = 64  # digits, with the zeros an exponent stands for; longer ones are kept as text
 
 _CARD_LENGTHS = range(13, 20)
@@ -49,6 +52,7 @@ _HEX_ID = re.compile(
 )
 # Digits in groups with at most three blanks or dashes between them.
 _DIGIT_GROUPS = re.compile(r"[0-9]+(?:[ \u00a0-]{1,3}[0-9]+)*")
+_ENOUGH_DIGITS = re.compile(r"[0-9](?:[ \u00a0-]{0,3}[0-9]){12}")  # for the shortest card number
 _MASKED_ALREADY = re.compile(r"[0-9]{0,6}[Xx*\u2022. -]{4,}[0-9]{0,4}")
 _DIGITS = re.compile(r"[0-9]+")
 _NOT_STORABLE = re.compile("[\x00\ud800-\udfff]")
@@ -56,7 +60,7 @@ _NOT_STORABLE = re.compile("[\x00\ud800-\udfff]")
 
 def mask_payload(value: object) -> object:
     """A copy that is safe to keep. Everything that is no card data keeps its value and its type."""
-    return _mask(value, name="", depth=0)
+    return _mask(value, "", 0)
 
 
 def mask_text(value: str) -> str:
@@ -64,11 +68,30 @@ def mask_text(value: str) -> str:
     return _mask_text(value, shortest=_CARD_LENGTHS.start)
 
 
-def _mask(value: object, *, name: str, depth: int) -> object:
+@dataclass(frozen=True, slots=True)
+class _Name:
+    """What the name of a member says of its value."""
+
+    masked: str
+    plain: str
+    hides: bool  # a security code
+
+
+def _name(key: str) -> _Name:
+    return _known_name(key) if len(key) <= LONGEST_KNOWN_NAME else _read_name(key)
+
+
+def _read_name(key: str) -> _Name:
+    plain = re.sub(r"[^a-z0-9]", "", key.lower())
+    return _Name(mask_text(key), plain, _is_security_code(plain))
+
+
+_known_name = lru_cache(1_024)(_read_name)  # Xendit's few hundred, read for every event
+
+
+def _mask(value: object, name: str, depth: int) -> object:
     if depth > DEEPEST:
         return TOO_DEEP
-    if _is_security_code(name) and value is not None:
-        return HIDDEN
     match value:
         case str():
             return _mask_member(value, name)
@@ -76,11 +99,11 @@ def _mask(value: object, *, name: str, depth: int) -> object:
             return _mask_number(value, name)
         case Mapping():
             return {
-                mask_text(str(key)): _mask(entry, name=_plain(str(key)), depth=depth + 1)
-                for key, entry in value.items()
+                name.masked: HIDDEN if name.hides and entry is not None else _mask(entry, name.plain, depth + 1)
+                for name, entry in ((_name(str(key)), entry) for key, entry in value.items())
             }
         case list() | tuple():
-            return [_mask(entry, name=name, depth=depth + 1) for entry in value]
+            return [_mask(entry, name, depth + 1) for entry in value]
         case _:
             return value
 
@@ -105,10 +128,6 @@ def _mask_member(value: str, name: str) -> str:
     return _mask_text(value, shortest=_CARD_LENGTHS.start)
 
 
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
-
-
 def _is_security_code(name: str) -> bool:
     return bool(name) and _SECURITY_CODE.fullmatch(_CARD_PREFIX.sub("", name) or name) is not None
 
@@ -123,6 +142,8 @@ def _mask_card_number(value: str) -> str:
 
 def _mask_text(value: str, *, shortest: int) -> str:
     storable = _NOT_STORABLE.sub("\ufffd", value)
+    if _ENOUGH_DIGITS.search(storable) is None:
+        return storable
     kept, position = [], 0
     for hex_id in _HEX_ID.finditer(storable):
         kept += [_mask_groups(storable[position : hex_id.start()], shortest), hex_id.group()]

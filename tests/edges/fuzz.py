@@ -20,8 +20,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastapi import FastAPI
 from sqlalchemy import Engine, func, select
+from starlette.applications import Starlette
 
 from billing import embedded, log
 from billing.app import App
@@ -45,7 +45,7 @@ class Target:
     """The web process on a database in which something is under way, and what has been sent to it."""
 
     world: World
-    web: FastAPI
+    web: Starlette
     statuses: Counter[int] = field(default_factory=Counter)
     deliveries: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)

@@ -24,6 +24,7 @@ from sqlalchemy.engine.default import DefaultDialect
 
 import billing.app
 from billing.cli import run_command
+from billing.domain.gateway import Lane
 from billing.quota import Unlimited
 from billing.services import dispatch
 from billing.services.parts import Parts
@@ -122,13 +123,14 @@ _warm_up()
 
 
 class UsedUpOnce(Unlimited):
-    """The request budget has nothing left for the first who asks."""
+    """A budget that has nothing for who asks first."""
 
-    _asked = False
+    def __init__(self) -> None:
+        self._asked = False
 
-    def acquire(self, endpoint: str, *, wait_seconds: float) -> bool:  # noqa: ARG002 - the port's signature
-        had_been_asked, self._asked = self._asked, True
-        return had_been_asked
+    def acquire(self, endpoint: str, lane: Lane, wanted: int = 1, *, wait_seconds: float) -> int:
+        first, self._asked = not self._asked, True
+        return 0 if first else super().acquire(endpoint, lane, wanted, wait_seconds=wait_seconds)
 
 
 @dataclass(slots=True)

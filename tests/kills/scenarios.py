@@ -61,7 +61,7 @@ class Scenario:
     afterwards: Callable[[ServedWorld], object] = nothing  # an hour later
     person: frozenset[str] = frozenset()  # checks of the doctor that wait for somebody in any case
     days: float = 5  # that the world lives on
-    otherwise: Mapping[str, Otherwise] = field(default_factory=dict)  # "charging._ask_and_begin#1-after"
+    otherwise: Mapping[str, Otherwise] = field(default_factory=dict)  # "charging._charge_group#1-after"
     nobody_listens: bool = False
     quota_used_up: bool = False
 
@@ -371,9 +371,18 @@ REFUND_IS_HELD = Otherwise(
     person=frozenset({"no_refund_is_stuck"}),
 )
 SUBSCRIBING = ("onboarding.ensure_xendit_customer#1", "onboarding.subscribe#1", "onboarding._store_opened#1")
-BEGUN = ("charging._ask_and_begin#1", "charging._settle#1")
+PAID = ("charging._charge_group#1", "charging._pay_together#1")
+NOTED = ("charging._charge_group#1", "charging._settle#1", "charging._note_channel#2")
+VERIFIED = (
+    "charging._charge_group#1",
+    "charging._refuse#1",
+    "tokens.refresh_token#1",
+    "charging._charge_group#1@2",
+    "charging._pay_together#1",
+)
+SETTLED = ("charging._charge_group#1", "charging._settle#1")
 INBOX = tuple(
-    f"{point}{hit}" for point in ("web._store#1", "webhooks.apply_stored_event#1") for hit in ("", "@2", "@3")
+    f"{point}{hit}" for point in ("inbox.Inbox._store#1", "webhooks.apply_stored_event#1") for hit in ("", "@2", "@3")
 )
 
 SCENARIOS: Mapping[str, Scenario] = {
@@ -383,63 +392,64 @@ SCENARIOS: Mapping[str, Scenario] = {
         scheduler,
         (
             "workers.scheduler.run_due_jobs#1",
-            "dispatch.open_all_due#1",
+            "dispatch.tick#1",
+            "dispatch._open_batch#1",
             "dispatch.hand_out_charges#1",
-            "quota.SharedQuota._take_from_database#1",
-            *BEGUN,
+            "quota.SharedQuota._reserve#1",
+            *PAID,
             "workers.scheduler.run_due_jobs#1@2",
             "runs.forget_old_ticks#1",
         ),
     ),
-    "billing_run": Scenario(ana_is_due, billing_run, ("runs._start#1", "runs._open#1", *BEGUN, "runs._finish#1")),
+    "billing_run": Scenario(ana_is_due, billing_run, ("runs._start#1", "runs._open#1", *PAID, "runs._finish#1")),
     "months_behind": Scenario(
         three_months_without_a_scheduler,
         tick,
         (
-            "dispatch.open_all_due#1",
+            "dispatch._open_batch#1",
             "dispatch.hand_out_charges#1@2",
-            "charging._ask_and_begin#1@2",
-            "charging._settle#1",
-            "charging._settle#1@2",
+            "charging._charge_group#1@2",
+            "charging._pay_together#1",
+            "charging._pay_together#1@2",
         ),
         ends=("ana is active", *(f"period {n} is paid: collected 1x, kept 50000" for n in (1, 2, 3))),
         days=10,
     ),
     # What Xendit may answer
-    "declined": Scenario(partial(ana_is_due, outcomes=["INSUFFICIENT_BALANCE", "SUCCEEDED"]), tick, BEGUN, days=10),
-    "channel_unavailable": Scenario(partial(ana_is_due, fault="HTTP:503:CHANNEL_UNAVAILABLE"), tick, BEGUN),
-    "pending": Scenario(partial(ana_is_due, outcomes=["PENDING:SUCCEEDED"]), tick, BEGUN),
+    "declined": Scenario(partial(ana_is_due, outcomes=["INSUFFICIENT_BALANCE", "SUCCEEDED"]), tick, SETTLED, days=10),
+    "channel_unavailable": Scenario(partial(ana_is_due, fault="HTTP:503:CHANNEL_UNAVAILABLE"), tick, NOTED),
+    "pending": Scenario(partial(ana_is_due, outcomes=["PENDING:SUCCEEDED"]), tick, SETTLED),
     "needs_the_customer": Scenario(
-        partial(ana_is_due, outcomes=["REQUIRES_ACTION"]), tick, BEGUN, afterwards=she_adds_a_card
+        partial(ana_is_due, outcomes=["REQUIRES_ACTION"]), tick, SETTLED, afterwards=she_adds_a_card
     ),
     "too_many_requests": Scenario(
         partial(ana_is_due, fault="429"),
         tick,
-        ("charging._ask_and_begin#1", "quota.SharedQuota.pause#1", "charging._set_back#1"),
+        ("charging._charge_group#1", "quota.SharedQuota.pause#1", "charging._set_back#1"),
     ),
     "connection_refused": Scenario(
-        ana_is_due, tick, ("charging._ask_and_begin#1", "charging._set_back#1"), nobody_listens=True
+        ana_is_due, tick, ("charging._charge_group#1", "charging._set_back#1"), nobody_listens=True
     ),
-    "budget_used_up": Scenario(ana_is_due, tick, ("charging.charge#1",), quota_used_up=True),
+    "budget_used_up": Scenario(ana_is_due, tick, ("charging._hand_back#1",), quota_used_up=True),
     "answer_lost": Scenario(
-        partial(ana_is_due, fault="TIMEOUT_AFTER"), tick, ("charging._ask_and_begin#1", "charging._send_and_settle#1")
+        partial(ana_is_due, fault="TIMEOUT_AFTER"), tick, ("charging._charge_group#1", "charging._settle_one#1")
     ),
     "answer_and_webhook_lost": Scenario(
         partial(ana_is_due, outcomes=["NO_WEBHOOK:TIMEOUT_AFTER"]),
         tick,
-        ("charging._ask_and_begin#1", "charging._send_and_settle#1"),
+        ("charging._charge_group#1", "charging._settle_one#1"),
     ),
-    "request_lost": Scenario(partial(ana_is_due, fault="TIMEOUT_BEFORE"), tick, ("charging._send_and_settle#1",)),
+    "request_lost": Scenario(partial(ana_is_due, fault="TIMEOUT_BEFORE"), tick, ("charging._settle_one#1",)),
     "our_request_is_wrong": Scenario(
         partial(ana_is_due, fault="HTTP:400:API_VALIDATION_ERROR"),
         tick,
-        ("charging._send_and_settle#2",),
+        ("charging._settle_one#2",),
         afterwards=held_invoices_are_paid,
     ),
     "our_account_is_refused": Scenario(
         partial(ana_is_due, fault="HTTP:401:INVALID_API_KEY"),
         tick,
-        ("charging._send_and_settle#2",),
+        ("charging._settle_one#2",),
         afterwards=charging_is_resumed,
     ),
     # Looking up
@@ -465,12 +475,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     "presumed_lost": Scenario(
         partial(ana_was_charged, outcomes=["TIMEOUT_BEFORE"], hours=27),
         tick,
-        (
-            "reconciling.check_attempt#2",
-            "dispatch.hand_out_charges#1",
-            "charging._ask_and_begin#1",
-            "charging._settle#1",
-        ),
+        ("reconciling.check_attempt#2", "dispatch.hand_out_charges#1", *PAID),
     ),
     "its_sender_is_gone": Scenario(
         sent_by_a_process_that_is_gone,
@@ -495,12 +500,18 @@ SCENARIOS: Mapping[str, Scenario] = {
     "token_is_verified": Scenario(
         her_token_was_imported,
         tick,
-        ("charging._ask_and_begin#1", "tokens.refresh_token#1", "charging._ask_and_begin#1@2", "charging._settle#1"),
+        (
+            "charging._charge_group#1",
+            "charging._refuse#1",
+            "tokens.refresh_token#1",
+            "charging._charge_group#1@2",
+            "charging._pay_together#1",
+        ),
     ),
     "token_cannot_be_verified": Scenario(
-        partial(her_token_was_imported, fault="500_BEFORE"), tick, ("charging._ask_and_begin#2",)
+        partial(her_token_was_imported, fault="500_BEFORE"), tick, ("charging._ask_and_charge#1",)
     ),
-    "another_card": Scenario(adds_another_card, web_and_scheduler, (*INBOX[:2], *INBOX[3:5], *BEGUN)),
+    "another_card": Scenario(adds_another_card, web_and_scheduler, (*INBOX[:2], *INBOX[3:5], *PAID)),
     "token_canceled": Scenario(
         ana_is_due,
         cancel_token,
@@ -513,7 +524,7 @@ SCENARIOS: Mapping[str, Scenario] = {
         collected_twice,
         web_and_scheduler,
         (
-            "web._store#1",
+            "inbox.Inbox._store#1",
             "webhooks.apply_stored_event#1",
             "dispatch.hand_out_checks#1",
             "refunding._send#1",
@@ -554,7 +565,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     # Onboarding
     "pays_on_the_page": Scenario(partial(ana_completes, via=SessionType.PAY), web, INBOX),
     "saves_on_the_page": Scenario(
-        partial(ana_completes, via=SessionType.SAVE), web_and_scheduler, (*INBOX[:2], *INBOX[3:5], *BEGUN)
+        partial(ana_completes, via=SessionType.SAVE), web_and_scheduler, (*INBOX[:2], *INBOX[3:5], *PAID)
     ),
     "return_page": Scenario(
         partial(ana_completes, via=SessionType.PAY, lost=True), return_page, ("sessions.refresh_session#1",)
@@ -592,7 +603,7 @@ SCENARIOS: Mapping[str, Scenario] = {
         afterwards=ana_gets_a_link,
     ),
     "link_expires": Scenario(
-        her_link_expires, web, ("web._store#1", "webhooks.apply_stored_event#1"), afterwards=ana_gets_a_link
+        her_link_expires, web, ("inbox.Inbox._store#1", "webhooks.apply_stored_event#1"), afterwards=ana_gets_a_link
     ),
     "link_is_canceled": Scenario(
         ana_has_a_link, cancel_session, ("sessions.cancel_session#1",), afterwards=ana_gets_a_link
@@ -626,5 +637,5 @@ SCENARIOS: Mapping[str, Scenario] = {
         ends=("ana is canceled", "period 1 is void: collected 0x, kept 0"),
         afterwards=she_tries_to_pay_and_cancel_is_repeated,
     ),
-    "paid_by_hand": Scenario(declined_today, pay_invoice, ("paying.pay_invoice#1", *BEGUN)),
+    "paid_by_hand": Scenario(declined_today, pay_invoice, ("paying.pay_invoice#1", *PAID)),
 }

@@ -13,7 +13,7 @@ from sqlalchemy import Engine, event, text
 from billing.domain.gateway import ChargeReport, ChargeStatus
 from billing.domain.lifecycle import AttemptStatus
 from billing.domain.money import Money
-from billing.services import charging
+from billing.services import charging, settling
 from billing.services.charging import Begun, UnverifiedToken
 from billing.store.clock import real_now
 from tests.world import CHARGE, START, Subscriber, World
@@ -36,14 +36,17 @@ def ana(world: World) -> Subscriber:
     return subscriber
 
 
-def begin(world: World, subscriber: Subscriber) -> Begun | UnverifiedToken | None:
+def begin(world: World, subscriber: Subscriber) -> Begun | charging.Question | None:
     with world.parts.transaction() as session:
-        return charging.begin_attempt(session, subscriber.attempt.id, world.now, world.parts.rules)
+        started = charging.begin_attempts(session, [subscriber.attempt.id], world.now, world.parts.rules)
+    asked = [charging._refuse(world.parts, refused, world.now) for refused in started.refused]
+    found = [*started.begun, *asked]
+    return found[0] if found else None
 
 
 def settle(world: World, subscriber: Subscriber, report: ChargeReport) -> None:
     with world.parts.transaction() as session:
-        charging.settle_attempt(
+        settling.settle_attempt(
             session, subscriber.attempts[0].id, report, world.now, world.parts.rules, source="webhook"
         )
 
@@ -256,7 +259,7 @@ def test_setting_back_loses_against_a_late_truth(world: World, ana: Subscriber) 
     begun = begin(world, ana)
     assert isinstance(begun, Begun)
     with world.parts.transaction() as session:
-        charging.doubt_attempt(session, ana.attempt.id, world.now, "its process is gone", rules=world.parts.rules)
+        settling.doubt_attempt(session, ana.attempt.id, world.now, "its process is gone", rules=world.parts.rules)
 
     charging._set_back(world.parts, begun, timedelta(minutes=1), "nothing was sent")
 

@@ -19,6 +19,7 @@ from billing.services.parts import Parts
 from billing.services.subscriptions import cancel, pause, record_skipped
 from billing.store.clock import real_now
 from billing.store.models import (
+    BillingRun,
     Capture,
     ChargeAttempt,
     ChargingStop,
@@ -437,6 +438,21 @@ def _(session: Session) -> None:
 def _(session: Session) -> None:
     somebody_elses = make_token(session, make_customer(session))
     make_attempt(session, payment_token_id=somebody_elses.id)
+
+
+@fault("parked_attempts_wait_for_something", left=set())
+def _(session: Session) -> None:
+    """Of a run that goes on, of a run that is gone, of a channel that is back."""
+    session.add(BillingRun(id="run-1", at=NOW, started_at=real_now(), heartbeat_at=real_now()))
+    for waits_for in ("run:run-1", "run:gone", "channel:ID_OVO"):
+        make_attempt(session, parked_by=waits_for)
+
+
+@fault("runs_have_an_end", left=set())
+def _(session: Session) -> None:
+    """Its process died when all was done."""
+    session.add(BillingRun(id="run-2", at=NOW, started_at=LONG_AGO, heartbeat_at=LONG_AGO))
+    make_attempt(session, make_paid_invoice(session), status=AttemptStatus.FAILED, run_id="run-2")
 
 
 @fault("drafts_are_awaited", left=set())

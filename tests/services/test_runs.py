@@ -5,14 +5,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from io import StringIO
 from typing import Any
 
 import pytest
+from rich.console import Console
 from sqlalchemy import select
 
+from billing import metrics
 from billing.app import InProcess
+from billing.cli import live
 from billing.errors import ServiceUnavailable
-from billing.services import runs
+from billing.services import dispatch, guards, runs, steering
 from billing.store.models import BillingRun
 from tests.world import World
 
@@ -156,7 +160,7 @@ def test_with_workers_it_hands_out_and_returns(world: World) -> None:
     )
 
     assert (report["opened"], report["attempted"]) == (1, 0)
-    assert [(kind, len(ids)) for kind, ids in handed] == [("charge", 1)]
+    assert [(kind, len(ids)) for kind, ids in handed] == [("charge_now", 1)]
 
 
 def test_with_workers_it_follows_the_work_to_its_end(world: World) -> None:
@@ -208,3 +212,41 @@ def test_progress_is_told(world: World) -> None:
 def asked_of_xendit(world: World) -> dict[str, Any]:
     calls = world.control("GET", "/requests")
     return {endpoint: counts for endpoint, counts in calls.items() if "/_simulator" not in endpoint}
+
+
+# As metrics
+
+
+def test_the_metrics_tell_of_the_run_that_goes_on_and_of_those_that_wait(world: World) -> None:
+    for number in range(3):
+        world.subscribe_save(f"customer{number}", start_at=world.now)
+    with world.parts.transaction() as session:
+        day = guards.daily_run(session, world.now)
+    dispatch.open_all_due(world.parts, world.now, run_id=day)
+    world.send("charge", [world.all_attempts()[0].id])
+
+    page = metrics.exposition(world.parts).decode()
+
+    assert 'billing_run_charges{run="daily",status="succeeded"} 1.0' in page
+    assert 'billing_run_waiting{run="daily"} 2.0' in page
+    assert 'billing_run_rate_per_minute{run="daily"} 1.0' in page
+    assert 'billing_runs_stopped{state="stopped"} 0.0' in page
+    steering.stop_run(world.parts, day, "decline_jump", "too many declines")
+    assert 'billing_runs_stopped{state="stopped"} 1.0' in metrics.exposition(world.parts).decode()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_live_view_fits_its_terminal(world: World, width: int) -> None:
+    world.subscribe_save("ana").script("INSUFFICIENT_BALANCE")
+    world.subscribe_save("ben")
+    shown = world.run() | {
+        "channels_down": [{"channel_code": "ID_OVO", "reason": "CHANNEL_UNAVAILABLE", "since": None}]
+    }
+    terminal = Console(width=width, record=True, file=StringIO())
+
+    terminal.print(live.draw(shown))
+
+    lines = terminal.export_text().splitlines()
+    assert max(map(len, lines)) <= width
+    for words in ("finished", "2 of 2  100%", "INSUFFICIENT_BALANCE", "IDR 50,000", "ID_OVO is down"):
+        assert any(words in line for line in lines), words

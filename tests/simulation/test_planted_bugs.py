@@ -3,7 +3,7 @@ the seed beside it is a year that does not survive it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -11,8 +11,19 @@ import pytest
 from sqlalchemy import Engine, update
 
 from billing.domain import schedule
+from billing.domain.gateway import Lane
 from billing.domain.lifecycle import AttemptStatus
-from billing.services import charging, dispatch, invoicing, paying, reconciling, refunding, retrying, subscriptions
+from billing.services import (
+    charging,
+    dispatch,
+    invoicing,
+    paying,
+    reconciling,
+    refunding,
+    retrying,
+    settling,
+    subscriptions,
+)
 from billing.services.parts import Parts
 from billing.simulation import fate, people
 from billing.simulation.fate import Fate
@@ -47,7 +58,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
 
 @plant("a capture is settled twice (D4)", webhook_doubled=0.3)
 def _(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(charging, "_known_capture", lambda _found, _report: None)
+    patch.setattr(settling, "_known_capture", lambda _found, _report: None)
 
 
 @plant("days are compared in UTC (D10)")
@@ -103,13 +114,12 @@ def _(patch: pytest.MonkeyPatch) -> None:
 
 @plant("the gateway is called inside the transaction (D1)")
 def _(patch: pytest.MonkeyPatch) -> None:
-    def in_one(parts: Parts, attempt_id: str) -> None:
+    def in_one(parts: Parts, attempt_ids: Sequence[str], _lane: Lane) -> None:
         now = parts.clock.now()
         with parts.transaction() as session:
-            begun = charging.begin_attempt(session, attempt_id, now, parts.rules)
-            if isinstance(begun, charging.Begun):
+            for begun in charging.begin_attempts(session, attempt_ids, now, parts.rules).begun:
                 report = parts.gateway.charge(begun.request)
-                charging.settle_attempt(session, attempt_id, report, now, parts.rules, source="answer")
+                settling.settle_attempt(session, begun.attempt_id, report, now, parts.rules, source="answer")
 
     patch.setattr(charging, "charge", in_one)
 

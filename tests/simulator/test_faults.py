@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
+from decimal import Decimal
 
 import httpx
 import pytest
@@ -141,6 +142,21 @@ def test_the_quota_is_a_sliding_minute_per_endpoint() -> None:
     seconds[0] = 60.5
     assert desk.raw("GET", "/transactions").status == 200
     assert desk.raw("GET", "/transactions").status == 429
+
+
+def test_the_simulator_tells_what_the_quota_let_in_and_what_it_refused() -> None:
+    seconds = [0.0]
+    desk = Desk(SimulatorConfig(requests_per_minute=2, monotonic=lambda: seconds[0]))
+    for at in (0.5, 20, 30, 60.5, 61, 200):
+        seconds[0] = at
+        desk.raw("GET", "/transactions")
+
+    shown = desk.get("/_simulator/quota", {"arrivals": "GET /transactions"})
+
+    # 0.5 has just left the minute that ends at 60.5; at 61 two are still in it.
+    assert shown["arrivals"] == [Decimal(at) for at in ("0.5", "20", "60.5", "200")]
+    assert shown["endpoints"]["GET /transactions"] == {"accepted": 4, "refused": 2, "fullest_window": 2}
+    assert "arrivals" not in desk.get("/_simulator/quota")
 
 
 def test_a_body_that_is_not_json(desk: Desk) -> None:

@@ -170,3 +170,15 @@ def test_the_ledger_can_leave_its_rows_out(desk: Desk) -> None:
 
     assert list(desk.get("/_simulator/ledger", {"summary": 1})) == ["totals"]
     assert desk.get("/_simulator/ledger")["payments"][0]["amount"] == "50000"
+
+
+def test_the_ledger_shows_one_reference(desk: Desk) -> None:
+    desk.charge(desk.new_token())
+    charged = desk.charge(desk.new_token())
+
+    shown = desk.get("/_simulator/ledger", {"reference_id": charged["reference_id"]})
+
+    assert [(row["payment_id"], row["created"]) for row in shown["payments"]] == [
+        (charged["latest_payment_id"], charged["created"])
+    ]
+    assert desk.get("/_simulator/ledger", {"reference_id": "nobody"}) == {"payments": []}

@@ -12,6 +12,7 @@ from billing.xendit.simulator.calls import Call, look_up
 from billing.xendit.simulator.checkout import attempt
 from billing.xendit.simulator.clock import SettableClock
 from billing.xendit.simulator.outcomes import SUCCESS, Outcome
+from billing.xendit.simulator.quota import WINDOW_SECONDS, Quota
 from billing.xendit.simulator.state import Card, Checkout, Session, Token, World, touch
 from billing.xendit.simulator.webhooks import WebhookFaults
 
@@ -193,6 +194,28 @@ def count_calls(world: World, _call: Call) -> Reply:
     for (endpoint, status), count in sorted(world.calls.items()):
         counts.setdefault(endpoint, {})[str(status)] = count
     return Reply(200, counts)
+
+
+def show_quota(_world: World, call: Call, quota: Quota) -> Reply:
+    """What was let in and refused, by endpoint; `?arrivals=ENDPOINT` adds when its calls were let in, on the clock
+    the quota is kept with (of this machine, not the simulated one)."""
+    document: Json = {
+        "limit": quota.limit,
+        "window_seconds": int(WINDOW_SECONDS),
+        "endpoints": {
+            endpoint: {
+                "accepted": len(quota.accepted[endpoint]),
+                "refused": quota.refused[endpoint],
+                "fullest_window": quota.fullest[endpoint],
+            }
+            for endpoint in sorted({*quota.accepted, *quota.refused})
+        },
+    }
+    wanted = call.query().get("arrivals")
+    if wanted is not None:
+        arrivals = quota.accepted.get(wanted[-1], ())
+        document["arrivals"] = [Decimal(f"{at:.6f}") for at in arrivals]
+    return Reply(200, document)
 
 
 def _card(body: Json, country: str, amount: Decimal, now: datetime) -> Card:

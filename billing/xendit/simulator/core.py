@@ -124,6 +124,7 @@ class Simulator:
         special: dict[str, View] = {
             "POST /_simulator/faults": partial(_inject_fault, endpoints=tuple(_API)),
             "POST /_simulator/clock": partial(_move_clock, clock=clock),
+            "GET /_simulator/quota": partial(_show_quota, quota=self._quota),
         }
         self._exact, self._patterns = _compile(special)
         self._session_page = Route("GET /sessions/{id} (page)", pages.checkout, Surface.PAGE)
@@ -209,6 +210,10 @@ def _inject_fault(world: World, call: Call, *, endpoints: tuple[str, ...]) -> Re
 
 def _move_clock(world: World, call: Call, *, clock: SettableClock | None) -> Reply:
     return control.move_clock(world, call, clock)
+
+
+def _show_quota(world: World, call: Call, *, quota: Quota) -> Reply:
+    return control.show_quota(world, call, quota)
 
 
 def _is_browser(headers: Mapping[str, str]) -> bool:

@@ -1,4 +1,7 @@
-"""GET /_simulator/ledger: what really was collected, the truth a client's books are compared with."""
+"""GET /_simulator/ledger: what really was collected, the truth a client's books are compared with.
+
+`?summary` leaves the payments out; `?reference_id=R` shows those of one reference, without totals.
+"""
 
 from decimal import Decimal
 
@@ -9,6 +12,10 @@ from billing.xendit.simulator.state import Payment, World
 
 
 def show(world: World, call: Call) -> Reply:
+    wanted = call.query().get("reference_id")
+    if wanted is not None:
+        rows = world.transactions_by_reference.get(wanted[-1], ())
+        return Reply(200, {"payments": [_ledger_row(row.product) for row in rows if isinstance(row.product, Payment)]})
     totals: dict[str, dict[str, Decimal | int]] = {}
     for payment in world.payments.values():
         if payment.captured:
@@ -53,6 +60,7 @@ def _ledger_row(payment: Payment) -> Json:
         "refunded": _plain(currency, payment.refunded),
         "captures": len(document["captures"]),
         "failure_code": document.get("failure_code"),
+        "created": document["created"],
         "captured_at": iso(payment.captured_at) if payment.captured_at else None,
         "metadata": document.get("metadata"),
     }

@@ -1,45 +1,52 @@
 """Xendit's request quota: a sliding minute per endpoint, told in three headers on every answer."""
 
-from collections import defaultdict, deque
+from array import array
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from billing.xendit.simulator.answers import Headers
 
-_WINDOW_SECONDS = 60.0
+WINDOW_SECONDS = 60.0
 
 
 @dataclass(slots=True)
 class Quota:
+    """One simulator is one account, so the endpoint alone names a budget. What was taken and refused is kept for
+    GET /_simulator/quota: a client's own count of its requests proves nothing."""
+
     limit: int
     monotonic: Callable[[], float]
-    _taken: defaultdict[str, deque[float]]
-
-    def __init__(self, limit: int, monotonic: Callable[[], float]) -> None:
-        self.limit = limit
-        self.monotonic = monotonic
-        self._taken = defaultdict(deque)
+    accepted: defaultdict[str, "array[float]"] = field(default_factory=lambda: defaultdict(lambda: array("d")))
+    refused: Counter[str] = field(default_factory=Counter)
+    fullest: Counter[str] = field(default_factory=Counter)  # most requests in any sliding minute
+    _taken: defaultdict[str, deque[float]] = field(default_factory=lambda: defaultdict(deque))
 
     def take(self, endpoint: str) -> bool:
         """False when this minute is used up; a refused call does not count."""
-        taken = self._current(endpoint)
+        now = self.monotonic()
+        taken = self._current(endpoint, now)
         if len(taken) >= self.limit:
+            self.refused[endpoint] += 1
             return False
-        taken.append(self.monotonic())
+        taken.append(now)
+        self.accepted[endpoint].append(now)
+        self.fullest[endpoint] = max(self.fullest[endpoint], len(taken))
         return True
 
     def headers(self, endpoint: str) -> Headers:
-        taken = self._current(endpoint)
-        reset = taken[0] + _WINDOW_SECONDS - self.monotonic() if taken else _WINDOW_SECONDS
+        now = self.monotonic()
+        taken = self._current(endpoint, now)
+        reset = taken[0] + WINDOW_SECONDS - now if taken else WINDOW_SECONDS
         return (
             ("rate-limit-limit", str(self.limit)),
             ("rate-limit-remaining", str(max(self.limit - len(taken), 0))),
             ("rate-limit-reset", f"{max(reset, 0):.2f}"),
         )
 
-    def _current(self, endpoint: str) -> deque[float]:
+    def _current(self, endpoint: str, now: float) -> deque[float]:
         taken = self._taken[endpoint]
-        oldest = self.monotonic() - _WINDOW_SECONDS
+        oldest = now - WINDOW_SECONDS
         while taken and taken[0] <= oldest:
             taken.popleft()
         return taken

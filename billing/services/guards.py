@@ -1,0 +1,291 @@
+"""What stops a billing run by itself, and who looks after runs that nobody drives. A stopped run says why, and a person
+lets it go on (services/steering.py).
+
+    spending cap          of a run: held while charges are claimed, so that it is never exceeded, not by one charge
+    subscriber daily cap  of a customer in 24 hours: held when a charge begins
+    decline jump          more declines than usual: looked at while the run goes on
+    forecast              more money than the run had planned: looked at while the run goes on
+
+Called by dispatch (the scheduler's run of the day, the cap), charging (the subscriber's cap), runs (a run that is
+driven) and the scheduler (`watch`, every two seconds).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, time, timedelta
+
+import structlog
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from billing.domain.lifecycle import AttemptStatus
+from billing.domain.money import Money, format_money
+from billing.services import planning, steering
+from billing.services.parts import Parts, Rules
+from billing.services.planning import DECLINES, FORECAST, SPENDING_CAP
+from billing.services.steering import ABORTED, ASKED, DAILY, RUNNING, waits_for
+from billing.store import queries, run_queries
+from billing.store.clock import real_now
+from billing.store.models import BillingRun, ChargeAttempt, Customer, Subscription
+from billing.store.run_queries import Standing
+
+__all__ = ["RUNNING", "check", "daily_run", "evaluate", "hold_to_caps", "may_begin", "over_daily_cap", "watch"]
+
+USUAL_DECLINE_SHARE = 0.1  # until there are results enough to know better
+USUAL_DAYS = timedelta(days=30)
+A_DAY = timedelta(days=1)
+HEART_STOPS = timedelta(seconds=60)
+LOOK_SECONDS = 2
+CHARGES_A_LOOK = 25_000  # a run of so many charges is counted at every look, a larger one less often
+LONGEST_PAUSE_SECONDS = 60
+
+log = structlog.get_logger()
+
+
+# ------------------------------------------------------------------------------------- the run of the day
+
+
+def daily_run(session: Session, now: datetime, rules: Rules | None = None) -> str:
+    """The scheduler's run of this day of billing's clock, made when something is opened or handed out. Its plan is all
+    that comes due in the day."""
+    day = now.astimezone(UTC).date()
+    run_id = f"run-{day.isoformat()}"
+    found = session.execute(
+        select(BillingRun.state, BillingRun.finished_at).where(BillingRun.id == run_id)
+    ).one_or_none()
+    if found is None:
+        end_of_day = datetime.combine(day, time.max, UTC)
+        plan = planning.plan_of_run(session, end_of_day, rules or Rules())
+        run_queries.insert_run(session, id=run_id, kind=DAILY, at=now, started_at=real_now(), plan=plan)
+    elif found.state == RUNNING and found.finished_at is not None:  # the clock was set back
+        session.execute(update(BillingRun).where(BillingRun.id == run_id).values(finished_at=None))
+    return run_id
+
+
+# ------------------------------------------------------------------------------------------------ the caps
+
+
+def hold_to_caps(session: Session, run_id: str, ids: Sequence[str], rules: Rules) -> list[str]:
+    """Of the attempts just claimed: those that may be sent. Called in the claim's transaction.
+
+    Claims of one run follow each other by the lock of its row, so each sees what those before it handed out. When
+    nothing fits any more the run is stopped, and the rest is parked. Attempts may belong to another run than the one
+    that claims.
+    """
+    rows = session.execute(
+        select(ChargeAttempt.id, ChargeAttempt.run_id, ChargeAttempt.currency, ChargeAttempt.amount_minor)
+        .where(ChargeAttempt.id.in_(ids))
+        .order_by(ChargeAttempt.scheduled_at, ChargeAttempt.id)
+    ).all()
+    owner = {row.id: row.run_id or run_id for row in rows}
+    held: set[str] = set()
+    for each in sorted(set(owner.values())):  # one order for everybody who locks
+        claimed = [(row.id, row.currency, int(row.amount_minor)) for row in rows if owner[row.id] == each]
+        held |= _hold_run_to_cap(session, each, claimed, rules)
+    return [identity for identity in ids if identity not in held]
+
+
+def _hold_run_to_cap(session: Session, run_id: str, claimed: Sequence[tuple[str, str, int]], rules: Rules) -> set[str]:
+    run = run_queries.lock_run(session, run_id)
+    if run is None:
+        return set()
+    if run.state != RUNNING:
+        held = {identity for identity, _, _ in claimed}
+        queries.park_attempts(session, sorted(held), waits_for(run_id), f"billing run {run_id} is {run.state}")
+        return held
+    if SPENDING_CAP in run.waived:
+        return set()
+    spent, in_hand = run_queries.committed(session, run_id, but={identity for identity, _, _ in claimed})
+    held = _beyond(spent, claimed, rules)
+    if held and len(held) == len(claimed) and not in_hand:
+        _stop_at_cap(session, run, claimed, rules)
+    elif held:
+        # There is something on its way that the cap has room for: the run is stopped when that has begun.
+        queries.release_leases(session, sorted(held))
+    return held
+
+
+def _beyond(spent: Counter[str], claimed: Sequence[tuple[str, str, int]], rules: Rules) -> set[str]:
+    """Claimed attempts without room under the cap, in their order: the first that does not fit ends it."""
+    held: set[str] = set()
+    for identity, currency, minor in claimed:
+        spent[currency] += minor
+        if held or spent[currency] > rules.run_spending_cap.get(currency, spent[currency]):
+            held.add(identity)
+    return held
+
+
+def _stop_at_cap(session: Session, run: BillingRun, claimed: Sequence[tuple[str, str, int]], rules: Rules) -> None:
+    currency = next(currency for _, currency, _ in claimed if currency in rules.run_spending_cap)
+    cap = format_money(Money(rules.run_spending_cap[currency], currency))
+    reason = f"the next charge would exceed its spending cap of {cap}"
+    steering.mark_stopped(run, SPENDING_CAP, reason)
+    session.flush()
+    run_queries.park_free(session, run.id, steering.stopped_error(run.id, reason))
+
+
+def may_begin(run_id: str | None, lease_until: datetime | None, rules: Rules) -> bool:
+    """A capped run counts what it has handed out by its lease: nothing of it begins that has been given back."""
+    return run_id is None or not rules.run_spending_cap or lease_until is not None
+
+
+def over_daily_cap(
+    session: Session, customer_id: str, currency: str, amount_minor: int, now: datetime, rules: Rules
+) -> str | None:
+    """Why a customer is not charged this amount today, or None. Charges of one customer follow each other by the lock
+    of its row; called before an automatic attempt begins."""
+    cap = rules.subscriber_daily_cap.get(currency)
+    if cap is None:
+        return None
+    session.execute(select(Customer.id).where(Customer.id == customer_id).with_for_update(key_share=True)).all()
+    spent = session.scalar(
+        select(func.coalesce(func.sum(ChargeAttempt.amount_minor), 0))
+        .join(Subscription, Subscription.id == ChargeAttempt.subscription_id)
+        .where(
+            Subscription.customer_id == customer_id,
+            ChargeAttempt.currency == currency,
+            ChargeAttempt.submitted_at > now - A_DAY,
+            ChargeAttempt.status.not_in({AttemptStatus.FAILED, AttemptStatus.CANCELED, AttemptStatus.SCHEDULED}),
+        )
+    )
+    if int(spent or 0) + amount_minor <= cap:
+        return None
+    charged = format_money(Money(int(spent or 0), currency))
+    return (
+        f"{format_money(Money(amount_minor, currency))} after {charged} in 24 hours would exceed the daily cap of"
+        f" {format_money(Money(cap, currency))} for one subscriber"
+    )
+
+
+# --------------------------------------------------------------------------- while a run goes on
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    guard: str
+    reason: str
+
+
+def check(parts: Parts, run_id: str) -> Standing:
+    """How a run stands; a guard that has reason to stops it."""
+    now = parts.clock.now()
+    with parts.reading() as session:
+        run = session.get_one(BillingRun, run_id)
+        found = run_queries.standing(session, run_id, now)
+        alarm = evaluate(session, run, found, now, parts.rules) if run.state == RUNNING else None
+    if alarm is not None:
+        steering.stop_run(parts, run_id, alarm.guard, alarm.reason)
+    return found
+
+
+def evaluate(session: Session, run: BillingRun, found: Standing, now: datetime, rules: Rules) -> Alarm | None:
+    """The first guard that would stop the run now; those a person has waived keep silent."""
+    for guard, judge in ((DECLINES, _declines_jump), (FORECAST, _leaves_forecast)):
+        reason = None if guard in run.waived else judge(session, run, found, now, rules)
+        if reason is not None:
+            return Alarm(guard, reason)
+    return None
+
+
+def _declines_jump(session: Session, run: BillingRun, found: Standing, now: datetime, rules: Rules) -> str | None:
+    settled = found.own_declined + found.own[AttemptStatus.SUCCEEDED]
+    if not rules.run_decline_jump or settled < rules.run_decline_sample:
+        return None
+    share = found.own_declined / settled
+    if share <= rules.run_decline_jump:  # whatever is usual, this is no jump
+        return None
+    usual = run_queries.usual_decline_share(session, run.id, now - USUAL_DAYS, rules.run_decline_sample)
+    usual = USUAL_DECLINE_SHARE if usual is None else usual
+    if share <= usual + rules.run_decline_jump:
+        return None
+    return f"{share:.0%} of {settled:,} charges were declined, and {usual:.0%} is usual"
+
+
+def _leaves_forecast(_session: Session, run: BillingRun, found: Standing, _now: datetime, rules: Rules) -> str | None:
+    if not rules.run_forecast_share or run.plan is None or found.own.total() < rules.run_decline_sample:
+        return None
+    planned = planning.in_minor_units(run.plan["totals"])
+    for currency, minor in found.own_foreseen.items():
+        forecast = planned.get(currency, 0)
+        if (minor - forecast) * 100 > forecast * round(rules.run_forecast_share * 100):
+            return (
+                f"it has come to {format_money(Money(minor, currency))}, charged and waiting, and"
+                f" {format_money(Money(forecast, currency))} were planned"
+            )
+    return None
+
+
+# ---------------------------------------------------------------------- looking after all runs
+
+
+def watch(parts: Parts) -> None:
+    """Of every run that nobody drives: stopped by its guards, finished when nothing is left of it, freed of what it no
+    longer waits for. With no run unfinished and nothing parked it costs two questions to two indexes."""
+    now, real = parts.clock.now(), real_now()
+    with parts.reading() as session:
+        runs = run_queries.unfinished_runs(session, (RUNNING, ABORTED))
+        causes = run_queries.parked_causes(session)
+        gone = run_queries.causes_gone(session, causes) if causes else []
+        busy = bool(runs) and run_queries.anything_to_charge(session, now)
+    for cause in gone:
+        with parts.transaction() as session:
+            queries.unpark(session, cause)
+    for run in runs:
+        if run.state == ABORTED:
+            _see_off(parts, run, now)
+        else:
+            _look_after(parts, run, now, real, busy=busy)
+
+
+def _see_off(parts: Parts, run: BillingRun, now: datetime) -> None:
+    """What was opened for an aborted run after it was aborted, or left by an abort that was cut short."""
+    steering.withdraw_rest(parts, run.id)
+    if run.kind == ASKED or _day_is_over(run, now):
+        _finish(parts, run.id)
+
+
+def _look_after(parts: Parts, run: BillingRun, now: datetime, real: datetime, *, busy: bool) -> None:
+    may_finish = _day_is_over(run, now) if run.kind == DAILY else _heart_has_stopped(run, real)
+    if not busy:
+        with parts.reading() as session:
+            left = may_finish and run_queries.has_parked(session, run.id)
+        if may_finish and not left:
+            _finish(parts, run.id)
+        return
+    if not _is_its_turn(run, real):
+        return
+    found = check(parts, run.id)
+    if may_finish and not found.anything_left:
+        _finish(parts, run.id)
+
+
+def _heart_has_stopped(run: BillingRun, real: datetime) -> bool:
+    return run.heartbeat_at is None or run.heartbeat_at < real - HEART_STOPS
+
+
+def _day_is_over(run: BillingRun, now: datetime) -> bool:
+    today = f"run-{now.astimezone(UTC).date().isoformat()}"
+    return run.kind != DAILY or bool(run.id < today)
+
+
+def _is_its_turn(run: BillingRun, real: datetime) -> bool:
+    """Counting costs what the run has charged: the larger it is, the rarer it is counted."""
+    charges = (run.plan or {}).get("charges", 0)
+    pause: int = min(LONGEST_PAUSE_SECONDS // LOOK_SECONDS, 1 + charges // CHARGES_A_LOOK)
+    return int(real.timestamp() // LOOK_SECONDS) % pause == 0
+
+
+def _finish(parts: Parts, run_id: str) -> None:
+    with parts.transaction() as session:
+        session.execute(
+            update(BillingRun)
+            .where(
+                BillingRun.id == run_id,
+                BillingRun.finished_at.is_(None),
+                BillingRun.state.in_((RUNNING, ABORTED)),
+            )
+            .values(finished_at=real_now())
+        )

@@ -1,0 +1,315 @@
+"""Settle: what Xendit said of an attempt -> attempt, invoice, subscription, next try, story. In one transaction.
+
+The synchronous answer (services/charging.py), the webhook (webhooks.py) and the look-up (reconciling.py) all end here.
+Any number of times, in any order: saying it twice changes nothing, and `succeeded` never moves.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import structlog
+from sqlalchemy.orm import Session
+
+from billing.domain.declines import Classified, DeclineClass, classify
+from billing.domain.gateway import ChargeReport, ChargeStatus
+from billing.domain.lifecycle import AttemptStatus, InvoiceStatus, SubscriptionStatus, attempt_may_become
+from billing.domain.money import Money
+from billing.services import refunding, retrying
+from billing.services.parts import Rules, tell
+from billing.services.subscriptions import close_invoice, invoice_number, prepaid_first_period
+from billing.store import queries
+from billing.store.models import Capture, ChargeAttempt, new_id
+
+log = structlog.get_logger()
+
+
+def settle_attempt(
+    session: Session,
+    attempt_id: str,
+    report: ChargeReport,
+    now: datetime,
+    rules: Rules,
+    *,
+    source: str,
+) -> None:
+    """Record what Xendit said of an attempt and let it ripple. Saying it twice changes nothing.
+
+    `source` is answer, webhook or lookup; it is kept in the story as evidence.
+    """
+    if queries.lock_subscription_of_attempt(session, attempt_id) is None:
+        return
+    found = queries.attempt_with_invoice(session, attempt_id)
+    match report.status:
+        case ChargeStatus.SUCCEEDED:
+            _succeeded(session, found, report, now, rules, source)
+        case ChargeStatus.FAILED | ChargeStatus.EXPIRED:
+            _failed(session, found, report, now, rules, source)
+        case ChargeStatus.CANCELED:
+            _canceled(session, found, report, now)
+        case ChargeStatus.PENDING:
+            _waiting(session, found, report, now, rules, AttemptStatus.PENDING)
+        case ChargeStatus.REQUIRES_ACTION:
+            _waiting(session, found, report, now, rules, AttemptStatus.REQUIRES_ACTION)
+
+
+def _succeeded(
+    session: Session, found: queries.Found, report: ChargeReport, now: datetime, rules: Rules, source: str
+) -> None:
+    attempt, invoice, subscription = found.attempt, found.invoice, found.subscription
+    known = _known_capture(found, report)
+    if known is not None:
+        _captured_again(session, found, known, report, now, rules)
+        return
+    capture = _record_capture(session, found, report, now)
+    _note_ids_and_codes(attempt, report)
+    late = attempt.status in (AttemptStatus.FAILED, AttemptStatus.CANCELED)
+    attempt.status = AttemptStatus.SUCCEEDED
+    attempt.submitted_at = attempt.submitted_at or now  # Xendit has it, even if we took it back as not sent
+    attempt.settled_at = now
+    attempt.next_check_at = attempt.lease_until = None
+    attempt.cancel_wanted = False
+    attempt.decline_class = None
+    invoice.amount_paid_minor += capture.amount_minor
+    if capture.overpayment:
+        refunding.give_back(session, found, capture, capture.amount_minor, now, rules)
+        if invoice.status == InvoiceStatus.DRAFT:
+            close_invoice(session, invoice, InvoiceStatus.VOID, now, reason="subscription canceled")
+        return
+    if attempt.origin == "session" and subscription.status == SubscriptionStatus.INCOMPLETE:
+        _begin_prepaid(session, found, now)
+    if invoice.amount_paid_minor >= invoice.amount_minor:
+        invoice.status = InvoiceStatus.PAID
+        invoice.closed_at = now
+        invoice.grace_ends_at = invoice.hold_reason = None
+    else:
+        retrying.hold_invoice(session, invoice, now, "captured less than the amount due")
+    surplus = invoice.amount_paid_minor - invoice.amount_minor
+    if surplus > 0:
+        refunding.give_back(session, found, capture, surplus, now, rules)
+    tell(
+        session,
+        subscription.id,
+        now,
+        "invoice.paid",
+        invoice=invoice.number,
+        attempt=attempt.id,
+        amount=str(Money(capture.amount_minor, capture.currency)),
+        source=source,
+        **({"late": True} if late else {}),
+    )
+    if late or invoice.first_failed_at is not None:
+        retrying.withdraw_other_attempts(session, invoice, attempt, now)
+    retrying.recover_subscription(session, subscription, now)
+
+
+def _known_capture(found: queries.Found, report: ChargeReport) -> Capture | None:
+    """The capture we have of this payment. One attempt has one payment; another payment id under the same reference
+    is a second capture. A capture without an id (synchronous answer) and one with it are the same."""
+    for known in found.captures:
+        if known.attempt_id == found.attempt.id and (
+            known.payment_id is None or report.payment_id is None or known.payment_id == report.payment_id
+        ):
+            if known.payment_id is None and report.payment_id is not None:
+                known.payment_id = found.attempt.payment_id = report.payment_id
+            return known
+    return None
+
+
+def _captured_again(
+    session: Session, found: queries.Found, known: Capture, report: ChargeReport, now: datetime, rules: Rules
+) -> None:
+    """The same payment, now with more money than before: Xendit captured it once more."""
+    total = report.amount
+    if total is None or total.currency != known.currency or total.amount_minor <= known.amount_minor:
+        return
+    extra = total.amount_minor - known.amount_minor
+    known.amount_minor += extra
+    found.invoice.amount_paid_minor += extra
+    refunding.give_back(session, found, known, extra, now, rules)
+
+
+def _record_capture(session: Session, found: queries.Found, report: ChargeReport, now: datetime) -> Capture:
+    attempt, invoice = found.attempt, found.invoice
+    amount = report.amount or Money(attempt.amount_minor, attempt.currency)
+    capture = Capture(
+        id=new_id("cap"),
+        payment_id=report.payment_id,
+        payment_request_id=report.payment_request_id or attempt.payment_request_id,
+        invoice_id=invoice.id,
+        attempt_id=attempt.id,
+        amount_minor=amount.amount_minor,
+        currency=amount.currency,
+        overpayment=_is_not_owed(found),
+        captured_at=report.captured_at or now,
+    )
+    session.add(capture)
+    found.captures.append(capture)
+    return capture
+
+
+def _is_not_owed(found: queries.Found) -> bool:
+    """Paid already, or nothing is owed any more: a customer paid through the link of a canceled subscription."""
+    paid = any(not known.overpayment for known in found.captures)
+    ended = found.attempt.origin == "session" and found.subscription.status == SubscriptionStatus.CANCELED
+    return paid or ended or found.invoice.status in (InvoiceStatus.PAID, InvoiceStatus.VOID)
+
+
+def _begin_prepaid(session: Session, found: queries.Found, now: datetime) -> None:
+    """The payment session collected the first period: it runs from here on, whatever the session's own fate."""
+    period = prepaid_first_period(session, found.subscription, found.plan, now)
+    found.invoice.number = invoice_number(found.subscription, period)
+    found.invoice.period_key = period.key
+    found.invoice.period_index = period.index
+    found.invoice.period_start, found.invoice.period_end = period.start, period.end
+
+
+def _failed(
+    session: Session, found: queries.Found, report: ChargeReport, now: datetime, rules: Rules, source: str
+) -> None:
+    attempt = found.attempt
+    code = report.failure_code or (
+        "PAYMENT_REQUEST_EXPIRED" if report.status == ChargeStatus.EXPIRED else "FAILURE_DETAILS_UNAVAILABLE"
+    )
+    verdict = classify(failure_code=code, network_code=report.network_code, advice_code=report.advice_code)
+    if attempt.origin == "session":
+        # A failed try on the hosted page: the session stays open and the customer may try again.
+        tell(session, attempt.subscription_id, now, "session.try_failed", failure_code=code)
+        return
+    if attempt.status == AttemptStatus.FAILED:
+        _learn_codes(session, found, report, now)
+        return
+    if not attempt_may_become(AttemptStatus(attempt.status), AttemptStatus.FAILED):
+        return
+    if verdict.cls == DeclineClass.UNKNOWN_FIRST and not retrying.window_is_over(attempt, now, rules):
+        if attempt.status != AttemptStatus.IN_DOUBT:
+            reason = f"Xendit reports {code}, which can still turn into money"
+            doubt_attempt(session, attempt.id, now, reason, rules=rules, report=report)
+        return
+    fail_attempt(session, found, verdict, report, code, now, source)
+
+
+def fail_attempt(
+    session: Session,
+    found: queries.Found,
+    verdict: Classified,
+    report: ChargeReport,
+    code: str,
+    now: datetime,
+    source: str,
+) -> None:
+    """The definite end of one attempt; what comes next is the dunning policy's to say."""
+    attempt = found.attempt
+    _note_ids_and_codes(attempt, report)
+    attempt.status = AttemptStatus.FAILED
+    attempt.submitted_at = attempt.submitted_at or now
+    attempt.failure_code = code
+    attempt.decline_class = verdict.cls
+    attempt.settled_at = now
+    attempt.next_check_at = attempt.lease_until = None
+    session.flush()
+    upcoming = retrying.after_failure(session, found, verdict, now)
+    tell(
+        session,
+        attempt.subscription_id,
+        now,
+        "attempt.failed",
+        attempt=attempt.id,
+        invoice=found.invoice.number,
+        failure_code=code,
+        decline_class=verdict.cls,
+        source=source,
+        next=upcoming,
+    )
+
+
+def _learn_codes(session: Session, found: queries.Found, report: ChargeReport, now: datetime) -> None:
+    """The synchronous answer has only the failure code; the webhook brings the network's and the scheme's advice.
+    A planned retry gives way to what they say."""
+    attempt = found.attempt
+    if (report.network_code, report.advice_code) == (None, None):
+        return
+    if (report.network_code, report.advice_code) == (attempt.network_code, attempt.advice_code):
+        return
+    _note_ids_and_codes(attempt, report)
+    verdict = classify(
+        failure_code=attempt.failure_code, network_code=attempt.network_code, advice_code=attempt.advice_code
+    )
+    attempt.decline_class = verdict.cls
+    session.flush()
+    retrying.revise_plan(session, found, verdict, now)
+
+
+def _canceled(session: Session, found: queries.Found, report: ChargeReport, now: datetime) -> None:
+    attempt, invoice, subscription = found.attempt, found.invoice, found.subscription
+    if not attempt_may_become(AttemptStatus(attempt.status), AttemptStatus.CANCELED):
+        return
+    _note_ids_and_codes(attempt, report)
+    attempt.status = AttemptStatus.CANCELED
+    attempt.settled_at = now
+    attempt.next_check_at = attempt.lease_until = None
+    attempt.cancel_wanted = False
+    session.flush()
+    tell(session, subscription.id, now, "attempt.canceled", attempt=attempt.id, reason="canceled at Xendit")
+    if subscription.status == SubscriptionStatus.CANCELED:
+        close_invoice(session, invoice, InvoiceStatus.VOID, now, reason="subscription canceled")
+    elif attempt.origin != "session":
+        needs_customer = classify(failure_code="AUTHENTICATION_FAILED")
+        retrying.after_failure(session, found, needs_customer, now)
+
+
+def _waiting(
+    session: Session,
+    found: queries.Found,
+    report: ChargeReport,
+    now: datetime,
+    rules: Rules,
+    status: AttemptStatus,
+) -> None:
+    attempt = found.attempt
+    if attempt.status == status or not attempt_may_become(AttemptStatus(attempt.status), status):
+        return
+    _note_ids_and_codes(attempt, report)
+    attempt.status = status
+    attempt.action_url = report.action_url
+    attempt.lease_until = None
+    attempt.checks = 0
+    attempt.next_check_at = retrying.next_look_up(attempt, now, rules)
+    tell(session, attempt.subscription_id, now, f"attempt.{status}", attempt=attempt.id, action_url=report.action_url)
+    if status == AttemptStatus.REQUIRES_ACTION:
+        retrying.mark_past_due(session, found.subscription, now)
+
+
+def _note_ids_and_codes(attempt: ChargeAttempt, report: ChargeReport) -> None:
+    attempt.payment_request_id = report.payment_request_id or attempt.payment_request_id
+    attempt.payment_id = report.payment_id or attempt.payment_id
+    attempt.failure_code = report.failure_code or attempt.failure_code
+    attempt.network_code = report.network_code or attempt.network_code
+    attempt.advice_code = report.advice_code or attempt.advice_code
+
+
+def doubt_attempt(
+    session: Session,
+    attempt_id: str,
+    now: datetime,
+    error: str,
+    *,
+    rules: Rules,
+    report: ChargeReport | None = None,
+) -> None:
+    """Nobody knows whether money moved. Looked up on a ladder; until then nothing else may charge this invoice."""
+    if queries.lock_subscription_of_attempt(session, attempt_id) is None:
+        return
+    attempt = session.get_one(ChargeAttempt, attempt_id, populate_existing=True)
+    if not attempt_may_become(AttemptStatus(attempt.status), AttemptStatus.IN_DOUBT):
+        return
+    if report is not None:
+        _note_ids_and_codes(attempt, report)
+    attempt.status = AttemptStatus.IN_DOUBT
+    attempt.doubt_since = now
+    attempt.lease_until = None
+    attempt.checks = 0
+    attempt.next_check_at = retrying.next_look_up(attempt, now, rules)
+    attempt.error = error
+    tell(session, attempt.subscription_id, now, "attempt.in_doubt", attempt=attempt.id, reason=error)
+    log.warning("charge.in_doubt", attempt=attempt.id, error=error)

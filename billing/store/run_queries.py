@@ -1,0 +1,367 @@
+"""What is asked about billing runs: how one stands, what is left of it, and its row under lock. Callers own the
+transaction. Read by services/runs.py and its neighbours, the command line and the metrics.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, cast
+
+from sqlalchemy import CursorResult, and_, exists, func, or_, select, text, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from billing.domain.gateway import CHARGE_ENDPOINT, Lane
+from billing.domain.lifecycle import AttemptStatus
+from billing.store.models import (
+    BillingRun,
+    ChannelBreaker,
+    ChargeAttempt,
+    ChargingStop,
+    PaymentToken,
+    QuotaBudget,
+)
+
+RATE_WINDOW = timedelta(minutes=1)
+MOST_RUNS = 100  # unfinished ones looked at at once
+RUNS_COMPARED, CHARGES_COMPARED = 50, 2_000  # runs whose declines are the usual ones, and charges of each
+
+# Money that is gone, or may be.
+COMMITTED = frozenset(
+    {
+        AttemptStatus.SUCCEEDED,
+        AttemptStatus.SUBMITTED,
+        AttemptStatus.PENDING,
+        AttemptStatus.REQUIRES_ACTION,
+        AttemptStatus.IN_DOUBT,
+    }
+)
+# Our own mistakes and what never arrived say nothing of the customers' cards.
+NO_DECLINE = ("our_fault", "not_sent")
+
+
+@dataclass(slots=True)
+class Standing:
+    """How a run stands, counted once."""
+
+    by_status: Counter[str] = field(default_factory=Counter)
+    money: Counter[tuple[str, str]] = field(default_factory=Counter)  # (status, currency) -> minor units
+    due: int = 0  # to be claimed, or claimed and not begun
+    parked: int = 0
+    last_minute: int = 0  # sent in it
+    # Without what a customer waited for: the guards judge what the run does by itself.
+    own: Counter[str] = field(default_factory=Counter)
+    own_money: Counter[tuple[str, str]] = field(default_factory=Counter)
+    own_declined: int = 0
+
+    @property
+    def sent(self) -> int:
+        idle = (AttemptStatus.SCHEDULED, AttemptStatus.CANCELED)
+        return sum(count for status, count in self.by_status.items() if status not in idle)
+
+    @property
+    def waiting(self) -> int:
+        return self.by_status[AttemptStatus.SCHEDULED]
+
+    @property
+    def anything_left(self) -> bool:
+        return bool(self.due or self.parked or self.by_status[AttemptStatus.SUBMITTED])
+
+    @property
+    def collected(self) -> dict[str, int]:
+        """Minor units by currency."""
+        return _sums(self.money, {AttemptStatus.SUCCEEDED})
+
+    @property
+    def own_committed(self) -> dict[str, int]:
+        """Charged and perhaps charged."""
+        return _sums(self.own_money, COMMITTED)
+
+    @property
+    def own_foreseen(self) -> dict[str, int]:
+        """What it comes to when all that waits is charged as well."""
+        return _sums(self.own_money, {*COMMITTED, AttemptStatus.SCHEDULED})
+
+
+def _sums(money: Counter[tuple[str, str]], statuses: Collection[str]) -> dict[str, int]:
+    sums: Counter[str] = Counter()
+    for (status, currency), minor in money.items():
+        if status in statuses:
+            sums[currency] += minor
+    return dict(sorted(sums.items()))
+
+
+def standing(session: Session, run_id: str, now: datetime) -> Standing:
+    """One pass over the run's attempts, by their index."""
+    attempt = ChargeAttempt
+    free, scheduled = attempt.parked_by.is_(None), attempt.status == AttemptStatus.SCHEDULED
+    own = attempt.lane != Lane.CUSTOMER
+    declined = and_(attempt.status == AttemptStatus.FAILED, func.coalesce(attempt.decline_class, "").not_in(NO_DECLINE))
+    rows = session.execute(
+        select(
+            attempt.status,
+            attempt.currency,
+            own,
+            func.count(),
+            func.sum(attempt.amount_minor),
+            func.count().filter(scheduled, free, attempt.scheduled_at <= now),
+            func.count().filter(scheduled, ~free),
+            func.count().filter(attempt.submitted_at > now - RATE_WINDOW),
+            func.count().filter(declined),
+        )
+        .where(attempt.run_id == run_id)
+        .group_by(attempt.status, attempt.currency, own)
+    )
+    found = Standing()
+    for status, currency, is_own, count, minor, due, parked, last_minute, failed in rows:
+        found.by_status[status] += count
+        found.money[status, currency] += int(minor)
+        found.due += due
+        found.parked += parked
+        found.last_minute += last_minute
+        if is_own:
+            found.own[status] += count
+            found.own_money[status, currency] += int(minor)
+            found.own_declined += failed
+    return found
+
+
+def committed(session: Session, run_id: str, *, but: Collection[str]) -> tuple[Counter[str], int]:
+    """What a run has charged, may have charged, or has handed out, by currency in minor units; and how many are handed
+    out and not begun. Whatever has a lease counts, even one that is over: its message may still arrive. Without what a
+    customer waits for: that is no doing of the run."""
+    attempt = ChargeAttempt
+    in_hand = and_(attempt.status == AttemptStatus.SCHEDULED, attempt.lease_until.is_not(None))
+    rows = session.execute(
+        select(attempt.currency, func.sum(attempt.amount_minor), func.count().filter(in_hand))
+        .where(
+            attempt.run_id == run_id,
+            attempt.lane != Lane.CUSTOMER,
+            attempt.id.not_in(but),
+            or_(attempt.status.in_(COMMITTED), in_hand),
+        )
+        .group_by(attempt.currency)
+    ).all()
+    return Counter({row[0]: int(row[1]) for row in rows}), sum(row[2] for row in rows)
+
+
+def declines_by_reason(session: Session, run_id: str, most: int = 20) -> list[tuple[str | None, str | None, int]]:
+    attempt = ChargeAttempt
+    rows = session.execute(
+        select(attempt.failure_code, attempt.decline_class, func.count())
+        .where(attempt.run_id == run_id, attempt.status == AttemptStatus.FAILED)
+        .group_by(attempt.failure_code, attempt.decline_class)
+        .order_by(func.count().desc(), attempt.failure_code)
+        .limit(most)
+    )
+    return [(row[0], row[1], row[2]) for row in rows]
+
+
+def results_by_channel(session: Session, run_id: str) -> list[tuple[str | None, str, str, int, int]]:
+    """(channel, currency, status, charges, minor units) of what a run has sent."""
+    attempt = ChargeAttempt
+    rows = session.execute(
+        select(
+            PaymentToken.channel_code, attempt.currency, attempt.status, func.count(), func.sum(attempt.amount_minor)
+        )
+        .outerjoin(PaymentToken, PaymentToken.id == attempt.payment_token_id)
+        .where(attempt.run_id == run_id, attempt.status.not_in({AttemptStatus.SCHEDULED, AttemptStatus.CANCELED}))
+        .group_by(PaymentToken.channel_code, attempt.currency, attempt.status)
+        .order_by(PaymentToken.channel_code, attempt.currency)
+    )
+    return [(row[0], row[1], row[2], row[3], int(row[4])) for row in rows]
+
+
+def usual_decline_share(session: Session, run_id: str, since: datetime, sample: int) -> float | None:
+    """Of the latest other runs that charged anything; None with fewer than `sample` results. Bounded on purpose: a
+    share needs thousands of charges, not all of a month's."""
+    rows = session.execute(
+        text(
+            """
+            SELECT count(*), count(*) FILTER (WHERE settled.status = 'failed') FROM (
+                SELECT id FROM billing_runs WHERE id <> :run AND at > :since AND (plan ->> 'charges')::bigint > 0
+                ORDER BY started_at DESC LIMIT :runs
+            ) r CROSS JOIN LATERAL (
+                SELECT a.status FROM charge_attempts a
+                WHERE a.run_id = r.id AND a.status IN ('succeeded', 'failed') AND a.settled_at > :since
+                    AND coalesce(a.decline_class, '') NOT IN ('our_fault', 'not_sent')
+                LIMIT :most
+            ) settled
+            """
+        ),
+        {"run": run_id, "since": since, "runs": RUNS_COMPARED, "most": CHARGES_COMPARED},
+    ).one()
+    return rows[1] / rows[0] if rows[0] >= sample else None
+
+
+# ------------------------------------------------------------------------------------------------ the rows
+
+
+def lock_run(session: Session, run_id: str) -> BillingRun | None:
+    query = select(BillingRun).where(BillingRun.id == run_id).with_for_update()
+    return session.scalar(query.execution_options(populate_existing=True))
+
+
+def insert_run(session: Session, **values: Any) -> bool:
+    """False when there is one of this id already."""
+    query = insert(BillingRun).values(values).on_conflict_do_nothing().returning(BillingRun.id)
+    return session.scalar(query) is not None
+
+
+def orphan_run(session: Session, heart_stopped_before: datetime) -> BillingRun | None:
+    """An unfinished run that was asked for and that nobody drives any more; locked, so that one process takes it."""
+    query = (
+        select(BillingRun)
+        .where(
+            BillingRun.finished_at.is_(None),
+            BillingRun.kind == "asked",
+            BillingRun.state == "running",
+            or_(BillingRun.heartbeat_at.is_(None), BillingRun.heartbeat_at < heart_stopped_before),
+        )
+        .order_by(BillingRun.started_at)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    )
+    return session.scalar(query)
+
+
+def unfinished_runs(session: Session, states: Sequence[str]) -> list[BillingRun]:
+    query = select(BillingRun).where(BillingRun.finished_at.is_(None), BillingRun.state.in_(states))
+    return list(session.scalars(query.order_by(BillingRun.started_at).limit(MOST_RUNS)))
+
+
+def beat(session: Session, run_id: str, at: datetime | None) -> None:
+    session.execute(update(BillingRun).where(BillingRun.id == run_id).values(heartbeat_at=at))
+
+
+# ------------------------------------------------------------------------------------------ parking, bounded
+
+
+def park_free(session: Session, run_id: str, error: str) -> int:
+    """Everything of a run that has not begun, except where a customer waits. What another transaction has in hand is
+    not waited for (it may be waiting for us): begin parks it."""
+    free = (
+        select(ChargeAttempt.id)
+        .where(
+            ChargeAttempt.run_id == run_id,
+            ChargeAttempt.status == AttemptStatus.SCHEDULED,
+            ChargeAttempt.parked_by.is_(None),
+            ChargeAttempt.lane != Lane.CUSTOMER,
+        )
+        .with_for_update(skip_locked=True)
+    )
+    statement = (
+        update(ChargeAttempt)
+        .where(ChargeAttempt.id.in_(free.cte("free").select()))
+        .values(parked_by=f"run:{run_id}", lease_until=None, error=error)
+        .execution_options(synchronize_session=False)
+    )
+    return cast("CursorResult[Any]", session.execute(statement)).rowcount
+
+
+_CAUSES = text(
+    """
+    WITH RECURSIVE causes AS (
+        (SELECT parked_by FROM charge_attempts WHERE parked_by IS NOT NULL ORDER BY parked_by LIMIT 1)
+        UNION ALL
+        SELECT (SELECT a.parked_by FROM charge_attempts a WHERE a.parked_by > c.parked_by ORDER BY a.parked_by LIMIT 1)
+        FROM causes c WHERE c.parked_by IS NOT NULL
+    )
+    SELECT parked_by FROM causes WHERE parked_by IS NOT NULL LIMIT 1000
+    """
+)
+
+
+def parked_causes(session: Session) -> list[str]:
+    """What parked attempts wait for, each once; jumps from one to the next in the index, however many wait."""
+    return list(session.scalars(_CAUSES))
+
+
+def causes_gone(session: Session, causes: Sequence[str]) -> list[str]:
+    """Those that hold nothing up any more: a run that runs or is gone, a channel whose breaker is closed."""
+    runs = [cause.removeprefix("run:") for cause in causes if cause.startswith("run:")]
+    channels = [cause.removeprefix("channel:") for cause in causes if cause.startswith("channel:")]
+    holding = {
+        f"run:{found}"
+        for found in session.scalars(
+            select(BillingRun.id).where(BillingRun.id.in_(runs), BillingRun.state.in_(("paused", "stopped", "aborted")))
+        )
+    } | {
+        f"channel:{found}"
+        for found in session.scalars(
+            select(ChannelBreaker.channel_code).where(
+                ChannelBreaker.channel_code.in_(channels), ChannelBreaker.probe_at.is_not(None)
+            )
+        )
+    }
+    return [cause for cause in causes if cause not in holding]
+
+
+# A lane at a time, and the first of each: only so the index answers alone, however many wait or are parked.
+_BUSY = text(
+    """
+    SELECT EXISTS (SELECT FROM charge_attempts WHERE status = 'submitted' AND lease_until IS NOT NULL)
+    OR coalesce((SELECT scheduled_at <= :now FROM charge_attempts
+        WHERE lane = 0 AND status = 'scheduled' AND parked_by IS NULL ORDER BY lane, scheduled_at LIMIT 1), false)
+    OR coalesce((SELECT scheduled_at <= :now FROM charge_attempts
+        WHERE lane = 1 AND status = 'scheduled' AND parked_by IS NULL ORDER BY lane, scheduled_at LIMIT 1), false)
+    OR coalesce((SELECT scheduled_at <= :now FROM charge_attempts
+        WHERE lane = 2 AND status = 'scheduled' AND parked_by IS NULL ORDER BY lane, scheduled_at LIMIT 1), false)
+    OR coalesce((SELECT scheduled_at <= :now FROM charge_attempts
+        WHERE lane = 3 AND status = 'scheduled' AND parked_by IS NULL ORDER BY lane, scheduled_at LIMIT 1), false)
+    """
+)
+
+
+def anything_to_charge(session: Session, now: datetime) -> bool:
+    """Due, handed out or sent, in whatever run; without what is parked. Asks indexes only."""
+    return bool(session.scalar(_BUSY, {"now": now}))
+
+
+_CLAIMABLE = text(
+    """
+    SELECT EXISTS (
+        SELECT FROM charge_attempts d WHERE d.status = 'scheduled' AND d.parked_by IS NULL AND d.scheduled_at <= :now
+            AND (d.lease_until IS NULL OR d.lease_until < :real_now) AND NOT EXISTS (
+                SELECT FROM charge_attempts o WHERE o.subscription_id = d.subscription_id AND o.id < d.id
+                    AND (o.status = 'submitted' OR (o.status = 'scheduled' AND o.scheduled_at <= :now)))
+    ) AND NOT EXISTS (SELECT FROM charging_stop)
+    """
+)
+
+
+def anything_to_claim(session: Session, now: datetime, real_now: datetime) -> bool:
+    """Due and in nobody's hands: only the quota keeps it from being handed out."""
+    return bool(session.scalar(_CLAIMABLE, {"now": now, "real_now": real_now}))
+
+
+def has_parked(session: Session, run_id: str) -> bool:
+    parked = (ChargeAttempt.parked_by.is_not(None), ChargeAttempt.status == AttemptStatus.SCHEDULED)
+    return bool(session.scalar(select(exists().where(ChargeAttempt.run_id == run_id, *parked))))
+
+
+def charging_stop_reason(session: Session) -> str | None:
+    return session.scalar(select(ChargingStop.reason))
+
+
+# ------------------------------------------------------------------------------------------------ the quota
+
+
+_USED = text(
+    """
+    SELECT coalesce(sum(sent), 0)::int FROM quota_slots, (SELECT extract(epoch FROM clock_timestamp()) * 10 AS now) t
+    WHERE endpoint = :endpoint AND tenth > t.now - 600 AND tenth <= t.now
+    """
+)
+
+
+def quota_used(session: Session, endpoint: str = CHARGE_ENDPOINT) -> int:
+    """Requests of the last minute, by everybody."""
+    return int(session.scalar(_USED, {"endpoint": endpoint}) or 0)
+
+
+def learned_limit(session: Session, endpoint: str = CHARGE_ENDPOINT) -> int | None:
+    return session.scalar(select(QuotaBudget.learned_limit).where(QuotaBudget.endpoint == endpoint))
