@@ -10,6 +10,7 @@ from importlib.metadata import entry_points
 
 import structlog
 from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
 
 from billing import log
 from billing.domain.gateway import CHARGE_ENDPOINT, Lane, PaymentGateway, Quota
@@ -73,11 +74,14 @@ def make_gateway(settings: Settings, quota: Quota) -> XenditGateway:
             raise NotSent("the request quota to Xendit is used up for the moment; try again in a minute")
 
     def learn(endpoint: str, status: int, rates: Mapping[str, str], _seconds: float) -> None:
-        if status == TOO_MANY_REQUESTS:
-            quota.pause(endpoint, reset_seconds(rates))
-        else:
-            limit, remaining = rates.get("rate-limit-limit"), rates.get("rate-limit-remaining")
-            quota.learn(endpoint, limit=_whole(limit), remaining=_whole(remaining))
+        try:
+            if status == TOO_MANY_REQUESTS:
+                quota.pause(endpoint, reset_seconds(rates))
+            else:
+                limit, remaining = rates.get("rate-limit-limit"), rates.get("rate-limit-remaining")
+                quota.learn(endpoint, limit=_whole(limit), remaining=_whole(remaining))
+        except SQLAlchemyError as error:  # the answer counts, whatever becomes of its headers
+            structlog.get_logger().warning("quota.not_learned", error=error.__class__.__name__)
 
     return XenditGateway(
         base_url=settings.xendit_base_url,

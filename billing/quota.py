@@ -4,7 +4,7 @@ Xendit counts requests per endpoint and account in a sliding window of a minute.
 first: a tenth of the budget may go at once, the rest is paced evenly over the window, so that the wall is never
 reached and whoever comes next waits a moment, not a minute. Together that is the whole quota, and never more of it.
 
-Lanes decide who may reserve how far ahead: while renewals fill the next second, a customer who waits still finds a
+Lanes decide who may reserve how far ahead: while renewals fill the next half second, a customer who waits still finds a
 slot right behind it, and a retry finds none until they are through. A lane that has had less than its guaranteed share
 may reserve further ahead than anybody, so none starves.
 
@@ -33,8 +33,8 @@ NO_LIMIT = 50_000  # per minute: beyond Xendit's ceiling per IP there is nothing
 PERMIT_LIFE_SECONDS = 0.8
 
 # How many seconds ahead a lane may reserve. The further, the more certain its turn.
-HORIZONS = {Lane.CUSTOMER: 2.0, Lane.RENEWAL: 1.0, Lane.RETRY: 0.6, Lane.UPKEEP: 0.3}
-OWED_HORIZON = 3.0  # of a lane that has had less than its share
+HORIZONS = {Lane.CUSTOMER: 0.8, Lane.RENEWAL: 0.4, Lane.RETRY: 0.25, Lane.UPKEEP: 0.12}
+OWED_HORIZON = 1.2  # of a lane that has had less than its share
 SHARES = {Lane.CUSTOMER: 0.3, Lane.RENEWAL: 0.2, Lane.RETRY: 0.1, Lane.UPKEEP: 0.05}
 
 SLACK = 0.02  # of the limit: answers under way make the gateway's count and ours differ by a few

@@ -30,7 +30,7 @@ from starlette.routing import Route
 
 from billing import metrics
 from billing.app import App, build, find_sender
-from billing.domain.gateway import SessionMode
+from billing.domain.gateway import EventKind, SessionMode
 from billing.domain.lifecycle import SessionStatus
 from billing.errors import BillingError, WebhookRejected
 from billing.ratelimit import RateLimit
@@ -51,6 +51,9 @@ BODY_SECONDS = 10.0  # for a whole webhook body; Xendit sends a few kilobytes at
 WRONG_TOKENS_OF_AN_ADDRESS = 20
 PAGES_OF_AN_ADDRESS = 120  # many customers of one mobile network come from one address
 LOOK_UPS_OF_A_SESSION = 6
+
+# A payment method or a payment has just been given: applied here, at once, rather than by a worker in a second.
+SOMEBODY_WAITS = frozenset({EventKind.TOKEN, EventKind.SESSION})
 
 _SESSION_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
 _LENGTH = re.compile(r"[0-9]{1,18}")
@@ -117,7 +120,7 @@ def make_web(
         except SQLAlchemyError as error:
             log.error("webhook.not_stored", error=error.__class__.__name__)
             return PlainTextResponse("not stored, send it again\n", 503)
-        if event_id is not None and send is None:
+        if event_id is not None and (send is None or event.kind in SOMEBODY_WAITS):
             return PlainTextResponse("stored\n", background=BackgroundTask(_apply, app, event_id))
         if event_id is not None:
             inbox.follow(event_id, event)
@@ -220,7 +223,7 @@ def _hand_on(send: Send, event_ids: Sequence[str]) -> None:
 
 
 def _apply(app: App, event_id: str) -> None:
-    """Here, without Redis. What fails is taken up by the scheduler, or by the next `billing run`."""
+    """Here. What fails is taken up by the scheduler, or by the next `billing run`."""
     try:
         webhooks.apply_stored_event(app.parts, event_id, read_event)
     except SQLAlchemyError as error:

@@ -19,8 +19,9 @@ from workers import broker
 dramatiq.set_broker(broker.make_broker(broker.sender_settings()))
 
 
-# Lower numbers go first among what a worker has at hand; what a customer waits for has a queue of its own besides.
-@dramatiq.actor(queue_name="customers", max_retries=0, priority=0)
+# One queue for all charges: a worker looks into a queue that was empty only once a second, and a customer waits. Lower
+# numbers go first among what it has at hand, which is nearly all, for little more than that is ever handed out.
+@dramatiq.actor(queue_name="charges", max_retries=0, priority=0)
 def charge_now(*attempt_ids: str) -> None:
     """Charge what a customer waits for (billing/services/charging.py)."""
     _work(dispatch.CHARGE_NOW, *attempt_ids)
@@ -32,7 +33,7 @@ def charge(*attempt_ids: str) -> None:
     _work(dispatch.CHARGE, *attempt_ids)
 
 
-@dramatiq.actor(queue_name="retries", max_retries=0, priority=20)
+@dramatiq.actor(queue_name="charges", max_retries=0, priority=20)
 def charge_again(*attempt_ids: str) -> None:
     """Charge what has been declined before."""
     _work(dispatch.CHARGE_AGAIN, *attempt_ids)

@@ -28,7 +28,7 @@ from billing.store import queries
 from billing.store.clock import real_now
 from billing.store.engine import database_errors_in_one_line
 
-LOOP_SECONDS = 0.5
+LOOP_SECONDS = 0.2
 LONGEST_PAUSE_SECONDS = 15  # between tries while the database or Redis is away
 
 log = structlog.get_logger()

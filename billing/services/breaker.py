@@ -26,6 +26,7 @@ OPENS_AFTER = 5  # technical failures in a row
 IN_A_ROW = timedelta(minutes=10)  # failures further apart than this are not
 FIRST_PROBE = timedelta(seconds=30)
 LONGEST_PAUSE = timedelta(minutes=10)  # between two probes
+DOUBLINGS = 5  # reach it
 LOOK_AGAIN_SECONDS = 1.0
 
 log = structlog.get_logger()
@@ -103,7 +104,7 @@ def take_probe(session: Session, trouble: Trouble, now: datetime) -> bool:
     if row.probe_at is None or row.probe_at > now:
         return False
     row.probes += 1
-    row.probe_at = now + min(FIRST_PROBE * 2**row.probes, LONGEST_PAUSE)
+    row.probe_at = now + min(FIRST_PROBE * 2 ** min(row.probes, DOUBLINGS), LONGEST_PAUSE)
     return True
 
 

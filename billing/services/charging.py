@@ -91,12 +91,13 @@ def _charge_group(parts: Parts, group: Sequence[str], asked: Collection[str] = (
     troubles = parts.breakers.known(parts.sessions)
     with parts.transaction() as session:
         started = begin_attempts(session, group, now, parts.rules, asked=asked, troubles=troubles)
+    parts.quota.give_back(CHARGE_ENDPOINT, len(group) - len(started.begun))
+    # What has begun goes out first: nothing that happens to the others may keep it.
+    _send_and_settle(parts, started.begun)
     for attempt_id in started.refused:
         question = _refuse(parts, attempt_id, now)
         if question is not None:
             started.questions.append(question)
-    parts.quota.give_back(CHARGE_ENDPOINT, len(group) - len(started.begun))
-    _send_and_settle(parts, started.begun)
     return started.questions
 
 

@@ -6,6 +6,7 @@ workers (or does the work in this process): a hint that may be lost, doubled or 
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -19,7 +20,7 @@ from billing.services import breaker, guards, invoicing, reconciling, retrying
 from billing.services.invoicing import Opened
 from billing.services.parts import Parts, Send
 from billing.store import queries
-from billing.store.clock import real_now
+from billing.store.clock import real_now, uptime
 
 CHARGE, CHARGE_NOW, CHARGE_AGAIN = "charge", "charge_now", "charge_again"
 KIND_OF_LANE = {Lane.CUSTOMER: CHARGE_NOW, Lane.RENEWAL: CHARGE, Lane.RETRY: CHARGE_AGAIN}
@@ -31,6 +32,7 @@ BATCH = 500
 OPENERS = 2
 MAX_BATCHES = 400  # of openings in one tick: then the others get their turn
 AHEAD_SECONDS = 3.0  # of the quota: no more is handed out, so that a run can be stopped and a customer let in
+TICK_SECONDS = 10.0  # then the other jobs have their turn: guards, events, look-ups
 SHARE_OF_RETRIES = 10  # one in so many: renewals go first, and no lane starves
 
 
@@ -58,13 +60,14 @@ def tick(parts: Parts, send: Send) -> Done:
         with parts.transaction() as session:
             run_id = guards.daily_run(session, now, parts.rules)
             breaker.release_probes(session, now)
+        until = uptime() + TICK_SECONDS
         if due.attempts or due.probes:
-            done.handed_out += hand_out_charges(parts, send, run_id=run_id, only_free=True)
+            done.handed_out += hand_out_charges(parts, send, run_id=run_id, only_free=True, until=until)
         if due.subscriptions:
             for batch in opening(parts, now, run_id=run_id):
                 done.opened += batch.invoices
                 # Between batches: whoever waits is not kept waiting until a hundred thousand are opened.
-                done.handed_out += hand_out_charges(parts, send, run_id=run_id, only_free=True)
+                done.handed_out += hand_out_charges(parts, send, run_id=run_id, only_free=True, until=until)
     done.handed_out += hand_out_checks(parts, send, due)
     return done
 
@@ -107,10 +110,19 @@ def open_all_due(parts: Parts, now: datetime, *, run_id: str | None = None) -> l
 
 
 def hand_out_charges(
-    parts: Parts, send: Send, *, run_id: str | None = None, now: datetime | None = None, only_free: bool = False
+    parts: Parts,
+    send: Send,
+    *,
+    run_id: str | None = None,
+    now: datetime | None = None,
+    only_free: bool = False,
+    until: float = math.inf,
 ) -> int:
     """Claim due attempts and send their ids: customers who wait, then renewals, then retries. Never more than workers
-    may have in hand, and never more than the quota lets through in the next seconds."""
+    may have in hand, and never more than the quota lets through in the next seconds.
+
+    `until` (uptime): begin no new wave after it. Where `send` does the work itself, everything else waits for it.
+    """
     at = now or parts.clock.now()
     handed = 0
     while True:
@@ -127,7 +139,7 @@ def hand_out_charges(
                 send(KIND_OF_LANE[lane], ids)
         count = sum(len(ids) for _, ids in claimed)
         handed += count
-        if count < room or count == 0:
+        if count < room or count == 0 or uptime() > until:
             return handed
 
 
@@ -140,7 +152,9 @@ def _room(parts: Parts, session: Session) -> int:
 
 def _shares(room: int) -> Sequence[tuple[Lane, int]]:
     """Lanes in their order, with what each may take of the room; what retries leave of their share is renewals'."""
-    for_retries = max(1, room // SHARE_OF_RETRIES) if room > 1 else 0
+    for_retries = max(1, room // SHARE_OF_RETRIES)
+    if room == 1 and int(uptime()) % SHARE_OF_RETRIES:
+        for_retries = 0  # a single place is theirs one second in ten
     return (
         (Lane.CUSTOMER, room),
         (Lane.RETRY, for_retries),

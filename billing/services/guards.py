@@ -122,6 +122,7 @@ def _stop_at_cap(session: Session, run: BillingRun, claimed: Sequence[tuple[str,
     currency = next(currency for _, currency, _ in claimed if currency in rules.run_spending_cap)
     cap = format_money(Money(rules.run_spending_cap[currency], currency))
     reason = f"the next charge would exceed its spending cap of {cap}"
+    run.finished_at = None  # if it was: there is something left of it after all
     steering.mark_stopped(run, SPENDING_CAP, reason)
     session.flush()
     run_queries.park_free(session, run.id, steering.stopped_error(run.id, reason))
@@ -229,10 +230,13 @@ def watch(parts: Parts) -> None:
         runs = run_queries.unfinished_runs(session, (RUNNING, ABORTED))
         causes = run_queries.parked_causes(session)
         gone = run_queries.causes_gone(session, causes) if causes else []
+        aborted = run_queries.aborted_among(session, causes) if causes else []
         busy = bool(runs) and run_queries.anything_to_charge(session, now)
     for cause in gone:
         with parts.transaction() as session:
             queries.unpark(session, cause)
+    for run_id in aborted:  # set back by a worker, or opened, after the abort
+        steering.withdraw_rest(parts, run_id)
     for run in runs:
         if run.state == ABORTED:
             _see_off(parts, run, now)

@@ -83,11 +83,16 @@ class Inbox:
     async def _write(self) -> None:
         while self._waiting:
             batch, self._waiting = self._waiting[:MOST_AT_ONCE], self._waiting[MOST_AT_ONCE:]
-            results = await asyncio.to_thread(self._store_all, batch)
+            try:
+                results: Sequence[str | Exception | None] = await asyncio.to_thread(self._store_all, batch)
+            except Exception as error:
+                # A bug of ours: whoever sent these is told now, and sends them again.
+                results = [error for _ in batch]
+                log.exception("webhook.not_stored", events=len(batch))
             for delivery, result in zip(batch, results, strict=True):
                 if delivery.stored.done():
                     continue  # whoever sent it is gone
-                if isinstance(result, SQLAlchemyError):
+                if isinstance(result, Exception):
                     delivery.stored.set_exception(result)
                 else:
                     delivery.stored.set_result(result)

@@ -149,7 +149,7 @@ class _Run:
         self._seen = guards.check(self.parts, self.id)
         self.progress({"run_id": self.id} | totals(self._seen, _opened(self)))
         took = uptime() - before if self._seen.by_status.total() > LARGE else 0.0
-        self._rest_until = uptime() + COUNTING_SHARE * took
+        self._rest_until = uptime() + min(COUNTING_SHARE * took, guards.HEART_STOPS.total_seconds() / 3)
         return self._seen
 
     def sending(self, send: Send) -> Send:
@@ -213,7 +213,12 @@ def _surprise(plan: Json, expect: Mapping[str, int] | None, share: float) -> str
 
 
 def _open(run: _Run) -> int:
-    batches = dispatch.open_all_due(run.parts, run.opening_at, run_id=run.id)
+    batches = []
+    for batch in dispatch.opening(run.parts, run.opening_at, run_id=run.id):
+        batches.append(batch)
+        run.look()  # the heart beats, and somebody may have stopped it
+        if not run.goes_on():
+            break
     run.skipped.extend(_with_advice(line) for line in invoicing.skipped_ids(batches))
     opened = sum(batch.invoices for batch in batches)
     if opened:
@@ -237,7 +242,8 @@ def _work_left(parts: Parts, at: datetime) -> bool:
     """Attempts that are due or in a worker's hands, of whatever run; not those that are parked."""
     with parts.reading() as session:
         stopped = run_queries.charging_stop_reason(session) is not None
-        return not stopped and run_queries.anything_to_charge(session, at)
+        in_hand = sum(queries.count_in_flight(session, real_now()))
+        return not stopped and (in_hand > 0 or run_queries.anything_to_claim(session, at, real_now()))
 
 
 def _waits_for_quota(run: _Run) -> bool:

@@ -351,9 +351,10 @@ def _release_invoice(session: Session, subscription: Subscription, invoice_id: s
         .limit(1)
     ).one()
     invoice.hold_reason = None
-    schedule_attempt(
+    attempt = schedule_attempt(
         session, invoice, now, origin=last.origin, payment_token_id=last.payment_token_id, replaces_at=last.replaces_at
     )
+    attempt.lane = Lane.CUSTOMER  # a person has said yes to it: no run, aborted or capped, withdraws it again
     tell(session, subscription.id, now, "invoice.released", invoice=invoice.number, reason="approved by a person")
     return True
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 
 import simplejson
@@ -20,6 +20,7 @@ Sessions = sessionmaker[Session]
 
 RESTED_SECONDS = 5
 PREPARED_STATEMENTS = 500
+LONGEST_IDLE_SECONDS = 5  # of a transaction that waits for its client
 
 
 def make_engine(url: str, *, pool_size: int = 16) -> Engine:
@@ -42,16 +43,21 @@ def make_engine(url: str, *, pool_size: int = 16) -> Engine:
             " for example postgresql+psycopg://billing:secret@localhost:5432/billing"
         ) from None
     _ping_after_idling(engine)
-    _keep_prepared(engine)
+    _prepare_connections(engine)
     return engine
 
 
-def _keep_prepared(engine: Engine) -> None:
-    """There are some two hundred statements in this software, and psycopg keeps a hundred prepared ones."""
-
+def _prepare_connections(engine: Engine) -> None:
     @event.listens_for(engine, "connect")
-    def keep(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
+    def prepare(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
+        # There are some two hundred statements in this software, and psycopg keeps a hundred prepared ones.
         connection.prepared_max = PREPARED_STATEMENTS
+        # A machine that is cut off in the middle of a transaction holds its locks until TCP gives up, which takes
+        # hours; one of them may be the quota's. Ours last milliseconds.
+        connection.autocommit = True
+        with closing(connection.cursor()) as cursor:
+            cursor.execute(f"SET idle_in_transaction_session_timeout = '{LONGEST_IDLE_SECONDS}s'")
+        connection.autocommit = False
 
 
 def _ping_after_idling(engine: Engine) -> None:

@@ -265,7 +265,8 @@ def _run_of_claim() -> ColumnElement[Any]:
     """The run that claims owns the attempt, unless it belongs to another that was asked for and goes on. The
     scheduler's own run takes only what belongs to none."""
     owner = aliased(BillingRun)
-    taken = exists().where(owner.id == _attempts.c.run_id, owner.kind == "asked", owner.finished_at.is_(None))
+    goes_on = or_(owner.finished_at.is_(None), owner.state == "aborted")  # what was aborted stays aborted
+    taken = exists().where(owner.id == _attempts.c.run_id, owner.kind == "asked", goes_on)
     keeps = or_(taken, and_(_attempts.c.run_id.is_not(None), bindparam("only_free", type_=Boolean)))
     return case((keeps, _attempts.c.run_id), else_=bindparam("run", type_=Text))
 
@@ -400,10 +401,16 @@ def park_attempts(session: Session, ids: Sequence[str], waits_for: str, error: s
 
 def unpark(session: Session, waited_for: str) -> int:
     """What waited for this may be claimed again. Returns how many."""
+    mine = select(ChargeAttempt.id).where(ChargeAttempt.parked_by == waited_for)
+    mine = mine.order_by(ChargeAttempt.id).with_for_update(key_share=True)
     statement = (
         update(ChargeAttempt)
-        .where(ChargeAttempt.parked_by == waited_for)
-        .values(parked_by=None, error=None)
+        .where(ChargeAttempt.id.in_(select(mine.cte("mine").c.id)))
+        # One that was withdrawn meanwhile keeps the reason of that.
+        .values(
+            parked_by=None,
+            error=case((ChargeAttempt.status == AttemptStatus.SCHEDULED, None), else_=ChargeAttempt.error),
+        )
         .execution_options(synchronize_session=False)
     )
     return cast("CursorResult[Any]", session.execute(statement)).rowcount

@@ -280,6 +280,12 @@ def parked_causes(session: Session) -> list[str]:
     return list(session.scalars(_CAUSES))
 
 
+def aborted_among(session: Session, causes: Sequence[str]) -> list[str]:
+    """The aborted runs that attempts still wait for."""
+    runs = [cause.removeprefix("run:") for cause in causes if cause.startswith("run:")]
+    return list(session.scalars(select(BillingRun.id).where(BillingRun.id.in_(runs), BillingRun.state == "aborted")))
+
+
 def causes_gone(session: Session, causes: Sequence[str]) -> list[str]:
     """Those that hold nothing up any more: a run that runs or is gone, a channel whose breaker is closed."""
     runs = [cause.removeprefix("run:") for cause in causes if cause.startswith("run:")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -44,8 +44,8 @@ def test_the_same_seed_is_the_same_input() -> None:
     assert len({hostile(seed, 1, ours).body for seed in range(50)}) > 40
 
 
-def _loses(*_arguments: Any) -> None:
-    return None
+def _loses(_session: Any, deliveries: Sequence[Any], _now: Any) -> list[None]:
+    return [None for _ in deliveries]
 
 
 def _breaks(*_arguments: Any) -> None:
@@ -55,8 +55,8 @@ def _breaks(*_arguments: Any) -> None:
 @pytest.mark.parametrize(
     ("where", "what", "told"),
     [
-        ("billing.services.webhooks.record_event", _loses, "accepted and not stored"),
-        ("billing.services.webhooks.record_event", _breaks, "answered 500"),
+        ("billing.services.webhooks.record_events", _loses, "accepted and not stored"),
+        ("billing.services.webhooks.record_events", _breaks, "answered 500"),
         ("billing.services.webhooks._apply", _breaks, "parked: TypeError"),
     ],
 )
@@ -80,7 +80,7 @@ def test_a_body_that_is_refused_leaves_no_row(aim: Target, monkeypatch: pytest.M
     def refuse(*_arguments: Any) -> None:
         raise WebhookRejected(400, "no")
 
-    monkeypatch.setattr(webhooks, "record_event", refuse)
+    monkeypatch.setattr(webhooks, "record_events", refuse)
     for number in range(20):
         aim.fire(hostile(1, number, {}))
     assert aim.states() == {}

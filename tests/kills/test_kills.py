@@ -33,7 +33,7 @@ LEFT_OUT = {
     "runs._Run.look#1": "a heart beat",
     "runs._Run.sending.watched#1": "gives back leases, which end by themselves",
     "runs._leave#1": "stops the heart; without it the heart stops by itself",
-    "steering.pause_run#1": "the state alone holds a run, parking is a hint (tests/stories/test_runs.py); safe to repeat",
+    "steering.pause_run#1": "the state alone holds a run, parking is a hint (stories/test_runs.py); safe to repeat",
     "steering._park#1": "as above: begin parks what is left",
     "steering.stop_run#1": "as above, by a guard, which looks again",
     "steering.resume_run#1": "one transaction; safe to repeat",

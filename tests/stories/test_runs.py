@@ -682,3 +682,45 @@ def test_the_report_is_compared_with_the_plan(world: World) -> None:
     assert report["plan"]["charges"] == 3
     assert report["against_plan"] == {"charges": -1, "totals": {"IDR": "-50000"}}
     assert report["collected"] == {"IDR": "100000"}
+
+
+def test_what_is_set_back_after_an_abort_is_withdrawn_like_the_rest(world: World) -> None:
+    """Sent as the run was aborted, and refused with a 429: it comes back to a run that is over."""
+    (ana,) = renewals(world, 1)
+    world.break_calls("429")
+
+    def abort(_sent: int) -> None:
+        pass
+
+    run_with(world, abort)
+    run = the_run(world)
+    with world.parts.transaction() as session:
+        session.execute(update(BillingRun).values(finished_at=None, state="running"))
+    steering.abort_run(world.parts, run.id)
+    with world.parts.transaction() as session:  # as a worker that was under way then would leave it
+        session.execute(
+            update(ChargeAttempt).values(status="scheduled", settled_at=None, error=None, scheduled_at=world.now)
+        )
+        session.execute(text("UPDATE invoices SET hold_reason = NULL"))
+    before = world.calls(CHARGE)
+
+    world.settle_down()
+    guards.watch(world.parts)
+
+    assert world.calls(CHARGE) == before
+    assert ana.attempt.status == "canceled"
+    assert "was aborted" in (ana.invoice.hold_reason or ""), "and `billing run approve` finds it"
+
+
+def test_approving_what_an_aborted_day_left_charges_it_the_same_day(world: World) -> None:
+    (ana,) = renewals(world, 1)
+    world.tick_with_workers_that_die()
+    day = the_run(world).id
+    steering.abort_run(world.parts, day)
+    assert ana.invoice.hold_reason is not None
+
+    steering.approve(world.parts, steering.waiting_for_approval(world.parts, [day]))
+    world.settle_down()
+    guards.watch(world.parts)
+
+    assert ana.invoice.status == "paid"

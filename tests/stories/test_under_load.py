@@ -14,7 +14,7 @@ from sqlalchemy import select
 from billing.app import work_on
 from billing.domain.gateway import Lane
 from billing.services import charging, dispatch
-from billing.services.breaker import FIRST_PROBE, OPENS_AFTER
+from billing.services.breaker import FIRST_PROBE, LONGEST_PAUSE, OPENS_AFTER, Trouble, note_failure, take_probe
 from billing.services.parts import Parts, Rules
 from billing.store.models import Capture, ChannelBreaker, ChargeAttempt, Fact, Invoice
 from tests.world import CHARGE, Budget, Subscriber, World
@@ -165,6 +165,18 @@ def test_probes_become_rarer(world: World) -> None:
 
     world.live(minutes=3)
     assert world.calls(CHARGE) - before == OPENS_AFTER + 3
+
+
+def test_a_channel_that_is_down_for_a_week_is_probed_to_the_end(world: World) -> None:
+    trouble = Trouble("OVO", "CHANNEL_UNAVAILABLE", world.now)
+    with world.parts.transaction() as session:
+        note_failure(session, "OVO", trouble.reason, world.now, opens=True)
+    for _ in range(100):
+        world.advance(minutes=11)
+        with world.parts.transaction() as session:
+            probe_at = session.get_one(ChannelBreaker, "OVO").probe_at
+            assert take_probe(session, replace(trouble, probe_at=probe_at), world.now)
+            assert session.get_one(ChannelBreaker, "OVO").probe_at - world.now <= LONGEST_PAUSE  # type: ignore[operator]
 
 
 def test_one_probe_at_a_time(world: World, crowd: list[Subscriber]) -> None:

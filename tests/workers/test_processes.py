@@ -41,6 +41,7 @@ def test_without_redis_the_scheduler_does_the_work_itself(site: Site) -> None:
 def test_what_a_killed_worker_had_in_hand_is_never_charged_twice(site: Site) -> None:
     """D2, D13: SIGKILL in mid-burst; then its work is handed out again, next to the messages still there."""
     site.subscribers(60)
+    site.environment["BILLING_XENDIT_REQUESTS_PER_MINUTE"] = "1800"  # groups of three
     workers, scheduler = site.start_workers(), site.start_scheduler()
     site.wait_until(lambda: site.collected() >= 10)
     workers.kill()
@@ -51,7 +52,7 @@ def test_what_a_killed_worker_had_in_hand_is_never_charged_twice(site: Site) -> 
 
     assert [scheduler.stop(), successors.stop()] == [0, 0]
     assert site.collected() == site.charges(), "nothing was sent twice"
-    assert site.statuses().count("succeeded") >= 60 - 4, "in doubt is what the four threads had in hand, no more"
+    assert site.statuses().count("succeeded") >= 60 - 4 * 3, "in doubt is what four threads had in hand"
 
 
 def test_losing_everything_in_redis_loses_nothing(site: Site) -> None:
@@ -79,7 +80,7 @@ def test_each_job_has_its_slots() -> None:
         found = {last_tick(JOBS[job].cron, midnight + timedelta(seconds=second)) for second in seconds}
         return sorted(at for at in found if at >= midnight)
 
-    assert len(slots("bill", range(120))) == 60, "every two seconds"
+    assert len(slots("bill", range(120))) == 120, "every second"
     assert slots("compare-days", range(0, 86_400, 10)) == [midnight + timedelta(hours=3, minutes=17)]
     assert len(slots("forget-ticks", range(0, 86_400, 10))) == 24
 
