@@ -288,6 +288,7 @@ def _become(namespace: str, module: Sequence[str]) -> None:
 class Run:
     title: str
     charges: int
+    rate: int  # the quota, requests a minute
     seconds: float  # from the due time until every charge is settled and every webhook applied
     sent_in: float  # from the first to the last at the gateway
     sent: Counter[str]  # by host
@@ -318,6 +319,7 @@ def _measure(shared: Servers, title: str, *, charges: int, rate: int, cut: bool,
         return Run(
             title=title,
             charges=charges,
+            rate=rate,
             seconds=seconds,
             sent_in=arrivals[-1] - arrivals[0],
             sent=ways.charges,
@@ -393,6 +395,7 @@ def _table(runs: Sequence[Run], network_words: str) -> Table:
         "first to last at the gateway": lambda run: f"{run.sent_in:.1f} s, {run.charges / run.sent_in:.0f}/s",
         "sent by host a, b": lambda run: f"{run.sent['a']}, {run.sent['b']}",
         "of that while b was cut off": lambda run: f"{run.while_cut['a']}, {run.while_cut['b']}",
+        "use of an evenly spent quota": _use,
         "fullest sliding minute": lambda run: str(run.fullest),
         "answered with 429": lambda run: str(run.refused),
         "captured, charged twice": lambda run: f"{run.captured} of {run.charges}, {run.duplicates}",
@@ -402,6 +405,10 @@ def _table(runs: Sequence[Run], network_words: str) -> Table:
     for words, show in rows.items():
         table.add_row(words, *(show(run) for run in runs))
     return table
+
+
+def _use(run: Run) -> str:
+    return "" if run.rate == UNLIMITED else f"{run.charges / (run.rate / 60 * run.sent_in):.0%}"
 
 
 def _went_well(run: Run) -> bool:
