@@ -7,6 +7,7 @@ killed, the kernel tells them to stop (Linux). Call `start` from the main thread
 from __future__ import annotations
 
 import ctypes
+import http.client
 import os
 import signal
 import socket
@@ -97,6 +98,18 @@ def wait_until(ready: Callable[[], bool], what: str, children: Children, *, seco
         if time.monotonic() > deadline:
             raise ServiceUnavailable(f"{what} was not ready in {seconds:.0f} seconds")
         time.sleep(0.02)
+
+
+def answers(port: int, path: str) -> bool:
+    """Whether a server on this machine answers a GET with 200."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status == http.client.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
 
 
 def free_port() -> int:

@@ -22,7 +22,7 @@ from typing import IO, Any
 from billing import embedded, log
 from billing.app import App, build, find_sender
 from billing.errors import ServiceUnavailable
-from billing.processes import Children, children, free_port, wait_until
+from billing.processes import Children, answers, children, free_port, wait_until
 from billing.services.parts import Parts, Send
 from billing.settings import load_settings
 from billing.store.clock import set_test_clock
@@ -114,8 +114,8 @@ def set_up() -> Iterator[Stage]:
         if send is None:
             raise ServiceUnavailable("the workers are not installed: run `make setup` first")
         try:
-            wait_until(lambda: _answers(simulator_port, "/_simulator/requests"), "the simulator", crew)
-            wait_until(lambda: _answers(web_port, "/readyz"), "web", crew)
+            wait_until(lambda: answers(simulator_port, "/_simulator/requests"), "the simulator", crew)
+            wait_until(lambda: answers(web_port, "/readyz"), "web", crew)
         except ServiceUnavailable as error:
             raise ServiceUnavailable(f"{error}{_end_of(logs)}") from None
         yield Stage(app, send, RemoteSimulator(simulator_port), crew, logs)
@@ -171,17 +171,6 @@ def _start(crew: Children, logs: IO[bytes], web_port: int, simulator_port: int) 
     workers = ["dramatiq", "workers", "--processes", "1", "--threads", THREADS]
     crew.start("workers", workers, environment=ours | {"dramatiq_worker_timeout": WORKER_POLL_MS}, output=logs)
     crew.start("the scheduler", ["workers.scheduler"], environment=ours, output=logs)
-
-
-def _answers(port: int, path: str) -> bool:
-    connection = http.client.HTTPConnection(HOST, port, timeout=2)
-    try:
-        connection.request("GET", path)
-        return connection.getresponse().status == http.client.OK
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
 
 
 def _end_of(logs: IO[bytes]) -> str:

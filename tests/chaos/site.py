@@ -7,7 +7,6 @@ command.
 
 from __future__ import annotations
 
-import http.client
 import os
 import secrets
 import signal
@@ -30,7 +29,7 @@ from sqlalchemy.orm import Session
 from billing import embedded
 from billing.demo.stage import HOST, NO_QUOTA, RemoteSimulator
 from billing.errors import ServiceUnavailable
-from billing.processes import Child, Children, children, free_port, wait_until
+from billing.processes import Child, Children, answers, children, free_port, wait_until
 from billing.store.clock import real_now, set_test_clock
 from billing.store.engine import make_engine
 from billing.store.migrate import upgrade
@@ -223,12 +222,12 @@ def set_up(start: datetime, folder: Path) -> Iterator[Site]:
             offset=start - real_now(),
         )
         site.start(SIMULATOR)
-        wait_until(lambda: _answers(simulator_port, "/_simulator/requests"), "the simulator", site.crew)
+        wait_until(lambda: answers(simulator_port, "/_simulator/requests"), "the simulator", site.crew)
         site.move_clocks(timedelta())
         site.keep_time()
         for name in (WEB, *SCHEDULERS, *WORKERS):
             site.start(name)
-        wait_until(lambda: _answers(web_port, "/readyz"), "web", site.crew)
+        wait_until(lambda: answers(web_port, "/readyz"), "web", site.crew)
         yield site
 
 
@@ -286,14 +285,3 @@ def _valkey(url: str) -> Server:
         return False
 
     return Server("Valkey", lambda: int(client.info("server")["process_id"]), is_ready)
-
-
-def _answers(port: int, path: str) -> bool:
-    connection = http.client.HTTPConnection(HOST, port, timeout=2)
-    try:
-        connection.request("GET", path)
-        return connection.getresponse().status == http.client.OK
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
