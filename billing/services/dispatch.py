@@ -33,6 +33,7 @@ OPENERS = 2
 MAX_BATCHES = 400  # of openings in one tick: then the others get their turn
 AHEAD_SECONDS = 3.0  # of the quota: no more is handed out, so that a run can be stopped and a customer let in
 TICK_SECONDS = 10.0  # then the other jobs have their turn: guards, events, look-ups
+CUSTOMERS_BEYOND = 20  # so many who wait are handed out although renewals have filled the next seconds
 SHARE_OF_RETRIES = 10  # one in so many: renewals go first, and no lane starves
 
 
@@ -125,15 +126,18 @@ def hand_out_charges(
     """
     at = now or parts.clock.now()
     handed = 0
+    beyond = CUSTOMERS_BEYOND
     while True:
         claimed: list[tuple[Lane, list[str]]] = []
         with parts.transaction() as session:
-            room = _room(parts, session)
-            for lane, share in _shares(room):
-                left = min(share, room - sum(len(ids) for _, ids in claimed))
+            room, free = _room(parts, session)
+            for lane, share in _shares(room, for_customers=max(room, min(free, beyond))):
+                taken = sum(len(ids) for _, ids in claimed)
+                left = share if lane == Lane.CUSTOMER else min(share, room - taken)
                 if left > 0:
                     ids = _claim(session, parts, at, left, lane=lane, run_id=run_id, only_free=only_free)
                     claimed.append((lane, ids))
+        beyond = 0
         for lane, ids in claimed:
             if ids:
                 send(KIND_OF_LANE[lane], ids)
@@ -143,20 +147,21 @@ def hand_out_charges(
             return handed
 
 
-def _room(parts: Parts, session: Session) -> int:
+def _room(parts: Parts, session: Session) -> tuple[int, int]:
+    """How many more may be handed out, by the quota; and by what workers may have in hand."""
     waiting, sent = queries.count_in_flight(session, real_now())
-    room = min(parts.rules.max_in_flight - waiting - sent, BATCH)
+    free = max(0, min(parts.rules.max_in_flight - waiting - sent, BATCH))
     outlook = parts.quota.outlook(CHARGE_ENDPOINT, AHEAD_SECONDS)
-    return max(0, room if outlook is None else min(room, outlook - waiting))
+    return (free if outlook is None else max(0, min(free, outlook - waiting))), free
 
 
-def _shares(room: int) -> Sequence[tuple[Lane, int]]:
-    """Lanes in their order, with what each may take of the room; what retries leave of their share is renewals'."""
+def _shares(room: int, *, for_customers: int) -> Sequence[tuple[Lane, int]]:
+    """Lanes in their order, with what each may take; what retries leave of their share is renewals'."""
     for_retries = max(1, room // SHARE_OF_RETRIES)
     if room == 1 and int(uptime()) % SHARE_OF_RETRIES:
         for_retries = 0  # a single place is theirs one second in ten
     return (
-        (Lane.CUSTOMER, room),
+        (Lane.CUSTOMER, for_customers),
         (Lane.RETRY, for_retries),
         (Lane.RENEWAL, room),
         (Lane.RETRY, room),

@@ -57,7 +57,7 @@ def test_whoever_waits_goes_first_then_renewals_then_retries(world: World) -> No
 
 def test_a_few_retries_go_out_while_renewals_would_take_all(world: World) -> None:
     """No lane starves: one place in ten is theirs, the rest is for renewals."""
-    shares = dispatch._shares(20)
+    shares = dispatch._shares(20, for_customers=20)
 
     assert shares[0] == (Lane.CUSTOMER, 20)
     assert shares[1] == (Lane.RETRY, 2)
@@ -100,6 +100,22 @@ def test_no_more_is_handed_out_than_the_budget_lets_through(database_url: str) -
         world.leases_run_out()
         world.settle_down()
         assert {subscriber.invoice.status for subscriber in subscribers} == {"paid"}
+
+
+class Full(Budget):
+    """Renewals have filled the next seconds."""
+
+    def outlook(self, endpoint: str, seconds: float) -> int | None:  # noqa: ARG002 - the port's signature
+        return 0
+
+
+def test_a_customer_is_handed_out_although_the_next_seconds_are_full(database_url: str) -> None:
+    with World(database_url, quota=Full(left=1_000)) as world:
+        due_renewals(world, 3)
+        newcomer = world.subscribe_save("newcomer")
+        world.open_due()
+
+        assert handed_out(world) == [(dispatch.CHARGE_NOW, [newcomer.attempt.id])]
 
 
 # A channel is down
