@@ -496,6 +496,7 @@ def _until_nothing_is_due(run: Run) -> bool:
 
 
 def verdict_of(run: Run) -> Verdict:
+    _until_nothing_is_due(run)  # an event that came this very moment is applied a moment later, with others
     ledger = run.site.simulator.get("/_simulator/ledger")["payments"]
     verdict = oracle.judge(run.site.engine, run.subscribers, ledger, run.site.now())
     verdict.wrong["findings of billing doctor"] = _findings(run.site)
