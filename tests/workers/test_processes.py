@@ -51,7 +51,8 @@ def test_what_a_killed_worker_had_in_hand_is_never_charged_twice(site: Site) -> 
     site.wait_until(lambda: len(site.statuses()) == 60 and set(site.statuses()) <= {"succeeded", "in_doubt"})
 
     assert [scheduler.stop(), successors.stop()] == [0, 0]
-    assert site.collected() == site.charges(), "nothing was sent twice"
+    # Of what was in hand when it was killed some never left, and half a request may have.
+    assert site.collected() <= site.charges() <= 60, "nothing was sent twice"
     assert site.statuses().count("succeeded") >= 60 - 4 * 3, "in doubt is what four threads had in hand"
 
 
