@@ -12,24 +12,23 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import dramatiq
 import httpx
 from dramatiq.brokers.redis import RedisBroker
-from fastapi import FastAPI, Header, HTTPException
 from sqlalchemy import create_engine, select, update
 from sqlalchemy.orm import Session
 
-from benchmarks.naive import HEADERS, KEY, TOKEN, URL, Payment, Subscription, charge_body
+from benchmarks.naive import HEADERS, KEY, URL, Payment, Subscription, charge_body, events_go_to, payment_for
 
 THREADS = 32
 
 engine = create_engine(os.environ.get("BILLING_DATABASE_URL", "postgresql+psycopg://"), pool_size=THREADS)
 broker = RedisBroker(url=os.environ.get("BILLING_REDIS_URL") or "redis://localhost")  # type: ignore[no-untyped-call]
 dramatiq.set_broker(broker)
-web = FastAPI()
 _here = threading.local()
 
 
@@ -50,33 +49,23 @@ def charge(subscription_id: int) -> None:
         reference = f"sub-{subscription.id}-{now:%Y%m%d}"
         answer = client().post("/v3/payment_requests", json=charge_body(subscription, reference))
         answer.raise_for_status()
-        paid = answer.json()
-        session.add(
-            Payment(
-                subscription_id=subscription.id,
-                reference_id=reference,
-                payment_request_id=paid["payment_request_id"],
-                status=paid["status"],
-                created_at=now,
-            )
-        )
+        session.add(payment_for(subscription, reference, answer.json(), now))
         subscription.next_billing_at += timedelta(days=30)
         session.commit()
 
 
-@web.post("/webhooks/xendit")
-def receive(payload: dict[str, Any], x_callback_token: str = Header()) -> dict[str, bool]:
-    if x_callback_token != TOKEN:
-        raise HTTPException(401)
+def confirm(data: Mapping[str, Any]) -> None:
     now = datetime.now(UTC).replace(tzinfo=None)
     with Session(engine) as session:
         session.execute(
             update(Payment)
-            .where(Payment.reference_id == payload["data"]["reference_id"])
-            .values(status=payload["data"]["status"], confirmed_at=now)
+            .where(Payment.reference_id == data["reference_id"])
+            .values(status=data["status"], confirmed_at=now)
         )
         session.commit()
-    return {"ok": True}
+
+
+web = events_go_to(confirm)
 
 
 def bill(now: datetime) -> None:

@@ -7,13 +7,18 @@ uvicorn benchmarks.naive:web                where Xendit's events go
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
-from fastapi import FastAPI, Header, HTTPException
 from sqlalchemy import create_engine, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 
 URL = os.environ.get("BILLING_XENDIT_BASE_URL", "")
 KEY = os.environ.get("BILLING_XENDIT_SECRET_KEY", "")
@@ -21,7 +26,6 @@ TOKEN = os.environ.get("BILLING_XENDIT_CALLBACK_TOKEN", "")
 HEADERS = {"api-version": "2024-11-11"}
 
 engine = create_engine(os.environ.get("BILLING_DATABASE_URL", "postgresql+psycopg://"))
-web = FastAPI()
 
 
 class Base(DeclarativeBase):
@@ -48,6 +52,16 @@ class Payment(Base):
     status: Mapped[str]
     created_at: Mapped[datetime]
     confirmed_at: Mapped[datetime | None]
+
+
+def payment_for(subscription: Subscription, reference: str, paid: Mapping[str, Any], now: datetime) -> Payment:
+    return Payment(
+        subscription_id=subscription.id,
+        reference_id=reference,
+        payment_request_id=paid["payment_request_id"],
+        status=paid["status"],
+        created_at=now,
+    )
 
 
 def charge_body(subscription: Subscription, reference: str) -> dict[str, Any]:
@@ -81,32 +95,34 @@ def bill(now: datetime) -> None:
                 timeout=30,
             )
             answer.raise_for_status()
-            paid = answer.json()
-            session.add(
-                Payment(
-                    subscription_id=subscription.id,
-                    reference_id=reference,
-                    payment_request_id=paid["payment_request_id"],
-                    status=paid["status"],
-                    created_at=now,
-                )
-            )
+            session.add(payment_for(subscription, reference, answer.json(), now))
             subscription.next_billing_at += timedelta(days=30)
             session.commit()
 
 
-@web.post("/webhooks/xendit")
-def receive(payload: dict[str, Any], x_callback_token: str = Header()) -> dict[str, bool]:
-    if x_callback_token != TOKEN:
-        raise HTTPException(401)
+def events_go_to(confirm: Callable[[Mapping[str, Any]], None]) -> Starlette:
+    """The web process of both opponents; `confirm` is handed an event's data, in a thread."""
+
+    async def receive(request: Request) -> JSONResponse:
+        if request.headers.get("x-callback-token") != TOKEN:
+            return JSONResponse({"ok": False}, 401)
+        await run_in_threadpool(confirm, (await request.json())["data"])
+        return JSONResponse({"ok": True})
+
+    return Starlette(routes=[Route("/webhooks/xendit", receive, methods=["POST"])])
+
+
+def confirm(data: Mapping[str, Any]) -> None:
     with Session(engine) as session:
-        found = select(Payment).where(Payment.reference_id == payload["data"]["reference_id"])
+        found = select(Payment).where(Payment.reference_id == data["reference_id"])
         payment = session.scalars(found).one_or_none()
         if payment is not None:
-            payment.status = payload["data"]["status"]
+            payment.status = data["status"]
             payment.confirmed_at = datetime.now(UTC).replace(tzinfo=None)
             session.commit()
-    return {"ok": True}
+
+
+web = events_go_to(confirm)
 
 
 if __name__ == "__main__":
