@@ -92,7 +92,7 @@ def test_the_checks_of_the_models_are_in_the_database(engine: Engine) -> None:
         ("UPDATE invoices SET period_key = 'same'", "uq_invoices_subscription_period"),
         ("UPDATE charge_attempts SET status = 'pending'", "uq_charge_attempts_unfinished"),
         ("UPDATE charge_attempts SET reference_id = 'same'", "reference_id"),
-        ("UPDATE captures SET overpayment = false", "uq_captures_paying"),
+        ("UPDATE captures SET overpayment = false", "uq_captures_paying_attempt"),
         ("UPDATE charge_attempts SET status = 'nonsense'", "status_known"),
         ("UPDATE charge_attempts SET status = 'failed', submitted_at = NULL", "submitted_is_dated"),
         ("UPDATE invoices SET amount_minor = 0", "amount_positive"),

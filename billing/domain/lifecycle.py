@@ -70,6 +70,32 @@ class EventState(StrEnum):
     PARKED = "parked"  # applying it failed (our bug); blocks no other, `billing replay` after the fix
 
 
+class EndKind(StrEnum):
+    """Who ended a subscription. An open invoice becomes void only when a person ended it at once."""
+
+    NOW = "now"  # `cancel --now`
+    PERIOD = "period_end"  # a cancellation planned for the end of the period
+    CYCLES = "cycles"  # the last period is over and everything owed is settled
+    DUNNING = "dunning"  # the final action of the dunning policy
+
+
+class HoldKind(StrEnum):
+    """Why billing of a subscription (the first three) or of an invoice waits. The reason in words is stored beside it."""
+
+    CATCH_UP = "catch_up"  # the catch-up policy asks a person: `billing run approve`
+    ERROR = "error"  # it could not be opened
+    TOKEN_UNKNOWN = "token_unknown"  # noqa: S105 - Xendit does not know its payment method; ends when it does
+
+    RUN_ABORTED = "run_aborted"  # left by an aborted run: `billing run approve RUN`
+    AMOUNT = "amount"  # less was captured than asked
+    CURRENCY = "currency"  # captured in another currency
+    REJECTED = "rejected"  # Xendit refused our request
+    DECLINE = "decline"  # a decline that is the merchant's fault
+    LIMIT = "limit"  # beyond a channel's limits or the merchant's own cap
+    DOUBT = "doubt"  # in doubt beyond the settlement window
+    PENDING = "pending"  # pending for days
+
+
 # A subscription in one of these is billed when next_billing_at comes.
 BILLABLE = frozenset({SubscriptionStatus.TRIALING, SubscriptionStatus.ACTIVE, SubscriptionStatus.PAST_DUE})
 
@@ -98,11 +124,12 @@ SUBSCRIPTION_MOVES: Mapping[SubscriptionStatus, frozenset[SubscriptionStatus]] =
     _S.CANCELED: frozenset(),
 }
 
-# `paid` never moves. `uncollectible` becomes `paid` when money turns up after all; money for a `void` one goes back.
+# `uncollectible` becomes `paid` when money turns up after all; money for a `void` one goes back. `paid` opens again in one
+# case: Xendit's event says that less was captured than its answer had let us believe.
 INVOICE_MOVES: Mapping[InvoiceStatus, frozenset[InvoiceStatus]] = {
     _I.DRAFT: frozenset({_I.OPEN, _I.PAID, _I.VOID}),
     _I.OPEN: frozenset({_I.PAID, _I.UNCOLLECTIBLE, _I.VOID}),
-    _I.PAID: frozenset(),
+    _I.PAID: frozenset({_I.OPEN}),
     _I.UNCOLLECTIBLE: frozenset({_I.OPEN, _I.PAID}),
     _I.VOID: frozenset(),
 }

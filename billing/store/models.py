@@ -143,9 +143,15 @@ class PaymentToken(Base):
     # A code such as STOLEN_CARD or MAC 03: this card is never tried again by us, whatever Xendit says of the token.
     blocked_reason: Mapped[str | None]
     gateway_updated_at: Mapped[datetime | None]  # orders Xendit's events: older ones never undo newer ones
+    # Since when Xendit says that it does not know this token, which may be the wrong key of ours: not charged, not dead.
+    unknown_since: Mapped[datetime | None]
+    next_check_at: Mapped[datetime | None]  # when Xendit is asked again
     created_at: Mapped[datetime]
 
-    __table_args__ = (Index("ix_payment_tokens_fingerprint", "fingerprint"),)
+    __table_args__ = (
+        Index("ix_payment_tokens_fingerprint", "fingerprint"),
+        Index("ix_payment_tokens_check", "next_check_at", postgresql_where=text("next_check_at IS NOT NULL")),
+    )
 
 
 class Subscription(Base):
@@ -172,10 +178,16 @@ class Subscription(Base):
     current_period_start: Mapped[datetime | None]
     current_period_end: Mapped[datetime | None]
     cancel_at_period_end: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
+    # No period that starts at or after this instant is opened: the end of the last cycle, or of the period that was
+    # running when somebody canceled. What is owed is still collected then; `calendar_over` says that only this is left.
+    ends_at: Mapped[datetime | None]
+    calendar_over: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
     canceled_at: Mapped[datetime | None]
+    end_kind: Mapped[str | None]  # EndKind: what becomes of open invoices depends on who ended it
     paused_at: Mapped[datetime | None]
-    # Set = billing stops for this one until a person says `billing subscription resume`; the text says why.
+    # Set = billing waits for this one; the text says why to people, the kind (HoldKind) to the software.
     hold_reason: Mapped[str | None]
+    hold_kind: Mapped[str | None]
     catch_up_until: Mapped[datetime | None]  # a person approved billing what was missed up to here
     open_failures: Mapped[int] = mapped_column(Integer, server_default="0")
     open_error: Mapped[str | None]
@@ -189,6 +201,11 @@ class Subscription(Base):
             "ix_subscriptions_due",
             "next_billing_at",
             postgresql_where=text(f"status IN ({sql_list(BILLABLE)}) AND hold_reason IS NULL"),
+        ),
+        Index(
+            "ix_subscriptions_ends",
+            "ends_at",
+            postgresql_where=text(f"ends_at IS NOT NULL AND NOT calendar_over AND status IN ({sql_list(BILLABLE)})"),
         ),
     )
 
@@ -242,6 +259,8 @@ class Invoice(Base):
     first_failed_at: Mapped[datetime | None]
     grace_ends_at: Mapped[datetime | None]  # waits for the customer until then
     hold_reason: Mapped[str | None]  # our fault or an anomaly: a person decides
+    hold_kind: Mapped[str | None]  # HoldKind
+    hold_run_id: Mapped[str | None]  # the aborted run that left it
     opened_at: Mapped[datetime]
     closed_at: Mapped[datetime | None]
 
@@ -355,7 +374,7 @@ class ChargeAttempt(Base):
 
 
 class Capture(Base):
-    """Money Xendit says it collected. Exactly one pays an invoice; any other is an overpayment, never hidden."""
+    """Money Xendit says it collected. It pays its invoice, in whole or in part, or is an overpayment, never hidden."""
 
     __tablename__ = "captures"
 
@@ -368,12 +387,15 @@ class Capture(Base):
     amount_minor: Mapped[int] = mapped_column(BigInteger)
     currency: Mapped[str]
     overpayment: Mapped[bool] = mapped_column(Boolean)
+    # False: booked as asked for, because the answer to a charge does not say what was captured. Its event does.
+    amount_known: Mapped[bool] = mapped_column(Boolean, server_default=text("true"))
     captured_at: Mapped[datetime]
 
     __table_args__ = (
+        # One attempt pays once. (An invoice may be paid by several, each for a part.)
         Index(
-            "uq_captures_paying",
-            "invoice_id",
+            "uq_captures_paying_attempt",
+            "attempt_id",
             unique=True,
             postgresql_where=text("NOT overpayment"),
         ),
@@ -513,6 +535,8 @@ class ChargingStop(Base):
     id: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
     reason: Mapped[str]
     at: Mapped[datetime]
+    # Fingerprint of the secret key that was refused; NULL when a person stopped charging. Another key lifts the stop.
+    refused_key: Mapped[str | None]
 
 
 class QuotaBudget(Base):
@@ -524,6 +548,7 @@ class QuotaBudget(Base):
     next_slot: Mapped[datetime]  # the earliest instant the next permit may be for
     paused_until: Mapped[datetime | None]  # a 429 told us to wait
     learned_limit: Mapped[int | None] = mapped_column(Integer)  # as the gateway's own headers say
+    learned_at: Mapped[datetime | None]
     # When each lane has had its guaranteed share up to: a lane behind it goes before those that are ahead.
     lanes: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'"))
 

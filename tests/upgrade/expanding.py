@@ -1,6 +1,8 @@
 """What a migration may do while old workers are alive. `complaints` reads its source; nothing is run.
 
 A migration that takes away what older software needs says so: CONTRACTS = "0001" names the last release that needed it.
+A unique index may take the place of a stricter one that goes in the same migration: IMPLIED = "new_index by old_index".
+An index that is dropped refuses nothing; a statement that relies on it (ON CONFLICT) fails in test_old_workers.py.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ def complaints(source: str, earlier: Collection[str]) -> list[str]:
     tree = ast.parse(source)
     found = [*_odd_imports(tree), *_bad_contract(tree, earlier)]
     contracts = contracted(source) is not None
+    implied, _, stricter = _constants(tree).get("IMPLIED", "").partition(" by ")
+    dropped = {_text(call, 0, "index_name") for call in _calls(tree) if _name(call) == "drop_index"}
     made: set[str] = set()
     apart = _in_autocommit(tree)
     for call in _calls(tree):
@@ -26,6 +30,8 @@ def complaints(source: str, earlier: Collection[str]) -> list[str]:
         if name == "create_table":
             made.add(str(_text(call, 0, "table_name")))
         found += _why_locking(call, name, made, apart)
+        if implied and name == "create_index" and _text(call, 0, "index_name") == implied and stricter in dropped:
+            continue
         if not contracts and (why := _why_contracting(call, name, made)):
             found.append(f"line {call.lineno}: op.{name}: {why}")
     if apart and any(id(call) not in apart and _name(call) not in ("f", "get_context") for call in _calls(tree)):
@@ -117,6 +123,8 @@ def _why_contracting(call: ast.Call, name: str | None, made: set[str]) -> str | 
     match name:
         case _ if name in HARMLESS:
             return None
+        case "drop_index":
+            return None if _is(call, "postgresql_concurrently", True) else "an index is dropped CONCURRENTLY"
         case "create_index":
             known = _text(call, 1, "table_name") in made or _keyword(call, "unique") is None
             return None if known or _is(call, "unique", False) else "old writes could be refused"

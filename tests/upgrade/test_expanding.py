@@ -38,6 +38,7 @@ def test_what_came_after_the_first_release_only_expands(place: int) -> None:
         'with op.get_context().autocommit_block():\n        op.create_index("ix_note", "refunds", ["error"])',
         "with op.get_context().autocommit_block():\n"
         '        op.create_index("ix_n", "refunds", ["error"], unique=True, postgresql_concurrently=True)',
+        'op.drop_index("ix_note", "refunds")',
         'op.create_check_constraint("ck_note", "refunds", "amount_minor < 5")',
         'op.create_unique_constraint("uq_note", "refunds", ["error"])',
         'op.create_foreign_key("fk_note", "refunds", "captures", ["error"], ["id"])',
@@ -82,6 +83,18 @@ def test_a_migration_that_contracts_says_which_release_it_outlives() -> None:
     assert complaints(_migration(step, "CONTRACTS = True"), ["0001", "0002"])
     locking = _migration('op.create_index("ix_note", "refunds", ["error"])', 'CONTRACTS = "0001"')
     assert complaints(locking, ["0001", "0002"]), "whatever it outlives, nobody waits for it"
+
+
+def test_a_weaker_unique_index_may_take_the_place_of_a_stricter_one() -> None:
+    step = (
+        "with op.get_context().autocommit_block():\n"
+        '        op.create_index("uq_b", "refunds", ["error"], unique=True, postgresql_concurrently=True)\n'
+        '        op.drop_index("uq_a", "refunds", postgresql_concurrently=True)'
+    )
+
+    assert complaints(_migration(step, 'IMPLIED = "uq_b by uq_a"'), ["0001"]) == []
+    assert complaints(_migration(step, 'IMPLIED = "uq_c by uq_a"'), ["0001"]), "another index"
+    assert complaints(_migration(step, 'IMPLIED = "uq_b by uq_c"'), ["0001"]), "the stricter one stays"
 
 
 def _migration(step: str, constant: str = "") -> str:
