@@ -131,7 +131,8 @@ def hot() -> dict[str, tuple[str, Callable[[Session], object]]]:
         "due look-ups": ("charge_attempts", lambda s: queries.claim_due_checks(s, NOW, NOW, 500)),
         "due events": ("webhook_events", lambda s: queries.claim_due_events(s, NOW, NOW, 500)),
         "due sessions": ("payment_sessions", lambda s: queries.claim_due_session_checks(s, NOW, NOW, 500)),
-        "grace over": ("invoices", lambda s: s.execute(queries.overdue_invoices(NOW, 500)).all()),
+        "grace over": ("invoices", lambda s: queries.overdue_invoices(s, NOW, "", 500)),
+        "ended": ("subscriptions", lambda s: queries.subscriptions_over(s, NOW, "", 500)),
         "one attempt": ("charge_attempts", lambda s: charge_path.to_begin(s, ["att-77"], NOW)),
         "its captures": ("charge_attempts", lambda s: queries.attempt_with_invoice(s, "att-77")),
     }

@@ -64,8 +64,9 @@ class ChargeRequest:
 class ChargeReport:
     """What the gateway said of one charge: from the answer to a call, a webhook, or a look-up.
 
-    `payment_id` and `amount` may be missing in a synchronous answer. Codes are stripped, upper case;
-    `advice_code` has two digits. `reference_id` is as Xendit prints it (session-born ones carry a suffix).
+    `payment_id` and `amount` may be missing in a synchronous answer. `amount` is what was captured when
+    `amount_is_captured`, else what was asked for. Codes are stripped, upper case; `advice_code` has two digits.
+    `reference_id` is as Xendit prints it (session-born ones carry a suffix).
     """
 
     status: ChargeStatus
@@ -75,6 +76,7 @@ class ChargeReport:
     payment_token_id: str | None = None
     customer_id: str | None = None
     amount: Money | None = None
+    amount_is_captured: bool = False
     captured_at: datetime | None = None
     failure_code: str | None = None
     network_code: str | None = None

@@ -80,7 +80,7 @@ class EndKind(StrEnum):
 
 
 class HoldKind(StrEnum):
-    """Why billing of a subscription (the first three) or of an invoice waits. The reason in words is stored beside it."""
+    """Why billing of a subscription (the first three) or of an invoice waits; the words are stored beside it."""
 
     CATCH_UP = "catch_up"  # the catch-up policy asks a person: `billing run approve`
     ERROR = "error"  # it could not be opened
@@ -124,8 +124,8 @@ SUBSCRIPTION_MOVES: Mapping[SubscriptionStatus, frozenset[SubscriptionStatus]] =
     _S.CANCELED: frozenset(),
 }
 
-# `uncollectible` becomes `paid` when money turns up after all; money for a `void` one goes back. `paid` opens again in one
-# case: Xendit's event says that less was captured than its answer had let us believe.
+# `uncollectible` becomes `paid` when money turns up after all; money for a `void` one goes back. `paid` opens again in
+# one case: Xendit's event says that less was captured than its answer had let us believe.
 INVOICE_MOVES: Mapping[InvoiceStatus, frozenset[InvoiceStatus]] = {
     _I.DRAFT: frozenset({_I.OPEN, _I.PAID, _I.VOID}),
     _I.OPEN: frozenset({_I.PAID, _I.UNCOLLECTIBLE, _I.VOID}),
@@ -153,6 +153,16 @@ ATTEMPT_MOVES: Mapping[AttemptStatus, frozenset[AttemptStatus]] = {
 def check_subscription_move(old: SubscriptionStatus, new: SubscriptionStatus, what: str) -> None:
     """Refuse a move the table does not list. `what` names the subscription and the wish, for the message."""
     if new not in SUBSCRIPTION_MOVES[old]:
+        raise IllegalTransition(f"{what}: it is {old}, and {old} cannot become {new}")
+
+
+def check_invoice_move(old: InvoiceStatus, new: InvoiceStatus, what: str) -> None:
+    if new not in INVOICE_MOVES[old]:
+        raise IllegalTransition(f"{what}: it is {old}, and {old} cannot become {new}")
+
+
+def check_attempt_move(old: AttemptStatus, new: AttemptStatus, what: str) -> None:
+    if not attempt_may_become(old, new):
         raise IllegalTransition(f"{what}: it is {old}, and {old} cannot become {new}")
 
 

@@ -21,7 +21,6 @@ from datetime import datetime, timedelta
 from types import MappingProxyType
 
 import structlog
-from sqlalchemy import update
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -31,7 +30,9 @@ from billing.domain.gateway import CHARGE_ENDPOINT, ChargeReport, ChargeRequest,
 from billing.domain.lifecycle import (
     BILLABLE,
     AttemptStatus,
+    HoldKind,
     InvoiceStatus,
+    SubscriptionStatus,
 )
 from billing.domain.money import Money
 from billing.errors import (
@@ -44,8 +45,9 @@ from billing.errors import (
     RequestRejected,
     Unavailable,
 )
-from billing.services import breaker, guards, retrying
+from billing.services import breaker, guards, reconciling, retrying
 from billing.services.breaker import Trouble
+from billing.services.invoices import close_if_ended, hold_invoice, move_attempt, withdraw
 from billing.services.parts import Parts, Rules, tell
 from billing.services.settling import doubt_attempt, settle_attempt
 from billing.services.subscriptions import recurring_terms
@@ -53,7 +55,7 @@ from billing.services.tokens import verify_for_charge
 from billing.store import charge_path, queries
 from billing.store.charge_path import Paid, ToBegin, TokenWithDeclines
 from billing.store.clock import real_now, uptime
-from billing.store.models import ChargeAttempt, Invoice, new_id
+from billing.store.models import new_id
 
 CHANNEL_LIMIT_WAIT = timedelta(minutes=5)
 NOT_SENT_WAIT = timedelta(minutes=1)
@@ -135,7 +137,7 @@ def _ask_about(parts: Parts, earlier: EarlierTries, now: datetime) -> Wait | Non
     retry wait, until the settlement window of that try is over."""
     for attempt_id, payment_request_id, sent_at in earlier.tries:
         try:
-            report = parts.gateway.get_charge(payment_request_id)
+            report = reconciling.find_charge(parts, payment_request_id)
         except NotFound:
             continue
         except GatewayError as error:
@@ -265,6 +267,7 @@ def _as_asked(begun: Begun, answer: ChargeReport | GatewayError, now: datetime) 
         answer.payment_id,
         answer.captured_at or now,
         str(request.amount),
+        answer.amount_is_captured,
     )
 
 
@@ -548,7 +551,8 @@ def _refuse_locked(session: Session, looked: ToBegin, now: datetime, rules: Rule
     if looked.charging_stopped:
         attempt.lease_until = None
     elif refusal:
-        _withdraw(session, attempt, now, refusal)
+        withdraw(session, attempt, now, refusal)
+        close_if_ended(session, found.subscription, [found.invoice], now)
     elif choice.unverified is not None:
         return UnverifiedToken(attempt.id, choice.unverified.payment_token_id)
     elif choice.token is None:
@@ -558,17 +562,9 @@ def _refuse_locked(session: Session, looked: ToBegin, now: datetime, rules: Rule
         if limit is None:
             attempt.lease_until = None  # what forbade it is gone since the first look: the next claim takes it
         else:
-            _withdraw(session, attempt, now, limit)
-            retrying.hold_invoice(session, found.invoice, now, limit)
+            withdraw(session, attempt, now, limit)
+            hold_invoice(session, found.invoice, now, limit, HoldKind.LIMIT)
     return None
-
-
-def _withdraw(session: Session, attempt: ChargeAttempt, now: datetime, why: str) -> None:
-    attempt.status = AttemptStatus.CANCELED
-    attempt.settled_at = now
-    attempt.lease_until = None
-    attempt.error = why
-    tell(session, attempt.subscription_id, now, "attempt.canceled", attempt=attempt.id, reason=why)
 
 
 # -------------------------------------------------------------------------------- when no result was brought
@@ -581,44 +577,49 @@ def _set_back(parts: Parts, begun: Begun, wait: timedelta, error: str) -> None:
     """
     now = parts.clock.now()
     with parts.transaction() as session:
-        session.execute(
-            update(ChargeAttempt)
-            .where(
-                ChargeAttempt.id == begun.attempt_id,
-                ChargeAttempt.status == AttemptStatus.SUBMITTED,
-                ChargeAttempt.lease_id == begun.lease_id,
-            )
-            .values(
-                status=AttemptStatus.SCHEDULED,
-                scheduled_at=now + wait,
-                lease_until=None,
-                submitted_at=None,
-                error=error,
-            )
-        )
+        if queries.lock_subscription_of_attempt(session, begun.attempt_id) is None:
+            return
+        found = queries.attempt_with_invoice(session, begun.attempt_id)
+        if found.attempt.status == AttemptStatus.SUBMITTED and found.attempt.lease_id == begun.lease_id:
+            _schedule_again(session, found, now + wait, now, error)
     log.info("charge.set_back", attempt=begun.attempt_id, error=error)
+
+
+def _schedule_again(session: Session, found: queries.Found, at: datetime, now: datetime, error: str) -> None:
+    """The same attempt, which has moved nothing; unless its subscription was paused or has ended meanwhile."""
+    attempt, subscription = found.attempt, found.subscription
+    attempt.status = AttemptStatus.SCHEDULED
+    attempt.scheduled_at = at
+    attempt.submitted_at = attempt.lease_until = None
+    attempt.error = error
+    if subscription.status not in BILLABLE:
+        withdraw(session, attempt, now, f"the subscription is {subscription.status}")
+        close_if_ended(session, subscription, [found.invoice], now)
 
 
 def _reject(session: Session, attempt_id: str, error: RequestRejected, now: datetime) -> None:
     """Our request or our account is at fault: no dunning. Hold the invoice; a refused account stops everything."""
     subscription_id = queries.lock_subscription_of_attempt(session, attempt_id)
-    attempt = session.get_one(ChargeAttempt, attempt_id, populate_existing=True)
-    if subscription_id is None or attempt.status != AttemptStatus.SUBMITTED:
+    if subscription_id is None:
         return
-    attempt.lease_until = None
-    attempt.error = str(error)
+    found = queries.attempt_with_invoice(session, attempt_id)
+    attempt = found.attempt
+    if attempt.status != AttemptStatus.SUBMITTED:
+        return
     if error.stops_account:
         # Refused before anything was looked at: the same attempt goes on when a person has put it right.
-        attempt.status = AttemptStatus.SCHEDULED
-        attempt.submitted_at = None
+        _schedule_again(session, found, attempt.scheduled_at, now, str(error))
         queries.stop_charging(session, str(error), now)
         tell(session, subscription_id, now, "charging.stopped", reason=str(error))
         log.error("charging.stopped", error=str(error))
         return
-    attempt.status = AttemptStatus.FAILED
+    move_attempt(attempt, AttemptStatus.FAILED, now)
+    attempt.error = str(error)
     attempt.failure_code = error.error_code
     attempt.decline_class = DeclineClass.OUR_FAULT
-    attempt.settled_at = now
-    invoice = session.get_one(Invoice, attempt.invoice_id)
-    retrying.hold_invoice(session, invoice, now, str(error))
+    session.flush()
+    if found.subscription.status == SubscriptionStatus.CANCELED:
+        close_if_ended(session, found.subscription, [found.invoice], now)
+    else:
+        hold_invoice(session, found.invoice, now, str(error), HoldKind.REJECTED)
     log.error("charge.rejected", attempt=attempt.id, error=str(error))

@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from sqlalchemy.orm import Session
 
 from billing.domain.gateway import CHARGE_ENDPOINT, Lane
-from billing.services import breaker, guards, invoicing, reconciling, retrying
+from billing.services import breaker, ending, guards, invoicing, reconciling
 from billing.services.invoicing import Opened
 from billing.services.parts import Parts, Send
 from billing.store import queries
@@ -55,7 +55,7 @@ def tick(parts: Parts, send: Send) -> Done:
     if not due:
         return done
     now = parts.clock.now()
-    if due.expired_submissions or due.overdue_invoices:
+    if due.expired_submissions or due.overdue_invoices or due.ends:
         retire(parts)
     if due.subscriptions or due.attempts or due.probes:
         with parts.transaction() as session:
@@ -178,13 +178,12 @@ def _claim(
 
 
 def retire(parts: Parts) -> None:
-    """What ended without anybody noticing: calls whose process died, invoices whose grace is over."""
+    """What ended without anybody noticing: calls whose process died, invoices whose grace is over, subscriptions whose
+    last period is over."""
     while reconciling.doubt_expired_submissions(parts, BATCH) == BATCH:
         pass
-    while True:
-        with parts.transaction() as session:
-            if retrying.close_overdue_invoices(session, parts.clock.now(), BATCH) < BATCH:
-                return
+    ending.close_overdue_invoices(parts)
+    ending.end_subscriptions(parts)
 
 
 def hand_out_checks(parts: Parts, send: Send, due: queries.Due) -> int:

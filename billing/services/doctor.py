@@ -25,18 +25,18 @@ from billing.domain.lifecycle import (
     SubscriptionStatus,
 )
 from billing.services.invariants import CHECKS, Check, constraint_names
+from billing.services.invoices import (
+    close_if_ended,
+    close_invoice,
+    has_unfinished_attempt,
+    schedule_attempt,
+    withdraw,
+)
 from billing.services.parts import Parts, tell
 from billing.services.reconciling import doubt_expired_submissions
 from billing.services.retrying import CARD_DECLINES_A_DAY, CARD_DECLINES_IN_30_DAYS
 from billing.services.sessions import apply_session
-from billing.services.subscriptions import (
-    calendar_of,
-    close_invoice,
-    has_unfinished_attempt,
-    lock_subscription,
-    plan_next,
-    schedule_attempt,
-)
+from billing.services.subscriptions import calendar_of, cycles_left, end_if_over, lock_subscription, plan_next
 from billing.store import migrate
 from billing.store.clock import real_now
 from billing.store.models import (
@@ -219,11 +219,16 @@ def _hold_overpayments(parts: Parts, ids: Sequence[str]) -> int:
             invoice = session.get_one(Invoice, capture.invoice_id)
             lock_subscription(session, invoice.subscription_id)
             refunded = select(func.coalesce(func.sum(Refund.amount_minor), 0)).where(Refund.capture_id == identity)
-            owed = 0 if capture.overpayment else invoice.amount_minor
-            surplus = capture.amount_minor - owed - (session.scalar(refunded) or 0)
+            paid = select(func.coalesce(func.sum(Capture.amount_minor), 0)).where(
+                Capture.invoice_id == invoice.id, ~Capture.overpayment
+            )
+            too_much = max(0, (session.scalar(paid) or 0) - invoice.amount_minor)
+            surplus = capture.amount_minor if capture.overpayment else min(capture.amount_minor, too_much)
+            surplus -= session.scalar(refunded) or 0
             if surplus > 0:
                 session.add(_held_refund(capture, surplus, now))
-                tell(session, invoice.subscription_id, now, "refund.held", invoice=invoice.number, capture=capture.id)
+                why = "found by billing doctor: nothing had answered it"
+                tell(session, invoice.subscription_id, now, "refund.held", invoice=invoice.number, reason=why)
     return len(ids)
 
 
@@ -249,11 +254,7 @@ def _withdraw_attempts(parts: Parts, ids: Sequence[str]) -> int:
             lock_subscription(session, attempt.subscription_id)
             session.refresh(attempt)
             if attempt.status == AttemptStatus.SCHEDULED:
-                attempt.status = AttemptStatus.CANCELED
-                attempt.settled_at = now
-                attempt.lease_until = None
-                attempt.error = "its subscription or invoice takes no charge"
-                tell(session, attempt.subscription_id, now, "attempt.canceled", attempt=identity, reason=attempt.error)
+                withdraw(session, attempt, now, "its subscription or invoice takes no charge")
     return len(ids)
 
 
@@ -278,7 +279,7 @@ def _end_open_invoices(parts: Parts, ids: Sequence[str]) -> int:
                 continue
             mended += 1
             if subscription.status == SubscriptionStatus.CANCELED:
-                close_invoice(session, invoice, InvoiceStatus.VOID, now, reason="subscription canceled")
+                close_if_ended(session, subscription, [invoice], now)
             elif subscription.status in BILLABLE:
                 tried = session.scalar(select(ChargeAttempt.id).where(ChargeAttempt.invoice_id == identity).limit(1))
                 schedule_attempt(session, invoice, now, origin="dunning" if tried else "schedule")
@@ -304,11 +305,19 @@ def _plan_again(parts: Parts, ids: Sequence[str]) -> int:
         with parts.transaction() as session:
             subscription = lock_subscription(session, identity)
             plan = session.get_one(Plan, subscription.plan_id)
-            if subscription.next_billing_at is None and subscription.next_local is not None:
+            lost = subscription.next_billing_at is None and cycles_left(subscription, plan) != 0
+            if lost and subscription.next_local is not None:
                 calendar = calendar_of(subscription, plan.schedule)
                 plan_next(subscription, calendar.at(subscription.next_index, subscription.next_local))
                 mended += 1
     return mended
+
+
+def _end_subscriptions(parts: Parts, ids: Sequence[str]) -> int:
+    for identity in ids:
+        with parts.transaction() as session:
+            end_if_over(session, lock_subscription(session, identity), parts.clock.now())
+    return len(ids)
 
 
 def _let_go(parts: Parts, ids: Sequence[str]) -> int:
@@ -327,6 +336,7 @@ def _finish_runs(parts: Parts, ids: Sequence[str]) -> int:
 REPAIRS: Mapping[str, Callable[[Parts, Sequence[str]], int]] = {
     "overpayments_are_answered": _hold_overpayments,
     "chargeable_is_planned": _plan_again,
+    "ended_subscriptions_are_canceled": _end_subscriptions,
     "leases_in_bounds": _cut_leases,
     "submitted_is_followed": _doubt_submissions,
     "open_results_are_followed": _look_up_attempts,

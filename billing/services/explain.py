@@ -310,13 +310,13 @@ def _waiting_for_customer(story: Story) -> Next | None:
 
 def _next_period(story: Story) -> Next | None:
     subscription, plan = story.subscription, story.plan
-    at = subscription.next_billing_at
-    if subscription.status not in BILLABLE or at is None or subscription.hold_reason is not None:
+    at, ends_at = subscription.next_billing_at, subscription.ends_at
+    if subscription.status not in BILLABLE or subscription.hold_reason is not None:
         return None
-    if subscription.cancel_at_period_end:
-        return Next("end", at, "canceled for the end of the period that is running")
-    if plan.cycles is not None and subscription.billed_cycles >= plan.cycles:
-        return Next("end", at, f"all {plan.cycles} periods of the plan are billed: it ends with the last one")
+    if subscription.cancel_at_period_end and ends_at is not None and (at is None or at >= ends_at):
+        return Next("end", ends_at, "canceled for the end of the period that is running")
+    if at is None:
+        return _last_period(story)
     of = f" of {plan.cycles}" if plan.cycles is not None else ""
     reasons = [f"period {subscription.next_index + 1}{of} begins then: {_calendar(story)}"]
     if subscription.status == SubscriptionStatus.TRIALING:
@@ -326,6 +326,15 @@ def _next_period(story: Story) -> Next | None:
         reasons.append(f"it is due{waits}: the scheduler's next tick or `billing run` opens it")
     reasons.append(_charged_with(story, None))
     return Next("charge", at, "; ".join(reasons))
+
+
+def _last_period(story: Story) -> Next | None:
+    cycles, ends_at = story.plan.cycles, story.subscription.ends_at
+    if ends_at is None:
+        return None
+    if ends_at > story.now:
+        return Next("end", ends_at, f"all {cycles} periods of the plan are billed: it ends with the last one")
+    return Next("end", None, f"all {cycles} periods of the plan are over: it ends when nothing is open any more")
 
 
 def _calendar(story: Story) -> str:

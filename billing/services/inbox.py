@@ -141,4 +141,5 @@ def _confirmation(event_id: str, event: GatewayEvent) -> Confirmation | None:
     report = event.report
     if not isinstance(report, ChargeReport) or report.status != ChargeStatus.SUCCEEDED or report.payment_id is None:
         return None
-    return Confirmation(event_id, report.payment_id, report.amount)
+    captured = report.amount if report.amount_is_captured else None
+    return Confirmation(event_id, report.payment_id, captured)

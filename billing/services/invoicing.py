@@ -1,39 +1,48 @@
 """From a due subscription to an invoice and its first attempt; `next_billing_at` moves in the same transaction.
 
-Done in batches: the cost of opening grows with what is due. A subscription that cannot be opened is put on hold with
-the reason; the rest of the batch goes on.
+Done in batches: the cost of opening grows with what is due. A subscription that cannot be opened, for whatever reason,
+is put on hold with that reason; the rest of the batch goes on. A batch ends after a second, because a transaction that
+computes for long is ended by the database.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import structlog
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.orm import Session
 
 from billing.domain import catch_up
 from billing.domain.gateway import Lane
-from billing.domain.lifecycle import SubscriptionStatus
+from billing.domain.lifecycle import HoldKind, SubscriptionStatus
 from billing.domain.schedule import Period
 from billing.errors import BillingError
 from billing.services.parts import tell
 from billing.services.subscriptions import (
+    PERIOD_OVER,
     Calendar,
     calendar_of,
-    end,
+    cycles_left,
+    end_if_over,
     invoice_number,
+    no_more_periods,
+    plan_next,
     record_skipped,
 )
 from billing.store import opening, queries
+from billing.store.clock import uptime
 from billing.store.models import Plan, Subscription, new_id
 from billing.store.opening import Move, NewInvoice
 
 BATCH = 500
 CATCH_UP_LIMIT = 12  # periods of one subscription and run; more than that is a person's decision
 DUE_LIMIT = 1_000  # periods looked at at once
+LONGEST_SECONDS = 1.0  # of computing in one transaction
+A_MOMENT = timedelta(microseconds=1)
 
 log = structlog.get_logger()
 
@@ -58,16 +67,29 @@ class _Rows:
 def open_due_invoices(session: Session, now: datetime, *, run_id: str | None = None, limit: int = BATCH) -> Opened:
     """Open what is due, at most `limit` subscriptions. Call again while `more`."""
     claimed = queries.claim_due_subscriptions(session, now, limit)
+    until = uptime() + LONGEST_SECONDS
     opened = Opened(more=len(claimed) == limit)
     try:
         with session.begin_nested():
-            _open_all(session, claimed, now, run_id, opened)
-    except (BillingError, IntegrityError, ValueError):
+            _open_all(session, claimed, now, run_id, opened, until)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is one row's
         # One of them cannot be opened, and nobody else may suffer for it (M3): one by one, the bad one is held.
+        raise_if_database_is_away(error)
         opened = Opened(more=len(claimed) == limit)
-        for each in claimed:
+        for number, each in enumerate(claimed):
+            if number and uptime() > until:
+                opened.more = True
+                break
             _open_or_hold(session, each, now, run_id, opened)
     return opened
+
+
+def raise_if_database_is_away(error: Exception) -> None:
+    """A lost connection, a deadlock or a time-out of the database is no fault of one row."""
+    if isinstance(error, OperationalError | InterfaceError) or (
+        isinstance(error, DBAPIError) and error.connection_invalidated
+    ):
+        raise error
 
 
 def _open_or_hold(
@@ -77,19 +99,34 @@ def _open_or_hold(
     try:
         with session.begin_nested():
             _open_all(session, [each], now, run_id, opened)
-    except (BillingError, IntegrityError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        subscription.hold_reason = subscription.open_error = reason
+    except Exception as error:  # noqa: BLE001 - it holds this row, with its words
+        raise_if_database_is_away(error)
+        reason = in_one_line(error)
+        hold_subscription(session, subscription, now, reason, HoldKind.ERROR)
+        subscription.open_error = reason
         opened.skipped.append((subscription.id, reason))
-        tell(session, subscription.id, now, "subscription.held", reason=reason)
         log.error("subscription.held", subscription=subscription.id, error=reason)
 
 
+def in_one_line(error: Exception) -> str:
+    """What went wrong with one row, for people. Refusals of ours are sentences; anything else is named by its kind."""
+    words = (str(error).splitlines() or [""])[0][:200]
+    return words if isinstance(error, BillingError) else f"{error.__class__.__name__}: {words}".removesuffix(": ")
+
+
 def _open_all(
-    session: Session, claimed: Sequence[tuple[Subscription, Plan]], now: datetime, run_id: str | None, opened: Opened
+    session: Session,
+    claimed: Sequence[tuple[Subscription, Plan]],
+    now: datetime,
+    run_id: str | None,
+    opened: Opened,
+    until: float = math.inf,
 ) -> None:
     rows = _Rows()
-    for subscription, plan in claimed:
+    for number, (subscription, plan) in enumerate(claimed):
+        if number and uptime() > until:
+            opened.more = True  # the rest is free again with the commit
+            break
         _open_one(session, subscription, plan, now, run_id, rows, opened)
     session.flush()
     opening.insert(session, rows.invoices, now, run_id)
@@ -106,14 +143,22 @@ def _open_one(
     rows: _Rows,
     opened: Opened,
 ) -> None:
-    if subscription.cancel_at_period_end or _all_cycles_billed(subscription, plan):
-        reason = "the period it was canceled for is over" if subscription.cancel_at_period_end else "all cycles billed"
-        end(session, subscription, now, reason=reason)
-        opened.skipped.append((subscription.id, reason))
+    if _ends_before_next(subscription):
+        subscription.next_billing_at = None
+        end_if_over(session, subscription, now)
+        opened.skipped.append((subscription.id, PERIOD_OVER))
+        return
+    if cycles_left(subscription, plan) == 0:
+        # Left by a release that planned one more date: nothing is due, and what is owed is followed.
+        no_more_periods(subscription, subscription.current_period_end or now)
         return
     calendar = calendar_of(subscription, plan.schedule)
-    due, upcoming = _due_and_next(subscription, plan, calendar, now)
-    decision = decide(subscription, plan, due)
+    due, upcoming = _due_and_next(subscription, calendar, now)
+    if not due:
+        # The rules of its zone have changed since this date was stored: planned again from the wall clock.
+        plan_next(subscription, upcoming)
+        return
+    decision = decide(subscription, plan, due, more=upcoming.start <= now)
     rows.invoices += [_new_invoice(subscription, plan, period) for period in decision.bill]
     if decision.skip:
         reason = f"missed; catch-up policy {plan.catch_up}"
@@ -121,57 +166,77 @@ def _open_one(
         tell(session, subscription.id, now, "periods.skipped", count=len(decision.skip), reason=reason)
         opened.skipped.append((subscription.id, f"{len(decision.skip)} period(s): {reason}"))
     if decision.hold is not None:
-        subscription.hold_reason = decision.hold
-        tell(session, subscription.id, now, "subscription.held", reason=decision.hold)
+        hold_subscription(session, subscription, now, decision.hold, HoldKind.CATCH_UP)
         opened.skipped.append((subscription.id, decision.hold))
     passed = (*decision.bill, *decision.skip)
     if passed:
         last = passed[0] if len(passed) == 1 else max(passed, key=lambda period: period.index)
         following = upcoming if last.index + 1 == upcoming.index else calendar.after(last)
-        rows.moves.append(_move(subscription, last, following, billed=len(decision.bill)))
+        rows.moves.append(_move(subscription, plan, last, following, decision))
 
 
-def decide(subscription: Subscription, plan: Plan, due: Sequence[Period]) -> catch_up.Decision:
-    """What the plan's policy says of the due periods; those a person has released from a hold are billed."""
+def _ends_before_next(subscription: Subscription) -> bool:
+    """Whether the period that is due begins after the end somebody has asked for."""
+    if subscription.cancel_at_period_end and subscription.ends_at is None:
+        subscription.ends_at = subscription.next_billing_at  # as a release that stored no end meant it
+    due_at, ends_at = subscription.next_billing_at, subscription.ends_at
+    return ends_at is not None and due_at is not None and due_at >= ends_at
+
+
+def hold_subscription(session: Session, subscription: Subscription, now: datetime, reason: str, kind: HoldKind) -> None:
+    """Nothing more is opened for it until the hold ends; nobody else is held up."""
+    subscription.hold_reason, subscription.hold_kind = reason, kind
+    tell(session, subscription.id, now, "subscription.held", reason=reason)
+
+
+def decide(subscription: Subscription, plan: Plan, due: Sequence[Period], *, more: bool = False) -> catch_up.Decision:
+    """What the plan's policy says of all due periods (those a person has released from a hold are billed), and of
+    those to be billed as many as the subscription has cycles left. `more`: others are due after these."""
     approved = subscription.catch_up_until is not None and due[0].start <= subscription.catch_up_until
     policy = catch_up.CatchUp.ALL if approved else catch_up.CatchUp(plan.catch_up)
+    left = cycles_left(subscription, plan)
+    if policy == catch_up.CatchUp.ALL and left is not None:
+        due, more = due[:left], more and left > len(due)
+    if more and policy == catch_up.CatchUp.LATEST:
+        return catch_up.Decision(skip=tuple(due))  # the latest of all is not among them
     return catch_up.decide(policy, due, limit=CATCH_UP_LIMIT)
 
 
-def due_periods(subscription: Subscription, plan: Plan, calendar: Calendar, now: datetime) -> list[Period]:
-    return _due_and_next(subscription, plan, calendar, now)[0]
+def due_periods(subscription: Subscription, calendar: Calendar, now: datetime, limit: int = DUE_LIMIT) -> list[Period]:
+    """As `decide` wants them: oldest first, at most `limit`."""
+    return _due_and_next(subscription, calendar, now, limit)[0]
 
 
 def _due_and_next(
-    subscription: Subscription, plan: Plan, calendar: Calendar, now: datetime
+    subscription: Subscription, calendar: Calendar, now: datetime, limit: int = DUE_LIMIT
 ) -> tuple[list[Period], Period]:
-    """What is due, and the first period that is not (or that is one too many to look at at once)."""
+    """What is due, and the first period that is not (or that is one too many to look at at once). None begins at or
+    after the end of the subscription."""
     assert subscription.next_local is not None  # noqa: S101 - set together with next_billing_at
     due: list[Period] = []
-    left = DUE_LIMIT if plan.cycles is None else min(DUE_LIMIT, plan.cycles - subscription.billed_cycles)
     period = calendar.at(subscription.next_index, subscription.next_local)
-    while period.start <= now and len(due) < left:
+    last = now if subscription.ends_at is None else min(now, subscription.ends_at - A_MOMENT)
+    while period.start <= last and len(due) < limit:
         due.append(period)
         period = calendar.after(period)
     return due, period
 
 
-def _move(subscription: Subscription, last: Period, following: Period, *, billed: int) -> Move:
+def _move(subscription: Subscription, plan: Plan, last: Period, following: Period, decision: catch_up.Decision) -> Move:
+    billed = len(decision.bill)
     trial_is_over = subscription.status == SubscriptionStatus.TRIALING and billed > 0
+    was_last = plan.cycles is not None and subscription.billed_cycles + billed >= plan.cycles
     return Move(
         subscription.id,
         status=SubscriptionStatus.ACTIVE if trial_is_over else subscription.status,
         next_index=following.index,
         next_local=following.start_local,
-        next_billing_at=following.start,
+        next_billing_at=None if was_last else following.start,
+        ends_at=min(subscription.ends_at or last.end, last.end) if was_last else subscription.ends_at,
         period_start=last.start,
         period_end=last.end,
         billed=billed,
     )
-
-
-def _all_cycles_billed(subscription: Subscription, plan: Plan) -> bool:
-    return plan.cycles is not None and subscription.billed_cycles >= plan.cycles
 
 
 def _new_invoice(subscription: Subscription, plan: Plan, period: Period) -> NewInvoice:

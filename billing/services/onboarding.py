@@ -45,6 +45,7 @@ from billing.store.models import (
 
 SESSION_LIFETIME = timedelta(hours=23)  # Xendit accepts up to 24 h
 FIRST_CHECK = timedelta(minutes=10)
+JUST_NOW = timedelta(minutes=1)  # who names this very minute means now
 
 
 # -------------------------------------------------------------------------------------- customer at Xendit
@@ -86,6 +87,11 @@ def subscribe(
             f"plan {plan.code} begins with {plan.trial_days} free days, so there is nothing to pay yet: use --via save"
         )
     now = parts.clock.now()
+    if start_at is not None and start_at < now - JUST_NOW:
+        raise InvalidInput(
+            f"--start-at {start_at.isoformat()} has passed; name a later time, or leave it out to begin with the"
+            " payment method"
+        )
     channels = _channels(customer, plan)
     xendit_customer = ensure_xendit_customer(parts, customer)
     subscription = _new_subscription(customer, plan, start_at, reference, now)

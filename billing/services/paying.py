@@ -6,8 +6,9 @@ from sqlalchemy import select, update
 
 from billing.domain.lifecycle import BILLABLE, AttemptStatus, InvoiceStatus, TokenStatus
 from billing.errors import Conflict, IllegalTransition
+from billing.services.invoices import move_invoice, release_invoice, schedule_attempt
 from billing.services.parts import Parts, tell
-from billing.services.subscriptions import lock_subscription, schedule_attempt
+from billing.services.subscriptions import lock_subscription
 from billing.services.tokens import may_still_move_money, take_planned
 from billing.store import queries
 from billing.store.clock import real_now
@@ -33,7 +34,7 @@ def pay_invoice(parts: Parts, invoice_id: str, token_id: str | None) -> str:
                 f"cannot charge invoice {invoice.number}: the subscription is {subscription.status}"
             )
         if invoice.status == InvoiceStatus.UNCOLLECTIBLE:
-            invoice.status, invoice.closed_at = InvoiceStatus.OPEN, None
+            move_invoice(invoice, InvoiceStatus.OPEN, now)
         if invoice.status != InvoiceStatus.OPEN:
             raise IllegalTransition(f"cannot charge invoice {invoice.number}: it is {invoice.status}")
         replaced = take_planned(session, invoice, now)
@@ -50,7 +51,7 @@ def pay_invoice(parts: Parts, invoice_id: str, token_id: str | None) -> str:
                 raise Conflict(f"token {token.id} is {token.status}; only an ACTIVE token can be charged")
             if token.blocked_reason is not None:
                 raise Conflict(f"token {token.id} must not be tried again: {token.blocked_reason}")
-        invoice.hold_reason = None
+        release_invoice(invoice)
         attempt = schedule_attempt(
             session, invoice, now, origin="operator", payment_token_id=token_id, replaces_at=replaced
         )

@@ -260,7 +260,7 @@ def _due_periods(subscription: Subscription, plan: Plan, now: datetime) -> list[
     """None for one that ends instead of being billed."""
     if subscription.cancel_at_period_end:
         return []
-    return invoicing.due_periods(subscription, plan, calendar_of(subscription, plan.schedule), now)
+    return invoicing.due_periods(subscription, calendar_of(subscription, plan.schedule), now)
 
 
 def _is_missed(period: Period, due: list[Period]) -> bool:

@@ -13,10 +13,11 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from billing.domain.gateway import ChargeReport, ChargeStatus, TransactionRow
-from billing.domain.lifecycle import AttemptStatus
+from billing.domain.lifecycle import AttemptStatus, HoldKind
 from billing.domain.money import Money
 from billing.errors import GatewayError, NotFound
 from billing.services import retrying
+from billing.services.invoices import hold_invoice, move_attempt
 from billing.services.matching import references_of
 from billing.services.parts import Parts, tell
 from billing.services.settling import doubt_attempt, settle_attempt
@@ -58,10 +59,9 @@ def _ask(parts: Parts, attempt: ChargeAttempt) -> ChargeReport | None:
         return parts.gateway.cancel_charge(attempt.payment_request_id)
     if attempt.payment_request_id is not None:
         try:
-            report = parts.gateway.get_charge(attempt.payment_request_id)
+            return find_charge(parts, attempt.payment_request_id)
         except NotFound:
             return _by_reference(parts, attempt)
-        return _with_codes(parts, report) if report.status == ChargeStatus.FAILED else report
     return _by_reference(parts, attempt)
 
 
@@ -80,15 +80,29 @@ def _by_reference(parts: Parts, attempt: ChargeAttempt) -> ChargeReport | None:
     return ChargeReport(ChargeStatus.PENDING) if rows else None
 
 
-def _with_codes(parts: Parts, report: ChargeReport) -> ChargeReport:
-    """The payment request has only the failure code; its payment has the network's."""
-    if report.payment_id is None:
+def _with_payment(parts: Parts, report: ChargeReport) -> ChargeReport:
+    """The payment request has only the failure code and what was asked for; its payment has the network's codes and
+    what was captured."""
+    if report.payment_id is None or report.status not in (ChargeStatus.FAILED, ChargeStatus.SUCCEEDED):
         return report
     try:
         payment = parts.gateway.get_payment(report.payment_id)
     except NotFound:
         return report
-    return replace(report, network_code=payment.network_code, advice_code=payment.advice_code)
+    except GatewayError:
+        if report.status == ChargeStatus.FAILED:
+            raise  # without the codes it would be tried again too soon: ask again later
+        return report  # it is paid; how much, its event or the daily comparison will say
+    if report.status == ChargeStatus.FAILED:
+        return replace(report, network_code=payment.network_code, advice_code=payment.advice_code)
+    if not payment.amount_is_captured:
+        return report
+    return replace(report, amount=payment.amount, amount_is_captured=True, captured_at=payment.captured_at)
+
+
+def find_charge(parts: Parts, payment_request_id: str) -> ChargeReport:
+    """A charge by Xendit's own id, with what its payment adds. Raises NotFound, GatewayError."""
+    return _with_payment(parts, parts.gateway.get_charge(payment_request_id))
 
 
 def _conclude(session: Session, attempt_id: str, parts: Parts, now: datetime, *, found: bool) -> None:
@@ -122,14 +136,12 @@ def _presume_lost(session: Session, attempt: ChargeAttempt, parts: Parts, now: d
         attempt.next_check_at = retrying.next_look_up(attempt, now, parts.rules)
         invoice = session.get_one(Invoice, attempt.invoice_id)
         if invoice.hold_reason is None:
-            retrying.hold_invoice(session, invoice, now, "an attempt is in doubt beyond the settlement window")
+            hold_invoice(session, invoice, now, "an attempt is in doubt beyond the settlement window", HoldKind.DOUBT)
         return
     found = queries.attempt_with_invoice(session, attempt.id)
-    attempt.status = AttemptStatus.FAILED
+    move_attempt(attempt, AttemptStatus.FAILED, now)
     attempt.failure_code = attempt.failure_code or NEVER_ARRIVED
     attempt.decline_class = "not_sent"
-    attempt.settled_at = now
-    attempt.next_check_at = None
     attempt.error = f"no trace at Xendit {parts.rules.settlement_window} after it was sent: it never arrived"
     session.flush()
     tell(session, attempt.subscription_id, now, "attempt.never_arrived", attempt=attempt.id, look_ups=attempt.checks)
@@ -214,10 +226,25 @@ def _compare_row(parts: Parts, row: TransactionRow) -> Difference | None:
     if row.status in MADE_NO_MONEY:
         why = f"we count it as collected, Xendit lists it as {row.status}: ask Xendit"
         return Difference("status", row.payment_id, row.reference_id, str(ours), theirs, why)
+    if row.amount is not None and row.amount != ours and not capture.amount_known and attempt is not None:
+        return _correct_from_list(parts, attempt.id, row, ours, theirs)
     if row.amount is not None and row.amount != ours:
         why = "the amounts differ: ask Xendit"
         return Difference("amount", row.payment_id, row.reference_id, str(ours), theirs, why)
     return None
+
+
+def _correct_from_list(
+    parts: Parts, attempt_id: str, row: TransactionRow, ours: Money, theirs: str | None
+) -> Difference:
+    """We had booked what we asked for, and the event that says what was captured has not come."""
+    try:
+        _settle_from_list(parts, attempt_id, row)
+    except (NotFound, GatewayError) as error:
+        why = f"the amounts differ, and the payment cannot be read now: {error}"
+    else:
+        why = "we had booked what was asked for; what was captured is booked now"
+    return Difference("amount", row.payment_id, row.reference_id, str(ours), theirs, why)
 
 
 def _settle_from_list(parts: Parts, attempt_id: str, row: TransactionRow) -> None:

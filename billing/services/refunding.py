@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 import structlog
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from billing.domain.gateway import RefundReport, RefundStatus
@@ -56,6 +56,41 @@ def give_back(
         refund=refund.status,
     )
     log.error("invoice.overpaid", invoice=found.invoice.id, attempt=found.attempt.id)
+
+
+def keep_for_a_person(
+    session: Session, found: queries.Found, capture: Capture, amount_minor: int, now: datetime, reason: str
+) -> None:
+    """Money that is recorded and shown, and given back only by a person's word."""
+    session.flush()
+    session.add(
+        Refund(
+            id=new_id("ref"),
+            reference_id=new_id("ref"),
+            capture_id=capture.id,
+            amount_minor=amount_minor,
+            currency=capture.currency,
+            reason="CANCELLATION",
+            status=RefundState.HELD,
+            error=f"{reason}; look in Xendit's dashboard what happened, and give it back there",
+            created_at=now,
+        )
+    )
+    tell(session, found.subscription.id, now, "refund.held", invoice=found.invoice.number, reason=reason)
+    log.error("refund.held", invoice=found.invoice.id, attempt=found.attempt.id, reason=reason)
+
+
+def give_back_less(session: Session, capture: Capture) -> None:
+    """Less was captured than we had believed: what has not been asked for yet is not more than there is."""
+    session.execute(
+        update(Refund)
+        .where(
+            Refund.capture_id == capture.id,
+            Refund.status.in_({RefundState.REQUESTED, RefundState.HELD}),
+            Refund.amount_minor > capture.amount_minor,
+        )
+        .values(amount_minor=capture.amount_minor)
+    )
 
 
 def follow_refund(parts: Parts, refund_id: str) -> None:
@@ -188,7 +223,8 @@ def _record(session: Session, refund: Refund, report: RefundReport, now: datetim
             refund.status = RefundState.SUCCEEDED
             refund.next_try_at = refund.error = None
             invoice = session.get_one(Invoice, capture.invoice_id, populate_existing=True)
-            invoice.amount_paid_minor -= refund.amount_minor
+            if refund.currency == invoice.currency:  # money of another currency was never counted as paid
+                invoice.amount_paid_minor -= refund.amount_minor
             tell(session, attempt.subscription_id, now, "refund.succeeded", invoice=invoice.number)
         case RefundStatus.FAILED | RefundStatus.CANCELLED:
             refund.status = RefundState.FAILED

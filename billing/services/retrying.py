@@ -18,19 +18,22 @@ from billing.domain.declines import Classified, DeclineClass
 from billing.domain.lifecycle import (
     BILLABLE,
     AttemptStatus,
+    EndKind,
+    HoldKind,
     InvoiceStatus,
     SubscriptionStatus,
     TokenStatus,
 )
-from billing.services.parts import Rules, tell
-from billing.services.subscriptions import (
+from billing.services.invoices import (
+    close_if_ended,
     close_invoice,
-    end,
     has_unfinished_attempt,
-    lock_subscription,
-    pause,
+    hold_invoice,
     schedule_attempt,
+    withdraw,
 )
+from billing.services.parts import Rules, tell
+from billing.services.subscriptions import end, end_if_over, lock_subscription, move_subscription, pause
 from billing.store import queries
 from billing.store.charge_path import ToBegin, TokenWithDeclines
 from billing.store.models import ChargeAttempt, Invoice, PaymentToken, Plan, Subscription
@@ -109,11 +112,7 @@ def without_token(session: Session, found: queries.Found, choice: Choice, now: d
         reason = "network limit of declines per card"
         tell(session, attempt.subscription_id, now, "attempt.postponed", attempt=attempt.id, reason=reason)
         return
-    attempt.status = AttemptStatus.CANCELED
-    attempt.settled_at = now
-    attempt.lease_until = None
-    attempt.error = "no payment token that may be charged"
-    session.flush()
+    withdraw(session, attempt, now, "no payment token that may be charged")
     _start_grace(invoice, found.plan, now)
     mark_past_due(session, found.subscription, now)
     tell(
@@ -151,7 +150,9 @@ def after_failure(session: Session, found: queries.Found, verdict: Classified, n
         return f"nothing: the invoice is {invoice.status}"
     _start_grace(invoice, found.plan, now)
     mark_past_due(session, subscription, now)
-    return _follow(session, found, _next_step(session, found, verdict, now), now)
+    upcoming = _follow(session, found, _next_step(session, found, verdict, now), now)
+    end_if_over(session, subscription, now)
+    return upcoming
 
 
 def _next_step(session: Session, found: queries.Found, verdict: Classified, now: datetime) -> dunning.Next:
@@ -206,7 +207,7 @@ def _follow(session: Session, found: queries.Found, step: dunning.Next, now: dat
             give_up(session, subscription, found.plan, invoice, now, reason)
             return f"given up: {reason}"
         case dunning.Hold(reason=reason):
-            hold_invoice(session, invoice, now, reason)
+            hold_invoice(session, invoice, now, reason, HoldKind.DECLINE)
             return f"held: {reason}"
         case _:
             assert_never(step)
@@ -245,8 +246,7 @@ def _note_decline_on_token(session: Session, attempt: ChargeAttempt, verdict: Cl
 
 def _without_future(session: Session, found: queries.Found, now: datetime) -> str:
     """The subscription was paused or canceled meanwhile: no new attempt; a canceled one's invoice ends here."""
-    if found.subscription.status == SubscriptionStatus.CANCELED and found.invoice.status == InvoiceStatus.OPEN:
-        close_invoice(session, found.invoice, InvoiceStatus.VOID, now, reason="subscription canceled")
+    close_if_ended(session, found.subscription, [found.invoice], now)
     return f"nothing: the subscription is {found.subscription.status}"
 
 
@@ -281,10 +281,7 @@ def revise_plan(session: Session, found: queries.Found, verdict: Classified, now
         return
     if planned.lease_until is not None:
         return  # handed to a worker already: begin chooses no blocked token, and its result is judged anew
-    planned.status = AttemptStatus.CANCELED
-    planned.settled_at = now
-    planned.error = f"code {verdict.code} forbids another try"
-    session.flush()
+    withdraw(session, planned, now, f"code {verdict.code} forbids another try")
     _follow(session, found, _next_step(session, found, verdict, now), now)
 
 
@@ -298,34 +295,12 @@ def try_again_uncounted(session: Session, found: queries.Found, now: datetime) -
         )
 
 
-def withdraw_other_attempts(session: Session, invoice: Invoice, paid_by: ChargeAttempt, now: datetime) -> None:
-    """Money came by another way: a planned retry must not charge again."""
-    session.execute(
-        update(ChargeAttempt)
-        .where(
-            ChargeAttempt.invoice_id == invoice.id,
-            ChargeAttempt.id != paid_by.id,
-            ChargeAttempt.status == AttemptStatus.SCHEDULED,
-        )
-        .values(status=AttemptStatus.CANCELED, settled_at=now, lease_until=None, error="the invoice is paid")
-    )
-    session.execute(
-        update(ChargeAttempt)
-        .where(
-            ChargeAttempt.invoice_id == invoice.id,
-            ChargeAttempt.id != paid_by.id,
-            ChargeAttempt.status == AttemptStatus.REQUIRES_ACTION,
-        )
-        .values(cancel_wanted=True, next_check_at=now)
-    )
-
-
 # ------------------------------------------------------------------------------- subscription and invoice
 
 
 def mark_past_due(session: Session, subscription: Subscription, now: datetime) -> None:
     if subscription.status in (SubscriptionStatus.ACTIVE, SubscriptionStatus.TRIALING):
-        subscription.status = SubscriptionStatus.PAST_DUE
+        move_subscription(subscription, SubscriptionStatus.PAST_DUE, "mark as past due")
         tell(session, subscription.id, now, "subscription.past_due")
 
 
@@ -333,7 +308,7 @@ def recover_subscription(session: Session, subscription: Subscription, now: date
     """Back to active when the last overdue invoice is settled."""
     if subscription.status != SubscriptionStatus.PAST_DUE:
         if subscription.status == SubscriptionStatus.TRIALING:
-            subscription.status = SubscriptionStatus.ACTIVE
+            move_subscription(subscription, SubscriptionStatus.ACTIVE, "activate")
         return
     session.flush()
     overdue = select(Invoice.id).where(
@@ -342,14 +317,8 @@ def recover_subscription(session: Session, subscription: Subscription, now: date
         Invoice.first_failed_at.is_not(None),
     )
     if session.scalar(overdue.limit(1)) is None:
-        subscription.status = SubscriptionStatus.ACTIVE
+        move_subscription(subscription, SubscriptionStatus.ACTIVE, "recover")
         tell(session, subscription.id, now, "subscription.recovered")
-
-
-def hold_invoice(session: Session, invoice: Invoice, now: datetime, reason: str) -> None:
-    """Not the customer's fault: no dunning, no grace running out; a person decides (`billing invoice pay`)."""
-    invoice.hold_reason = reason
-    tell(session, invoice.subscription_id, now, "invoice.held", invoice=invoice.number, reason=reason)
 
 
 def _start_grace(invoice: Invoice, plan: Plan, now: datetime) -> None:
@@ -369,24 +338,21 @@ def give_up(
         return
     match dunning.policy(plan.dunning).final_action:
         case dunning.FinalAction.CANCEL:
-            end(session, subscription, now, reason=f"invoice {invoice.number} could not be collected")
+            reason = f"invoice {invoice.number} could not be collected"
+            end(session, subscription, plan, now, kind=EndKind.DUNNING, reason=reason)
         case dunning.FinalAction.PAUSE:
             pause(session, subscription, now, reason=f"invoice {invoice.number} could not be collected")
         case dunning.FinalAction.PAST_DUE:
-            pass
+            end_if_over(session, subscription, now)
 
 
-def close_overdue_invoices(session: Session, now: datetime, limit: int) -> int:
-    """Grace is over and nothing is under way: give up. Returns how many were looked at."""
-    due = [(row[0], row[1]) for row in session.execute(queries.overdue_invoices(now, limit))]
-    for invoice_id, subscription_id in due:
-        subscription = lock_subscription(session, subscription_id)
-        invoice = session.get_one(Invoice, invoice_id, populate_existing=True)
-        if invoice.status != InvoiceStatus.OPEN or has_unfinished_attempt(session, invoice.id):
-            continue
+def close_overdue_invoice(session: Session, invoice_id: str, subscription_id: str, now: datetime) -> None:
+    """Grace is over and nothing is under way: give up."""
+    subscription = lock_subscription(session, subscription_id)
+    invoice = session.get_one(Invoice, invoice_id, populate_existing=True)
+    if invoice.status == InvoiceStatus.OPEN and not has_unfinished_attempt(session, invoice.id):
         plan = session.get_one(Plan, subscription.plan_id)
         give_up(session, subscription, plan, invoice, now, "the time for a new payment method is over")
-    return len(due)
 
 
 # ---------------------------------------------------------------------------------------------- looking up

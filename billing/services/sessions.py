@@ -10,17 +10,19 @@ from datetime import datetime, timedelta
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from billing.domain.gateway import SessionReport, SessionType, TokenReport
+from billing.domain.gateway import ChargeReport, SessionReport, SessionType, TokenReport
 from billing.domain.lifecycle import (
     AttemptStatus,
-    InvoiceStatus,
     SessionStatus,
     SubscriptionStatus,
     TokenStatus,
 )
 from billing.errors import Conflict, GatewayError, NotFound
-from billing.services.parts import Parts, tell
-from billing.services.subscriptions import activate, close_invoice, lock_subscription, lock_subscriptions_of
+from billing.services.invoices import close_if_ended, move_attempt
+from billing.services.parts import Parts, Rules, tell
+from billing.services.reconciling import find_charge
+from billing.services.settling import settle_attempt
+from billing.services.subscriptions import activate, lock_subscription, lock_subscriptions_of
 from billing.services.tokens import apply_token
 from billing.store.models import (
     ChargeAttempt,
@@ -36,7 +38,8 @@ CHECK_AFTER_COMPLETION = timedelta(minutes=1)
 
 
 def refresh_session(parts: Parts, session_id: str) -> PaymentSession:
-    """Read the session (and the token it saved) from Xendit and apply what it says, as a webhook would."""
+    """Read the session, the token it saved and the payment it collected from Xendit and apply what they say, as their
+    webhooks would."""
     with parts.reading() as session:
         row = session.get_one(PaymentSession, session_id)
     if row.xendit_session_id is None:
@@ -45,17 +48,41 @@ def refresh_session(parts: Parts, session_id: str) -> PaymentSession:
     token: TokenReport | None = None
     if report.payment_token_id is not None:
         token = parts.gateway.get_token(report.payment_token_id)
+    payment = _payment_of(parts, row, report)
     now = parts.clock.now()
     with parts.transaction() as session:
         row = session.get_one(PaymentSession, session_id)
         if token is not None:
             apply_token(session, session.get_one(Customer, row.customer_id), token, now)
         apply_session(session, row, report, now)
+        if payment is not None:
+            _settle_payment(session, row, payment, now, parts.rules)
         if row.status != SessionStatus.ACTIVE:
             row.next_check_at = None
         elif not _is_to_be_ended(session, row):
             row.next_check_at = next_session_check(row, now)
     return row
+
+
+def _payment_of(parts: Parts, row: PaymentSession, report: SessionReport) -> ChargeReport | None:
+    """What the session has collected, when it names a payment. None when that cannot be read now: its look-up is
+    planned, as for every session that has ended."""
+    if row.type != SessionType.PAY or report.status != SessionStatus.COMPLETED:
+        return None
+    try:
+        if report.payment_request_id is not None:
+            return find_charge(parts, report.payment_request_id)
+        if report.payment_id is not None:
+            return parts.gateway.get_payment(report.payment_id)
+    except (NotFound, GatewayError):
+        return None
+    return None
+
+
+def _settle_payment(session: Session, row: PaymentSession, payment: ChargeReport, now: datetime, rules: Rules) -> None:
+    attempt = session.scalar(select(ChargeAttempt.id).where(ChargeAttempt.reference_id == row.reference_id))
+    if attempt is not None:
+        settle_attempt(session, attempt, payment, now, rules, source="lookup")
 
 
 def _is_to_be_ended(session: Session, row: PaymentSession) -> bool:
@@ -177,7 +204,8 @@ def _look_up_payment_soon(session: Session, row: PaymentSession, now: datetime) 
     if attempt is not None and attempt.status in (AttemptStatus.PENDING, AttemptStatus.CANCELED):
         attempt.payment_request_id = attempt.payment_request_id or row.payment_request_id
         attempt.payment_id = attempt.payment_id or row.payment_id
-        attempt.next_check_at = now + CHECK_AFTER_COMPLETION
+        # Told once more, the look that is planned stays planned.
+        attempt.next_check_at = min(attempt.next_check_at or now + CHECK_AFTER_COMPLETION, now + CHECK_AFTER_COMPLETION)
 
 
 def session_over(session: Session, row: PaymentSession, status: SessionStatus, now: datetime) -> None:
@@ -189,14 +217,10 @@ def session_over(session: Session, row: PaymentSession, status: SessionStatus, n
     row.status, row.next_check_at = status, None
     attempt = session.scalar(select(ChargeAttempt).where(ChargeAttempt.reference_id == row.reference_id))
     if attempt is not None and attempt.status == AttemptStatus.PENDING:
-        attempt.status = AttemptStatus.CANCELED
-        attempt.settled_at = now
-        attempt.next_check_at = None
+        move_attempt(attempt, AttemptStatus.CANCELED, now)
         attempt.error = f"the payment session is {status}"
         session.flush()
-        invoice = session.get_one(Invoice, attempt.invoice_id)
-        if subscription.status == SubscriptionStatus.CANCELED and invoice.status == InvoiceStatus.DRAFT:
-            close_invoice(session, invoice, InvoiceStatus.VOID, now, reason="subscription canceled")
+        close_if_ended(session, subscription, [session.get_one(Invoice, attempt.invoice_id)], now)
     tell(session, subscription.id, now, f"session.{status.lower()}", session=row.id)
 
 

@@ -13,13 +13,14 @@ from sqlalchemy.orm import Session
 
 from billing.domain.declines import Classified, DeclineClass, classify
 from billing.domain.gateway import ChargeReport, ChargeStatus
-from billing.domain.lifecycle import AttemptStatus, InvoiceStatus, SubscriptionStatus, attempt_may_become
-from billing.domain.money import Money
+from billing.domain.lifecycle import AttemptStatus, HoldKind, InvoiceStatus, SubscriptionStatus, attempt_may_become
+from billing.domain.money import Money, format_money
 from billing.services import refunding, retrying
+from billing.services.invoices import close_if_ended, hold_invoice, move_attempt, move_invoice, withdraw_all
 from billing.services.parts import Rules, tell
-from billing.services.subscriptions import close_invoice, invoice_number, prepaid_first_period
+from billing.services.subscriptions import end_if_over, invoice_number, prepaid_first_period
 from billing.store import queries
-from billing.store.models import Capture, ChargeAttempt, new_id
+from billing.store.models import Capture, ChargeAttempt, Invoice, new_id
 
 log = structlog.get_logger()
 
@@ -59,48 +60,95 @@ def _succeeded(
     attempt, invoice, subscription = found.attempt, found.invoice, found.subscription
     known = _known_capture(found, report)
     if known is not None:
-        _captured_again(session, found, known, report, now, rules)
+        _told_again(session, found, known, report, now, rules)
         return
     capture = _record_capture(session, found, report, now)
     _note_ids_and_codes(attempt, report)
     late = attempt.status in (AttemptStatus.FAILED, AttemptStatus.CANCELED)
-    attempt.status = AttemptStatus.SUCCEEDED
+    move_attempt(attempt, AttemptStatus.SUCCEEDED, now)
     attempt.submitted_at = attempt.submitted_at or now  # Xendit has it, even if we took it back as not sent
-    attempt.settled_at = now
-    attempt.next_check_at = attempt.lease_until = None
-    attempt.cancel_wanted = False
     attempt.decline_class = None
-    invoice.amount_paid_minor += capture.amount_minor
     if capture.overpayment:
-        refunding.give_back(session, found, capture, capture.amount_minor, now, rules)
-        if invoice.status == InvoiceStatus.DRAFT:
-            close_invoice(session, invoice, InvoiceStatus.VOID, now, reason="subscription canceled")
+        if capture.currency == invoice.currency:
+            invoice.amount_paid_minor += capture.amount_minor
+            refunding.give_back(session, found, capture, capture.amount_minor, now, rules)
+        else:
+            _other_currency(session, found, capture, now)
+        close_if_ended(session, subscription, [invoice], now)
         return
     if attempt.origin == "session" and subscription.status == SubscriptionStatus.INCOMPLETE:
-        _begin_prepaid(session, found, now)
-    if invoice.amount_paid_minor >= invoice.amount_minor:
-        invoice.status = InvoiceStatus.PAID
-        invoice.closed_at = now
-        invoice.grace_ends_at = invoice.hold_reason = None
-    else:
-        retrying.hold_invoice(session, invoice, now, "captured less than the amount due")
-    surplus = invoice.amount_paid_minor - invoice.amount_minor
-    if surplus > 0:
-        refunding.give_back(session, found, capture, surplus, now, rules)
+        _begin_prepaid(session, found, capture, now)
     tell(
         session,
         subscription.id,
         now,
-        "invoice.paid",
+        "invoice.paid" if capture.amount_minor >= _owed(invoice) else "invoice.paid_in_part",
         invoice=invoice.number,
         attempt=attempt.id,
         amount=str(Money(capture.amount_minor, capture.currency)),
         source=source,
         **({"late": True} if late else {}),
     )
-    if late or invoice.first_failed_at is not None:
-        retrying.withdraw_other_attempts(session, invoice, attempt, now)
-    retrying.recover_subscription(session, subscription, now)
+    _book(session, found, capture, capture.amount_minor, now, rules, others_planned=late or attempt.number > 1)
+
+
+def _owed(invoice: Invoice) -> int:
+    return invoice.amount_minor - invoice.amount_paid_minor
+
+
+def _book(
+    session: Session,
+    found: queries.Found,
+    capture: Capture,
+    amount_minor: int,
+    now: datetime,
+    rules: Rules,
+    *,
+    others_planned: bool,
+) -> None:
+    """So much more of what is owed has come in (less, when a report corrects the one before)."""
+    attempt, invoice, subscription = found.attempt, found.invoice, found.subscription
+    surplus = max(0, amount_minor - max(0, _owed(invoice)))
+    invoice.amount_paid_minor += amount_minor
+    if invoice.amount_paid_minor < invoice.amount_minor:
+        _paid_in_part(session, found, now)
+        return
+    if surplus:
+        refunding.give_back(session, found, capture, surplus, now, rules)
+    if invoice.status != InvoiceStatus.PAID:
+        move_invoice(invoice, InvoiceStatus.PAID, now)
+        if others_planned or invoice.first_failed_at is not None:
+            withdraw_all(session, now, "the invoice is paid", invoice=invoice, but=attempt)
+        retrying.recover_subscription(session, subscription, now)
+        end_if_over(session, subscription, now)
+
+
+def _paid_in_part(session: Session, found: queries.Found, now: datetime) -> None:
+    """Less was captured than asked for: the rest is owed, and a person decides whether to charge it."""
+    invoice, subscription = found.invoice, found.subscription
+    if invoice.status == InvoiceStatus.UNCOLLECTIBLE and subscription.status == SubscriptionStatus.CANCELED:
+        return  # it was given up with its subscription; what has come in stays booked
+    if invoice.status != InvoiceStatus.OPEN:
+        move_invoice(invoice, InvoiceStatus.OPEN, now)
+    paid, asked = (Money(minor, invoice.currency) for minor in (invoice.amount_paid_minor, invoice.amount_minor))
+    reason = f"{format_money(paid)} of {format_money(asked)} were captured"
+    hold_invoice(session, invoice, now, reason, HoldKind.AMOUNT)
+    withdraw_all(session, now, reason, invoice=invoice, but=found.attempt)
+    close_if_ended(session, subscription, [invoice], now)
+
+
+def _other_currency(session: Session, found: queries.Found, capture: Capture, now: datetime) -> None:
+    """It pays nothing here and is given back by nobody but a person: what happened at Xendit is not for us to guess."""
+    invoice = found.invoice
+    reason = f"{format_money(Money(capture.amount_minor, capture.currency))} were captured, owed is {invoice.currency}"
+    refunding.keep_for_a_person(session, found, capture, capture.amount_minor, now, reason)
+    if invoice.status == InvoiceStatus.DRAFT:
+        return  # its session may still collect it, or a saved method does
+    if invoice.status in (InvoiceStatus.OPEN, InvoiceStatus.PAID) and _owed(invoice) > 0:
+        if invoice.status == InvoiceStatus.PAID:
+            move_invoice(invoice, InvoiceStatus.OPEN, now)
+        hold_invoice(session, invoice, now, reason, HoldKind.CURRENCY)
+        withdraw_all(session, now, reason, invoice=invoice, but=found.attempt)
 
 
 def _known_capture(found: queries.Found, report: ChargeReport) -> Capture | None:
@@ -116,17 +164,43 @@ def _known_capture(found: queries.Found, report: ChargeReport) -> Capture | None
     return None
 
 
-def _captured_again(
+def _told_again(
     session: Session, found: queries.Found, known: Capture, report: ChargeReport, now: datetime, rules: Rules
 ) -> None:
-    """The same payment, now with more money than before: Xendit captured it once more."""
+    """The same payment once more. Only what was captured is news: the first time whatever it is (until then we had
+    booked what we asked for), afterwards only if it is more. An event that says less is an older one."""
     total = report.amount
-    if total is None or total.currency != known.currency or total.amount_minor <= known.amount_minor:
+    if total is None or not report.amount_is_captured:
         return
-    extra = total.amount_minor - known.amount_minor
-    known.amount_minor += extra
-    found.invoice.amount_paid_minor += extra
-    refunding.give_back(session, found, known, extra, now, rules)
+    first_time, known.amount_known = not known.amount_known, True
+    if total.currency != known.currency:
+        if first_time and not known.overpayment:
+            _was_other_money(session, found, known, total, now)
+        return
+    change = total.amount_minor - known.amount_minor
+    if change == 0 or (change < 0 and not first_time):
+        return
+    known.amount_minor += change
+    if known.overpayment and known.currency != found.invoice.currency:
+        return
+    if known.overpayment:
+        found.invoice.amount_paid_minor += change
+        if change > 0:
+            refunding.give_back(session, found, known, change, now, rules)
+        else:
+            refunding.give_back_less(session, known)
+    else:
+        if change < 0:
+            refunding.give_back_less(session, known)
+        _book(session, found, known, change, now, rules, others_planned=True)
+
+
+def _was_other_money(session: Session, found: queries.Found, known: Capture, total: Money, now: datetime) -> None:
+    """The answer let us believe that it was paid; it was, in another currency."""
+    found.invoice.amount_paid_minor -= known.amount_minor
+    known.amount_minor, known.currency, known.overpayment = total.amount_minor, total.currency, True
+    _other_currency(session, found, known, now)
+    close_if_ended(session, found.subscription, [found.invoice], now)
 
 
 def _record_capture(session: Session, found: queries.Found, report: ChargeReport, now: datetime) -> Capture:
@@ -140,7 +214,8 @@ def _record_capture(session: Session, found: queries.Found, report: ChargeReport
         attempt_id=attempt.id,
         amount_minor=amount.amount_minor,
         currency=amount.currency,
-        overpayment=_is_not_owed(found),
+        overpayment=_is_not_owed(found, amount.currency),
+        amount_known=report.amount_is_captured,
         captured_at=report.captured_at or now,
     )
     session.add(capture)
@@ -148,16 +223,21 @@ def _record_capture(session: Session, found: queries.Found, report: ChargeReport
     return capture
 
 
-def _is_not_owed(found: queries.Found) -> bool:
-    """Paid already, or nothing is owed any more: a customer paid through the link of a canceled subscription."""
-    paid = any(not known.overpayment for known in found.captures)
+def _is_not_owed(found: queries.Found, currency: str) -> bool:
+    """Other money than is owed; or nothing is owed (any more): it is paid already, void, or a customer paid through the
+    link of a canceled subscription; or this attempt has paid before."""
+    invoice = found.invoice
     ended = found.attempt.origin == "session" and found.subscription.status == SubscriptionStatus.CANCELED
-    return paid or ended or found.invoice.status in (InvoiceStatus.PAID, InvoiceStatus.VOID)
+    paid_before = any(known.attempt_id == found.attempt.id and not known.overpayment for known in found.captures)
+    nothing_owed = invoice.status in (InvoiceStatus.PAID, InvoiceStatus.VOID) or _owed(invoice) <= 0
+    return currency != invoice.currency or ended or paid_before or nothing_owed
 
 
-def _begin_prepaid(session: Session, found: queries.Found, now: datetime) -> None:
-    """The payment session collected the first period: it runs from here on, whatever the session's own fate."""
-    period = prepaid_first_period(session, found.subscription, found.plan, now)
+def _begin_prepaid(session: Session, found: queries.Found, capture: Capture, now: datetime) -> None:
+    """The payment session collected the first period: it runs from the capture on, whatever the session's own fate.
+    Xendit's time of it is taken between the opening of the session and now: a clock of theirs cannot be far off."""
+    begins = max(min(capture.captured_at, now), found.attempt.created_at)
+    period = prepaid_first_period(session, found.subscription, found.plan, begins, now)
     found.invoice.number = invoice_number(found.subscription, period)
     found.invoice.period_key = period.key
     found.invoice.period_index = period.index
@@ -201,12 +281,10 @@ def fail_attempt(
     """The definite end of one attempt; what comes next is the dunning policy's to say."""
     attempt = found.attempt
     _note_ids_and_codes(attempt, report)
-    attempt.status = AttemptStatus.FAILED
+    move_attempt(attempt, AttemptStatus.FAILED, now)
     attempt.submitted_at = attempt.submitted_at or now
     attempt.failure_code = code
     attempt.decline_class = verdict.cls
-    attempt.settled_at = now
-    attempt.next_check_at = attempt.lease_until = None
     session.flush()
     upcoming = retrying.after_failure(session, found, verdict, now)
     tell(
@@ -245,14 +323,11 @@ def _canceled(session: Session, found: queries.Found, report: ChargeReport, now:
     if not attempt_may_become(AttemptStatus(attempt.status), AttemptStatus.CANCELED):
         return
     _note_ids_and_codes(attempt, report)
-    attempt.status = AttemptStatus.CANCELED
-    attempt.settled_at = now
-    attempt.next_check_at = attempt.lease_until = None
-    attempt.cancel_wanted = False
+    move_attempt(attempt, AttemptStatus.CANCELED, now)
     session.flush()
     tell(session, subscription.id, now, "attempt.canceled", attempt=attempt.id, reason="canceled at Xendit")
     if subscription.status == SubscriptionStatus.CANCELED:
-        close_invoice(session, invoice, InvoiceStatus.VOID, now, reason="subscription canceled")
+        close_if_ended(session, subscription, [invoice], now)
     elif attempt.origin != "session":
         needs_customer = classify(failure_code="AUTHENTICATION_FAILED")
         retrying.after_failure(session, found, needs_customer, now)

@@ -20,14 +20,9 @@ from billing.domain.lifecycle import BILLABLE, AttemptStatus, InvoiceStatus
 from billing.domain.money import Money
 from billing.errors import IllegalTransition, NotFound
 from billing.services import invoicing, planning
+from billing.services.invoices import has_unfinished_attempt, schedule_attempt
 from billing.services.parts import Parts, tell
-from billing.services.subscriptions import (
-    calendar_of,
-    has_unfinished_attempt,
-    lock_subscription,
-    resume,
-    schedule_attempt,
-)
+from billing.services.subscriptions import calendar_of, lock_subscription, resume
 from billing.services.views import Json
 from billing.store import queries, run_queries
 from billing.store.clock import real_now
@@ -305,7 +300,7 @@ def _held_subscription(session: Session, name: str, now: datetime) -> Waiting:
 
 
 def _waiting(subscription: Subscription, plan: Plan, now: datetime) -> Waiting:
-    due = invoicing.due_periods(subscription, plan, calendar_of(subscription, plan.schedule), now)
+    due = invoicing.due_periods(subscription, calendar_of(subscription, plan.schedule), now)
     amount = Money(len(due) * subscription.amount_minor, subscription.currency)
     reason = subscription.hold_reason or ""
     return Waiting(subscription.id, subscription.reference, len(due), amount, reason)

@@ -60,6 +60,7 @@ LINES = {
     "session.canceled": "payment session {session} was canceled",
     "session.try_failed": "a try on the payment page failed: {declined}; the page stays open",
     "invoice.paid": "invoice {invoice} is paid: {amount}, as the {source} said{late}",
+    "invoice.paid_in_part": "of invoice {invoice} {amount} were paid, as the {source} said{late}",
     "invoice.overpaid": "invoice {invoice} was collected a second time: {amount}; the refund is {refund}",
     "invoice.held": "invoice {invoice} is on hold for a person: {reason}",
     "invoice.released": "invoice {invoice} was released and is charged: {reason}",
@@ -74,7 +75,7 @@ LINES = {
     "attempt.postponed": "{the_attempt} is put off{until}: {reason}",
     "attempt.canceled": "{the_attempt} is withdrawn: {reason}",
     "charging.stopped": "all charging is stopped: {reason}",
-    "refund.held": "the refund of a second payment of invoice {invoice} waits for a person",
+    "refund.held": "money captured for invoice {invoice} is kept for a person to decide: {reason}",
     "refund.succeeded": "the second payment of invoice {invoice} is refunded",
     "refund.failed": "a refund failed: {reason}",
 }

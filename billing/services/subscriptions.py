@@ -1,4 +1,4 @@
-"""The life of a subscription: activate, pause, resume, cancel. Called by onboarding, charging and the command line.
+"""The life of a subscription: activate, pause, resume, cancel, end. Called by onboarding, settling, the command line.
 
 Whoever moves anything under a subscription (invoice, attempt, the row itself) first takes the lock of its row with
 `lock_subscription`: one lock, one order, no deadlock.
@@ -14,10 +14,11 @@ from functools import cache
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from billing.domain.gateway import Lane, RecurringTerms
+from billing.domain.gateway import RecurringTerms
 from billing.domain.lifecycle import (
-    UNFINISHED,
+    BILLABLE,
     AttemptStatus,
+    EndKind,
     InvoiceStatus,
     SessionStatus,
     SubscriptionStatus,
@@ -36,18 +37,17 @@ from billing.domain.schedule import (
     to_local,
 )
 from billing.errors import IllegalTransition, NotFound
-from billing.services.parts import tell
-from billing.store.models import (
-    ChargeAttempt,
-    Invoice,
-    PaymentSession,
-    Plan,
-    SkippedPeriod,
-    Subscription,
-    new_id,
+from billing.services.invoices import (
+    close_if_ended,
+    close_invoice,
+    has_unfinished_attempt,
+    open_invoices,
+    schedule_attempt,
+    withdraw_all,
 )
+from billing.services.parts import tell
+from billing.store.models import ChargeAttempt, Invoice, PaymentSession, Plan, SkippedPeriod, Subscription
 
-MAX_SKIPPED_AT_ONCE = 1_000
 CONTRACT_YEARS = 5
 
 
@@ -97,13 +97,23 @@ def lock_subscriptions_of(session: Session, customer_id: str) -> list[Subscripti
     return list(session.scalars(query))
 
 
-def set_anchor(subscription: Subscription, plan: Plan, now: datetime) -> None:
-    """What sets the anchor, in this order: the start asked for, else the moment of activation; plus the trial.
+def move_subscription(subscription: Subscription, status: SubscriptionStatus, wish: str) -> None:
+    """Every move of a status, but those of a whole group (store/opening.py). Raises IllegalTransition."""
+    if subscription.status != status:
+        what = f"cannot {wish} {subscription.reference}"
+        check_subscription_move(SubscriptionStatus(subscription.status), status, what)
+        subscription.status = status
+
+
+def set_anchor(subscription: Subscription, plan: Plan, begins: datetime) -> None:
+    """What sets the anchor: the start asked for, or what makes billing possible (the payment method, the capture of a
+    first payment) if that comes later; plus the trial. Nobody is billed for the time before he could be.
 
     The day of the month is that of the anchor's wall clock in the subscription's zone (an import may give its own).
     """
     zone = parse_zone(subscription.timezone)
-    local = to_local(subscription.start_at or now, zone) + timedelta(days=plan.trial_days)
+    start = max(subscription.start_at or begins, begins)
+    local = to_local(start, zone) + timedelta(days=plan.trial_days)
     subscription.anchor_local = local
     subscription.anchor_day = local.day
 
@@ -112,13 +122,13 @@ def activate(session: Session, subscription: Subscription, plan: Plan, now: date
     """The token is there: plan the first period. Nothing happens when it is active already."""
     if subscription.status != SubscriptionStatus.INCOMPLETE:
         return
-    for draft in _open_invoices(session, subscription.id):
+    for draft in open_invoices(session, subscription.id):
         # A payment session was to collect the first period; it ended, and the customer saved a method instead.
         close_invoice(session, draft, InvoiceStatus.VOID, now, reason="collected by the saved method instead")
     set_anchor(subscription, plan, now)
     plan_next(subscription, calendar_of(subscription, plan.schedule).first())
     in_trial = plan.trial_days > 0 and subscription.next_billing_at is not None and subscription.next_billing_at > now
-    subscription.status = SubscriptionStatus.TRIALING if in_trial else SubscriptionStatus.ACTIVE
+    move_subscription(subscription, SubscriptionStatus.TRIALING if in_trial else SubscriptionStatus.ACTIVE, "activate")
     tell(
         session,
         subscription.id,
@@ -146,17 +156,22 @@ def plan_next(subscription: Subscription, period: Period) -> None:
     subscription.next_billing_at = period.start
 
 
-def prepaid_first_period(session: Session, subscription: Subscription, plan: Plan, now: datetime) -> Period:
-    """A payment session has collected the first period: it begins now (or when asked), and the second is planned."""
+def prepaid_first_period(
+    session: Session, subscription: Subscription, plan: Plan, captured_at: datetime, now: datetime
+) -> Period:
+    """A payment session has collected the first period: it begins at the capture (or when asked, if that is later),
+    however late we hear of it, and the second is planned."""
     if subscription.status != SubscriptionStatus.INCOMPLETE:
         raise IllegalTransition(f"{subscription.reference}: its first period is running already")
-    set_anchor(subscription, plan, now)
+    set_anchor(subscription, plan, captured_at)
     calendar = calendar_of(subscription, plan.schedule)
     first = calendar.first()
     plan_next(subscription, calendar.after(first))
     subscription.current_period_start, subscription.current_period_end = first.start, first.end
     subscription.billed_cycles = 1
-    subscription.status = SubscriptionStatus.ACTIVE
+    if cycles_left(subscription, plan) == 0:
+        no_more_periods(subscription, first.end)
+    move_subscription(subscription, SubscriptionStatus.ACTIVE, "activate")
     tell(
         session,
         subscription.id,
@@ -168,14 +183,15 @@ def prepaid_first_period(session: Session, subscription: Subscription, plan: Pla
     return first
 
 
+# ----------------------------------------------------------------------------------------------- pause, resume
+
+
 def pause(session: Session, subscription: Subscription, now: datetime, *, reason: str = "by request") -> None:
     """Stops billing and ends the retry ladder in the same transaction (U2). What is under way is still followed."""
-    what = f"cannot pause {subscription.reference}"
-    check_subscription_move(SubscriptionStatus(subscription.status), SubscriptionStatus.PAUSED, what)
-    subscription.status = SubscriptionStatus.PAUSED
+    move_subscription(subscription, SubscriptionStatus.PAUSED, "pause")
     subscription.paused_at = now
     subscription.next_billing_at = None
-    _withdraw_planned_attempts(session, subscription.id, now, "subscription paused")
+    withdraw_all(session, now, "subscription paused", subscription_id=subscription.id)
     tell(session, subscription.id, now, "subscription.paused", reason=reason)
 
 
@@ -183,76 +199,142 @@ def resume(session: Session, subscription: Subscription, plan: Plan, now: dateti
     """Paused: billing goes on with the next period, those in between are recorded as skipped.
     On hold: what was missed up to now is billed after all, oldest first."""
     if subscription.status != SubscriptionStatus.PAUSED:
-        _release_hold(session, subscription, now)
+        _approve_hold(session, subscription, now)
         return
     if subscription.anchor_local is None or subscription.next_local is None:
         raise IllegalTransition(f"cannot resume {subscription.reference}: it was never activated")
-    calendar = calendar_of(subscription, plan.schedule)
-    period = calendar.at(subscription.next_index, subscription.next_local)
-    skipped: list[Period] = []
-    while period.start < now and len(skipped) < MAX_SKIPPED_AT_ONCE:
-        skipped.append(period)
-        period = calendar.after(period)
-    record_skipped(session, subscription.id, skipped, "paused", now)
-    plan_next(subscription, period)
-    trialing = subscription.current_period_start is None and plan.trial_days > 0 and not skipped
-    unpaid = _open_invoices(session, subscription.id)
-    subscription.status = (
+    if subscription.cancel_at_period_end and subscription.ends_at is not None and subscription.ends_at <= now:
+        end(session, subscription, plan, now, kind=EndKind.PERIOD, reason=PERIOD_OVER)
+        return
+    skipped = 0
+    if cycles_left(subscription, plan) != 0:
+        skipped = _pass_over(session, subscription, plan, now, "paused", now)
+        subscription.next_billing_at = _next_period(subscription, plan).start
+    unpaid = [invoice for invoice in open_invoices(session, subscription.id) if invoice.status == InvoiceStatus.OPEN]
+    in_trial = subscription.current_period_start is None and plan.trial_days > 0 and not skipped
+    status = (
         SubscriptionStatus.PAST_DUE
         if unpaid
         else SubscriptionStatus.TRIALING
-        if trialing
+        if in_trial
         else SubscriptionStatus.ACTIVE
     )
+    move_subscription(subscription, status, "resume")
     subscription.paused_at = None
-    subscription.hold_reason = None
+    release_hold(subscription)
     tell(
         session,
         subscription.id,
         now,
         "subscription.resumed",
-        skipped=len(skipped),
+        skipped=skipped,
         next_billing_at=_iso(subscription.next_billing_at),
     )
     for invoice in unpaid:
         if invoice.hold_reason is None and not has_unfinished_attempt(session, invoice.id):
             schedule_attempt(session, invoice, now, origin="resume")
+    end_if_over(session, subscription, now)
 
 
-def _release_hold(session: Session, subscription: Subscription, now: datetime) -> None:
+def _approve_hold(session: Session, subscription: Subscription, now: datetime) -> None:
     if subscription.hold_reason is None:
         what = f"cannot resume {subscription.reference}"
         raise IllegalTransition(f"{what}: it is {subscription.status} and not on hold")
     tell(session, subscription.id, now, "subscription.released", held_because=subscription.hold_reason)
-    subscription.hold_reason = None
-    subscription.open_failures = 0
+    release_hold(subscription)
+    subscription.calendar_over = False  # if it could not be ended, that is tried again
     subscription.catch_up_until = now
+
+
+def release_hold(subscription: Subscription) -> None:
+    subscription.hold_reason = subscription.hold_kind = None
+
+
+def _next_period(subscription: Subscription, plan: Plan) -> Period:
+    """The next to be opened."""
+    assert subscription.next_local is not None  # noqa: S101 - set with the anchor
+    return calendar_of(subscription, plan.schedule).at(subscription.next_index, subscription.next_local)
+
+
+def _pass_over(
+    session: Session, subscription: Subscription, plan: Plan, until: datetime, reason: str, now: datetime
+) -> int:
+    """Periods that have begun by `until` and were never opened are recorded as skipped. Returns how many."""
+    calendar, period = calendar_of(subscription, plan.schedule), _next_period(subscription, plan)
+    skipped: list[Period] = []
+    while period.start < until:
+        skipped.append(period)
+        period = calendar.after(period)
+    record_skipped(session, subscription.id, skipped, reason, now)
+    subscription.next_index, subscription.next_local = period.index, period.start_local
+    return len(skipped)
+
+
+# ------------------------------------------------------------------------------------------------- the end
+
+PERIOD_OVER = "the period it was canceled for is over"
+
+
+def cycles_left(subscription: Subscription, plan: Plan) -> int | None:
+    """Periods that may still be billed; None without an end."""
+    return None if plan.cycles is None else max(0, plan.cycles - subscription.billed_cycles)
+
+
+def no_more_periods(subscription: Subscription, ends_at: datetime) -> None:
+    """The last period is opened: nothing is due any more, and the subscription ends when this period is over and
+    everything owed is settled. A cancellation planned for an earlier end stands."""
+    subscription.next_billing_at = None
+    subscription.ends_at = min(subscription.ends_at or ends_at, ends_at)
 
 
 def cancel(session: Session, subscription: Subscription, now: datetime, *, at_once: bool, reason: str) -> None:
     """At the end of the period, or at once. What has no period running ends at once in any case."""
     what = f"cannot cancel {subscription.reference}"
     check_subscription_move(SubscriptionStatus(subscription.status), SubscriptionStatus.CANCELED, what)
-    idle = subscription.status in (SubscriptionStatus.INCOMPLETE, SubscriptionStatus.PAUSED)
-    if not at_once and not idle:
-        if subscription.cancel_at_period_end:
-            raise IllegalTransition(f"{what}: it ends with its period already; --now ends it at once")
-        subscription.cancel_at_period_end = True
-        tell(session, subscription.id, now, "subscription.cancel_planned", at=_iso(subscription.next_billing_at))
+    plan = session.get_one(Plan, subscription.plan_id)
+    if at_once:
+        end(session, subscription, plan, now, kind=EndKind.NOW, reason=reason)
         return
-    end(session, subscription, now, reason=reason)
+    if subscription.status not in BILLABLE:
+        end(session, subscription, plan, now, kind=EndKind.PERIOD, reason=reason)
+        return
+    if subscription.cancel_at_period_end:
+        raise IllegalTransition(f"{what}: it ends with its period already; --now ends it at once")
+    subscription.cancel_at_period_end = True
+    subscription.ends_at = _end_of_running_period(subscription, plan, now)
+    if subscription.ends_at <= now:
+        end(session, subscription, plan, now, kind=EndKind.PERIOD, reason=reason)
+        return
+    tell(session, subscription.id, now, "subscription.cancel_planned", at=_iso(subscription.ends_at))
 
 
-def end(session: Session, subscription: Subscription, now: datetime, *, reason: str) -> None:
-    """Canceled, for ever. Planned attempts are withdrawn; unpaid invoices are void unless money may still come."""
-    subscription.status = SubscriptionStatus.CANCELED
+def _end_of_running_period(subscription: Subscription, plan: Plan, now: datetime) -> datetime:
+    """Of the period that runs by the calendar; after an outage, or on hold, it may still have to be opened."""
+    if subscription.next_billing_at is None:
+        assert subscription.ends_at is not None  # noqa: S101 - the last period is opened: no_more_periods
+        return subscription.ends_at
+    calendar, period = calendar_of(subscription, plan.schedule), _next_period(subscription, plan)
+    if period.start > now:
+        return period.start
+    while period.end <= now:
+        period = calendar.after(period)
+    return period.end
+
+
+def end(session: Session, subscription: Subscription, plan: Plan, now: datetime, *, kind: EndKind, reason: str) -> None:
+    """Canceled, for ever. Planned attempts are withdrawn; what is open closes when no attempt can move money any more,
+    as `kind` says. Periods that were due and not opened are recorded as skipped."""
+    was_paused_at = subscription.paused_at if subscription.status == SubscriptionStatus.PAUSED else None
+    move_subscription(subscription, SubscriptionStatus.CANCELED, "cancel")
     subscription.canceled_at = now
+    subscription.end_kind = kind
     subscription.next_billing_at = None
-    subscription.hold_reason = None
-    _withdraw_planned_attempts(session, subscription.id, now, "subscription canceled")
-    for invoice in _open_invoices(session, subscription.id):
-        if not has_unfinished_attempt(session, invoice.id):
-            close_invoice(session, invoice, InvoiceStatus.VOID, now, reason="subscription canceled")
+    release_hold(subscription)
+    if subscription.next_local is not None and cycles_left(subscription, plan) != 0:
+        until = min(was_paused_at or now, subscription.ends_at or now)
+        _pass_over(session, subscription, plan, until, f"subscription canceled before it was billed ({reason})", now)
+    withdraw_all(session, now, "subscription canceled", subscription_id=subscription.id)
+    close_if_ended(session, subscription, open_invoices(session, subscription.id), now)
     # Its links must not take money any more: they are ended at Xendit as soon as somebody looks (sessions.py).
     session.execute(
         update(PaymentSession)
@@ -262,59 +344,44 @@ def end(session: Session, subscription: Subscription, now: datetime, *, reason: 
     tell(session, subscription.id, now, "subscription.canceled", reason=reason)
 
 
-def close_invoice(session: Session, invoice: Invoice, status: InvoiceStatus, now: datetime, *, reason: str) -> None:
-    invoice.status = status
-    invoice.closed_at = now
-    invoice.grace_ends_at = None
-    tell(session, invoice.subscription_id, now, f"invoice.{status}", invoice=invoice.number, reason=reason)
-
-
-def schedule_attempt(
-    session: Session,
-    invoice: Invoice,
-    at: datetime,
-    *,
-    origin: str,
-    payment_token_id: str | None = None,
-    replaces_at: datetime | None = None,
-) -> ChargeAttempt:
-    """Plan one try. Its reference is made here, once; the partial UNIQUE index refuses a second unfinished one.
-
-    Without `payment_token_id` the token is chosen when the attempt begins: the customer's first chargeable one.
-    """
-    taken = session.scalar(
-        select(ChargeAttempt.number)
-        .where(ChargeAttempt.invoice_id == invoice.id)
-        .order_by(ChargeAttempt.number.desc())
-        .limit(1)
-    )
-    identity = new_id("att")
-    attempt = ChargeAttempt(
-        id=identity,
-        reference_id=identity,
-        invoice_id=invoice.id,
-        subscription_id=invoice.subscription_id,
-        number=(taken or 0) + 1,
-        origin=origin,
-        lane=lane_of(origin),
-        status=AttemptStatus.SCHEDULED,
-        amount_minor=invoice.amount_minor - invoice.amount_paid_minor,
-        currency=invoice.currency,
-        payment_token_id=payment_token_id,
-        scheduled_at=at,
-        replaces_at=replaces_at,
-        created_at=at,
-    )
-    session.add(attempt)
+def end_if_over(session: Session, subscription: Subscription, now: datetime) -> None:
+    """Its last period is over: canceled, unless something is still owed, which is collected first. Called when that
+    instant has come and whenever an invoice closes."""
+    over = subscription.ends_at is not None and subscription.ends_at <= now
+    if not over or subscription.status not in BILLABLE:
+        return
     session.flush()
-    return attempt
+    plan = session.get_one(Plan, subscription.plan_id)
+    if subscription.cancel_at_period_end:
+        if not _is_to_be_tried(session, subscription):
+            end(session, subscription, plan, now, kind=EndKind.PERIOD, reason=PERIOD_OVER)
+    elif subscription.next_billing_at is not None:
+        return  # periods wait to be opened
+    elif open_invoices(session, subscription.id):
+        subscription.calendar_over = True
+    else:
+        end(session, subscription, plan, now, kind=EndKind.CYCLES, reason="all cycles billed")
 
 
-def lane_of(origin: str) -> Lane:
-    """Who waits for an attempt of this origin."""
-    if origin in ("operator", "new_token"):
-        return Lane.CUSTOMER
-    return Lane.RETRY if origin == "dunning" else Lane.RENEWAL
+def _is_to_be_tried(session: Session, subscription: Subscription) -> bool:
+    """A period that began before the end and that an outage, or a stop of charging, has kept from its first try."""
+    unopened = (
+        subscription.next_billing_at is not None
+        and subscription.ends_at is not None
+        and subscription.next_billing_at < subscription.ends_at
+    )
+    first_try = (
+        select(ChargeAttempt.id)
+        .join(Invoice, Invoice.id == ChargeAttempt.invoice_id)
+        .where(
+            ChargeAttempt.subscription_id == subscription.id,
+            ChargeAttempt.status == AttemptStatus.SCHEDULED,
+            ChargeAttempt.origin == "schedule",
+            Invoice.status == InvoiceStatus.OPEN,
+            Invoice.first_failed_at.is_(None),
+        )
+    )
+    return subscription.hold_reason is None and (unopened or session.scalar(first_try.limit(1)) is not None)
 
 
 def record_skipped(
@@ -338,39 +405,6 @@ def record_skipped(
         )
         for period in periods
     )
-
-
-def has_unfinished_attempt(session: Session, invoice_id: str) -> bool:
-    query = select(ChargeAttempt.id).where(ChargeAttempt.invoice_id == invoice_id, ChargeAttempt.status.in_(UNFINISHED))
-    return session.scalar(query) is not None
-
-
-def _withdraw_planned_attempts(session: Session, subscription_id: str, now: datetime, why: str) -> None:
-    """Planned tries are canceled; one that waits for the customer is to be canceled at Xendit as well."""
-    query = (
-        select(ChargeAttempt)
-        .where(
-            ChargeAttempt.subscription_id == subscription_id,
-            ChargeAttempt.status.in_({AttemptStatus.SCHEDULED, AttemptStatus.REQUIRES_ACTION}),
-        )
-        .with_for_update()
-    )  # a worker may be beginning it this instant: then it is not planned any more
-    for attempt in session.scalars(query):
-        if attempt.status == AttemptStatus.REQUIRES_ACTION:
-            attempt.cancel_wanted = True
-            attempt.next_check_at = now
-        else:
-            attempt.status = AttemptStatus.CANCELED
-            attempt.settled_at = now
-            attempt.error = why
-
-
-def _open_invoices(session: Session, subscription_id: str) -> list[Invoice]:
-    query = select(Invoice).where(
-        Invoice.subscription_id == subscription_id,
-        Invoice.status.in_({InvoiceStatus.DRAFT, InvoiceStatus.OPEN}),
-    )
-    return list(session.scalars(query.order_by(Invoice.period_index)))
 
 
 def _iso(instant: datetime | None) -> str | None:

@@ -16,8 +16,9 @@ from billing.domain.lifecycle import (
     TokenStatus,
 )
 from billing.errors import Conflict, GatewayError, NotFound
+from billing.services.invoices import schedule_attempt
 from billing.services.parts import Parts, tell
-from billing.services.subscriptions import lock_subscriptions_of, schedule_attempt
+from billing.services.subscriptions import lock_subscriptions_of
 from billing.store.models import (
     ChargeAttempt,
     Customer,

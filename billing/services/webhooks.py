@@ -178,7 +178,7 @@ def _apply_payment(session: Session, report: ChargeReport, now: datetime, rules:
     if attempt is None:
         return False, None
     # Nothing to settle, and no lock needed, when the answer to our call has told us this capture already.
-    if capture is None or attempt.status != AttemptStatus.SUCCEEDED or _says_more(report, capture):
+    if capture is None or attempt.status != AttemptStatus.SUCCEEDED or _says_other(report, capture):
         settle_attempt(session, attempt.id, report, now, rules, source="webhook")
     return True, attempt.subscription_id
 
@@ -189,8 +189,11 @@ def _capture_of(session: Session, report: ChargeReport) -> Capture | None:
     return session.scalar(select(Capture).where(Capture.payment_id == report.payment_id))
 
 
-def _says_more(report: ChargeReport, capture: Capture) -> bool:
-    return report.amount is not None and report.amount.amount_minor > capture.amount_minor
+def _says_other(report: ChargeReport, capture: Capture) -> bool:
+    """What was captured is news until somebody has said it, and then only if it is more."""
+    if report.amount is None or not report.amount_is_captured:
+        return False
+    return not capture.amount_known or report.amount.amount_minor > capture.amount_minor
 
 
 def _find_attempt(session: Session, report: ChargeReport) -> ChargeAttempt | None:

@@ -153,6 +153,7 @@ class Paid:
     payment_id: str | None
     captured_at: datetime
     amount: str  # for the story
+    amount_known: bool  # the answer says what was captured, not only what was asked for
 
 
 _LOCK_ALL = text("SELECT id FROM subscriptions WHERE id = ANY(CAST(:ids AS text[])) ORDER BY id FOR NO KEY UPDATE")
@@ -161,8 +162,9 @@ _PAY = text(
     """
     WITH said AS (
         SELECT * FROM unnest(CAST(:attempts AS text[]), CAST(:captures AS text[]), CAST(:requests AS text[]),
-            CAST(:payments AS text[]), CAST(:captured AS timestamptz[]), CAST(:amounts AS text[]))
-            AS x (attempt_id, capture_id, payment_request_id, payment_id, captured_at, amount)
+            CAST(:payments AS text[]), CAST(:captured AS timestamptz[]), CAST(:amounts AS text[]),
+            CAST(:known AS boolean[]))
+            AS x (attempt_id, capture_id, payment_request_id, payment_id, captured_at, amount, amount_known)
     ), ready AS (
         SELECT said.*, a.invoice_id, a.subscription_id, a.amount_minor, a.currency, i.number
         FROM said
@@ -171,7 +173,7 @@ _PAY = text(
         JOIN subscriptions s ON s.id = a.subscription_id
         WHERE a.status = 'submitted' AND a.origin <> 'session' AND NOT a.cancel_wanted
             AND i.status = 'open' AND i.amount_minor = a.amount_minor AND i.amount_paid_minor = 0
-            AND i.first_failed_at IS NULL AND s.status = 'active'
+            AND i.first_failed_at IS NULL AND s.status = 'active' AND (s.ends_at IS NULL OR s.ends_at > :now)
             AND NOT EXISTS (SELECT FROM captures c WHERE c.invoice_id = i.id)
     ), attempts AS (
         UPDATE charge_attempts a SET status = 'succeeded', settled_at = :now, lease_until = NULL,
@@ -180,13 +182,13 @@ _PAY = text(
         FROM ready r WHERE a.id = r.attempt_id
     ), invoices AS (
         UPDATE invoices i SET status = 'paid', closed_at = :now, amount_paid_minor = i.amount_minor,
-            grace_ends_at = NULL, hold_reason = NULL
+            grace_ends_at = NULL, hold_reason = NULL, hold_kind = NULL, hold_run_id = NULL
         FROM ready r WHERE i.id = r.invoice_id
     ), captured AS (
         INSERT INTO captures (id, payment_id, payment_request_id, invoice_id, attempt_id, amount_minor, currency,
-            overpayment, captured_at)
+            overpayment, amount_known, captured_at)
         SELECT capture_id, payment_id, payment_request_id, invoice_id, attempt_id, amount_minor, currency, false,
-            captured_at FROM ready
+            amount_known, captured_at FROM ready
     ), told AS (
         INSERT INTO facts (subscription_id, at, kind, detail)
         SELECT subscription_id, :now, 'invoice.paid', jsonb_build_object(
@@ -208,6 +210,7 @@ def pay(session: Session, paid: Sequence[Paid], now: datetime) -> set[str]:
         "payments": [each.payment_id for each in paid],
         "captured": [each.captured_at for each in paid],
         "amounts": [each.amount for each in paid],
+        "known": [each.amount_known for each in paid],
         "now": now,
     }
     return set(session.scalars(_PAY, values))
@@ -215,7 +218,7 @@ def pay(session: Session, paid: Sequence[Paid], now: datetime) -> set[str]:
 
 @dataclass(frozen=True, slots=True)
 class Confirmation:
-    """A stored event that says: this payment has succeeded, with so much money."""
+    """A stored event that says: this payment has succeeded, and so much was captured (None: it does not say)."""
 
     event_id: str
     payment_id: str
@@ -224,23 +227,30 @@ class Confirmation:
 
 _CONFIRM = text(
     """
+    WITH known AS (
+        SELECT said.event_id, c.id AS capture_id, c.amount_known, said.amount_minor, a.subscription_id
+        FROM unnest(CAST(:events AS text[]), CAST(:payments AS text[]), CAST(:amounts AS bigint[]),
+            CAST(:currencies AS text[])) AS said (event_id, payment_id, amount_minor, currency)
+        JOIN captures c ON c.payment_id = said.payment_id
+        JOIN charge_attempts a ON a.id = c.attempt_id
+        WHERE a.status = 'succeeded' AND (said.amount_minor IS NULL
+            OR (said.amount_minor = c.amount_minor AND said.currency = c.currency))
+    ), captured AS (
+        UPDATE captures c SET amount_known = true FROM known
+        WHERE c.id = known.capture_id AND NOT known.amount_known AND known.amount_minor IS NOT NULL
+    )
     UPDATE webhook_events e
     SET state = 'applied', applied_at = :now, next_try_at = NULL, lease_until = NULL, error = NULL,
-        tries = e.tries + 1, subscription_id = a.subscription_id
-    FROM unnest(CAST(:events AS text[]), CAST(:payments AS text[]), CAST(:amounts AS bigint[]),
-            CAST(:currencies AS text[])) AS said (event_id, payment_id, amount_minor, currency)
-    JOIN captures c ON c.payment_id = said.payment_id
-    JOIN charge_attempts a ON a.id = c.attempt_id
-    WHERE e.id = said.event_id AND e.state = 'received' AND a.status = 'succeeded'
-        AND (said.amount_minor IS NULL OR (said.amount_minor <= c.amount_minor AND said.currency = c.currency))
+        tries = e.tries + 1, subscription_id = known.subscription_id
+    FROM known WHERE e.id = known.event_id AND e.state = 'received'
     RETURNING e.id
     """
 )
 
 
 def confirm(session: Session, confirmations: Sequence[Confirmation], now: datetime) -> set[str]:
-    """Marks as applied what tells nothing new: the capture is known, and it is no less than the event says. Returns
-    those events; the others are untouched."""
+    """Marks as applied what tells nothing new: the capture is known, and it is as much as the event says, which is
+    certain from then on. Returns those events; the others are untouched."""
     values = {
         "events": [each.event_id for each in confirmations],
         "payments": [each.payment_id for each in confirmations],

@@ -143,7 +143,7 @@ class PaymentToken(Base):
     # A code such as STOLEN_CARD or MAC 03: this card is never tried again by us, whatever Xendit says of the token.
     blocked_reason: Mapped[str | None]
     gateway_updated_at: Mapped[datetime | None]  # orders Xendit's events: older ones never undo newer ones
-    # Since when Xendit says that it does not know this token, which may be the wrong key of ours: not charged, not dead.
+    # Since when Xendit says that it does not know it, which may be our wrong key: not charged, and not dead by that.
     unknown_since: Mapped[datetime | None]
     next_check_at: Mapped[datetime | None]  # when Xendit is asked again
     created_at: Mapped[datetime]

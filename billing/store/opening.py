@@ -42,7 +42,8 @@ class Move:
     status: str
     next_index: int
     next_local: datetime
-    next_billing_at: datetime
+    next_billing_at: datetime | None
+    ends_at: datetime | None
     period_start: datetime
     period_end: datetime
     billed: int
@@ -101,12 +102,12 @@ _MOVE = text(
     """
     UPDATE subscriptions s
     SET status = m.status, next_index = m.next_index, next_local = m.next_local, next_billing_at = m.next_billing_at,
-        current_period_start = m.period_start, current_period_end = m.period_end,
+        ends_at = m.ends_at, current_period_start = m.period_start, current_period_end = m.period_end,
         billed_cycles = s.billed_cycles + m.billed
     FROM unnest(CAST(:ids AS text[]), CAST(:statuses AS text[]), CAST(:indexes AS int[]), CAST(:locals AS timestamp[]),
-        CAST(:instants AS timestamptz[]), CAST(:starts AS timestamptz[]), CAST(:ends AS timestamptz[]),
-        CAST(:billed AS int[]))
-        AS m (id, status, next_index, next_local, next_billing_at, period_start, period_end, billed)
+        CAST(:instants AS timestamptz[]), CAST(:ends_at AS timestamptz[]), CAST(:starts AS timestamptz[]),
+        CAST(:ends AS timestamptz[]), CAST(:billed AS int[]))
+        AS m (id, status, next_index, next_local, next_billing_at, ends_at, period_start, period_end, billed)
     WHERE s.id = m.id
     """
 )
@@ -122,6 +123,7 @@ def move(session: Session, moves: Sequence[Move]) -> None:
         "indexes": [each.next_index for each in moves],
         "locals": [each.next_local for each in moves],
         "instants": [each.next_billing_at for each in moves],
+        "ends_at": [each.ends_at for each in moves],
         "starts": [each.period_start for each in moves],
         "ends": [each.period_end for each in moves],
         "billed": [each.billed for each in moves],

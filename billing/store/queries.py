@@ -93,6 +93,10 @@ _SUBSCRIPTION = load_only(
     Subscription.customer_id,
     Subscription.plan_id,
     Subscription.payment_token_id,
+    Subscription.cancel_at_period_end,
+    Subscription.ends_at,
+    Subscription.next_billing_at,
+    Subscription.hold_reason,
 )
 
 
@@ -129,6 +133,7 @@ class Due:
     refunds: bool
     expired_submissions: bool
     overdue_invoices: bool
+    ends: bool
     probes: bool
 
     def __bool__(self) -> bool:
@@ -161,6 +166,8 @@ SELECT
     EXISTS (SELECT FROM charge_attempts WHERE status = 'submitted' AND lease_until < :real_now),
     coalesce((SELECT grace_ends_at <= :now FROM invoices WHERE grace_ends_at IS NOT NULL
         AND status = 'open' AND hold_reason IS NULL ORDER BY grace_ends_at LIMIT 1), false),
+    coalesce((SELECT ends_at <= :now FROM subscriptions WHERE ends_at IS NOT NULL AND NOT calendar_over
+        AND status IN ({sql_list(BILLABLE)}) ORDER BY ends_at LIMIT 1), false),
     EXISTS (SELECT FROM channel_breakers b WHERE b.probe_at <= :now
         AND EXISTS (SELECT FROM charge_attempts WHERE parked_by = 'channel:' || b.channel_code))
 """)  # noqa: S608 - our own status names
@@ -194,6 +201,8 @@ _CLAIM_SUBSCRIPTIONS = (
             Subscription.next_local,
             Subscription.billed_cycles,
             Subscription.cancel_at_period_end,
+            Subscription.ends_at,
+            Subscription.current_period_end,
             Subscription.catch_up_until,
         ),
         load_only(Plan.name, Plan.schedule, Plan.cycles, Plan.catch_up, Plan.trial_days),
@@ -206,6 +215,19 @@ _CLAIM_SUBSCRIPTIONS = (
 def claim_due_subscriptions(session: Session, now: datetime, limit: int) -> list[tuple[Subscription, Plan]]:
     """Due = next_billing_at <= now, never "today equals the anchor" (M1). Rows stay locked until the commit."""
     return [(row[0], row[1]) for row in session.execute(_CLAIM_SUBSCRIPTIONS, {"now": now, "most": limit})]
+
+
+_OVER = (
+    Subscription.ends_at <= bindparam("now"),
+    ~Subscription.calendar_over,
+    Subscription.status.in_(BILLABLE),
+)
+
+
+def subscriptions_over(session: Session, now: datetime, after: str, limit: int) -> list[str]:
+    """Those whose end has come and was not acted upon yet, by id, beginning after `after`."""
+    query = select(Subscription.id).where(*_OVER, Subscription.id > after).order_by(Subscription.id).limit(limit)
+    return list(session.scalars(query, {"now": now}))
 
 
 def _lease(table: type[Base], due: Select[Any], **values: Any) -> Update:
@@ -439,19 +461,22 @@ def forget_ticks(session: Session, before: datetime) -> None:
 # ------------------------------------------------------------------------------------------------- the rest
 
 
-def overdue_invoices(now: datetime, limit: int) -> Select[str, str]:
-    """Open invoices whose grace is over, with their subscription; those with an attempt under way are left alone."""
+def overdue_invoices(session: Session, now: datetime, after: str, limit: int) -> list[tuple[str, str]]:
+    """(invoice, subscription) of open invoices whose grace is over and which have no attempt under way, by id."""
     unfinished = exists().where(and_(ChargeAttempt.invoice_id == Invoice.id, ChargeAttempt.status.in_(UNFINISHED)))
-    return (
+    query = (
         select(Invoice.id, Invoice.subscription_id)
         .where(
             Invoice.status == InvoiceStatus.OPEN,
             Invoice.grace_ends_at <= now,
             Invoice.hold_reason.is_(None),
+            Invoice.id > after,
             ~unfinished,
         )
+        .order_by(Invoice.id)
         .limit(limit)
     )
+    return [(row[0], row[1]) for row in session.execute(query)]
 
 
 def stop_charging(session: Session, reason: str, now: datetime) -> None:

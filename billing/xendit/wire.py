@@ -80,6 +80,7 @@ def charge_report(payload: Payload, fallback: ChargeStatus | None = None) -> Cha
     if status is None or (request_id is None and payment_id is None):
         return None
     network_code, advice_code = _authorization_codes(payload, latest)
+    captured = _captured(payload)
     return ChargeReport(
         status=status,
         reference_id=identifier(payload, "reference_id"),
@@ -87,7 +88,8 @@ def charge_report(payload: Payload, fallback: ChargeStatus | None = None) -> Cha
         payment_id=payment_id,
         payment_token_id=identifier(payload, "payment_token_id"),
         customer_id=identifier(payload, "customer_id"),
-        amount=_amount(payload),
+        amount=captured or money(payload, "request_amount", "amount"),
+        amount_is_captured=captured is not None,
         captured_at=_captured_at(payload, status),
         failure_code=code(payload, "failure_code"),
         network_code=network_code,
@@ -227,14 +229,12 @@ def capture_ids(payload: Payload) -> list[str]:
     return sorted(found for entry in _captures(payload) if (found := identifier(entry, "capture_id")))
 
 
-def _amount(payload: Payload) -> Money | None:
-    """What was captured, when every capture can be read, else what was asked. A capture names no currency."""
+def _captured(payload: Payload) -> Money | None:
+    """The sum of all captures, when every one of them can be read. A capture names no currency."""
     currency = payload.get("currency")
     captured = [money({**entry, "currency": currency}, "capture_amount") for entry in _captures(payload)]
     known = [amount for amount in captured if amount is not None]
-    if not known or len(known) < len(captured):
-        return money(payload, "request_amount", "amount")
-    return sum(known[1:], start=known[0])
+    return sum(known[1:], start=known[0]) if known and len(known) == len(captured) else None
 
 
 def _captured_at(payload: Payload, status: ChargeStatus) -> datetime | None:

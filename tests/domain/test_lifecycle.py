@@ -38,7 +38,7 @@ def test_no_status_moves_to_itself() -> None:
 
 
 def test_paid_succeeded_and_canceled_never_move() -> None:
-    # Paid opens again only when Xendit corrects what its answer let us believe (tests/stories/test_less_or_other_money).
+    # Paid opens again only when Xendit corrects what its answer said (tests/stories/test_less_or_other_money.py).
     assert INVOICE_MOVES[InvoiceStatus.PAID] == {InvoiceStatus.OPEN}
     assert ATTEMPT_MOVES[AttemptStatus.SUCCEEDED] == frozenset()
     assert SUBSCRIPTION_MOVES[SubscriptionStatus.CANCELED] == frozenset()

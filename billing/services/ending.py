@@ -1,0 +1,71 @@
+"""What ends because its time has come: invoices whose grace is over, subscriptions whose last period is over.
+
+One row, one transaction, one lock: no order of locks to keep, and a row that cannot be ended holds itself, visibly, and
+nobody else. Called by dispatch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import structlog
+
+from billing.domain.lifecycle import HoldKind
+from billing.services.invoices import hold_invoice
+from billing.services.invoicing import hold_subscription, in_one_line, raise_if_database_is_away
+from billing.services.parts import Parts
+from billing.services.retrying import close_overdue_invoice
+from billing.services.subscriptions import end_if_over, lock_subscription
+from billing.store import queries
+from billing.store.models import Invoice
+
+AT_ONCE = 500
+
+log = structlog.get_logger()
+
+
+def close_overdue_invoices(parts: Parts) -> None:
+    """The customer has had the time the dunning policy gives: each is given up."""
+    for invoice_id, subscription_id in _overdue(parts):
+        try:
+            with parts.transaction() as session:
+                close_overdue_invoice(session, invoice_id, subscription_id, parts.clock.now())
+        except Exception as error:  # noqa: BLE001 - it holds this row, with its words
+            raise_if_database_is_away(error)
+            reason = f"it cannot be given up: {in_one_line(error)}"
+            with parts.transaction() as session:
+                lock_subscription(session, subscription_id)
+                hold_invoice(session, session.get_one(Invoice, invoice_id), parts.clock.now(), reason, HoldKind.ERROR)
+            log.error("invoice.held", invoice=invoice_id, error=reason)
+
+
+def _overdue(parts: Parts) -> Iterator[tuple[str, str]]:
+    page: list[tuple[str, str]] = [("", "")]
+    while page:
+        with parts.reading() as session:
+            page = queries.overdue_invoices(session, parts.clock.now(), page[-1][0], AT_ONCE)
+        yield from page
+
+
+def end_subscriptions(parts: Parts) -> None:
+    """Each is canceled, or marked as over while something is still owed (services/subscriptions.py)."""
+    for subscription_id in _over(parts):
+        try:
+            with parts.transaction() as session:
+                end_if_over(session, lock_subscription(session, subscription_id), parts.clock.now())
+        except Exception as error:  # noqa: BLE001 - it holds this row, with its words
+            raise_if_database_is_away(error)
+            reason = f"it cannot be ended: {in_one_line(error)}"
+            with parts.transaction() as session:
+                subscription = lock_subscription(session, subscription_id)
+                hold_subscription(session, subscription, parts.clock.now(), reason, HoldKind.ERROR)
+                subscription.calendar_over = True  # not looked at again before a person has
+            log.error("subscription.held", subscription=subscription_id, error=reason)
+
+
+def _over(parts: Parts) -> Iterator[str]:
+    page = [""]
+    while page:
+        with parts.reading() as session:
+            page = queries.subscriptions_over(session, parts.clock.now(), page[-1], AT_ONCE)
+        yield from page
