@@ -135,7 +135,7 @@ def make_subscription(
     _added(session, subscription)
     if status != SubscriptionStatus.INCOMPLETE:
         subscription.payment_token_id = (token or make_token(session, customer)).id
-        activate(session, subscription, plan, NOW)
+        activate(session, subscription, plan, min(start_at, NOW))  # its payment method came in time
         subscription.status = status
     for name, value in values.items():
         setattr(subscription, name, value)

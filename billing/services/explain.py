@@ -26,6 +26,7 @@ from billing.services import planning
 from billing.services.parts import Rules
 from billing.services.retrying import ACTION_WINDOW
 from billing.services.story import Json, Story, read, tell_events
+from billing.services.subscriptions import cycles_left
 from billing.services.views import instant, subscription_view
 from billing.store.models import ChargeAttempt, Fact, Invoice, Subscription
 
@@ -310,12 +311,13 @@ def _waiting_for_customer(story: Story) -> Next | None:
 
 def _next_period(story: Story) -> Next | None:
     subscription, plan = story.subscription, story.plan
-    at, ends_at = subscription.next_billing_at, subscription.ends_at
+    at = subscription.next_billing_at
     if subscription.status not in BILLABLE or subscription.hold_reason is not None:
         return None
-    if subscription.cancel_at_period_end and ends_at is not None and (at is None or at >= ends_at):
+    ends_at = subscription.ends_at or at
+    if subscription.cancel_at_period_end and (at is None or ends_at is None or at >= ends_at):
         return Next("end", ends_at, "canceled for the end of the period that is running")
-    if at is None:
+    if at is None or cycles_left(subscription, plan) == 0:
         return _last_period(story)
     of = f" of {plan.cycles}" if plan.cycles is not None else ""
     reasons = [f"period {subscription.next_index + 1}{of} begins then: {_calendar(story)}"]
@@ -329,7 +331,7 @@ def _next_period(story: Story) -> Next | None:
 
 
 def _last_period(story: Story) -> Next | None:
-    cycles, ends_at = story.plan.cycles, story.subscription.ends_at
+    cycles, ends_at = story.plan.cycles, story.subscription.ends_at or story.subscription.next_billing_at
     if ends_at is None:
         return None
     if ends_at > story.now:

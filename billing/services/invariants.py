@@ -164,8 +164,8 @@ _RULES = (
         WHERE (n.subscription_id IS NULL AND s.next_index > 0)
             OR (n.is_first AND n.period_index <> 0)
             OR coalesce(n.following_index, s.next_index) <> n.period_index + 1
-            -- A zone whose rules have changed begins the next period up to a day earlier or later than was stored.
-            OR abs(extract(epoch FROM coalesce(n.following_start, s.next_billing_at) - n.period_end)) > 90000
+            -- A zone whose rules have changed begins the next period some hours earlier or later than was stored.
+            OR abs(extract(epoch FROM coalesce(n.following_start, s.next_billing_at) - n.period_end)) > 10800
         GROUP BY s.id""",
         "not repaired: whether a period is billed or forgiven is the merchant's to say; `billing explain` shows them",
     ),

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 import structlog
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.orm import Session
 
 from billing.domain import catch_up
@@ -35,6 +34,7 @@ from billing.services.subscriptions import (
 )
 from billing.store import opening, queries
 from billing.store.clock import uptime
+from billing.store.engine import is_databases_trouble
 from billing.store.models import Plan, Subscription, new_id
 from billing.store.opening import Move, NewInvoice
 
@@ -86,9 +86,7 @@ def open_due_invoices(session: Session, now: datetime, *, run_id: str | None = N
 
 def raise_if_database_is_away(error: Exception) -> None:
     """A lost connection, a deadlock or a time-out of the database is no fault of one row."""
-    if isinstance(error, OperationalError | InterfaceError) or (
-        isinstance(error, DBAPIError) and error.connection_invalidated
-    ):
+    if is_databases_trouble(error):
         raise error
 
 

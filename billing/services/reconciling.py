@@ -226,32 +226,34 @@ def _compare_row(parts: Parts, row: TransactionRow) -> Difference | None:
     if row.status in MADE_NO_MONEY:
         why = f"we count it as collected, Xendit lists it as {row.status}: ask Xendit"
         return Difference("status", row.payment_id, row.reference_id, str(ours), theirs, why)
-    if row.amount is not None and row.amount != ours and not capture.amount_known and attempt is not None:
-        return _correct_from_list(parts, attempt.id, row, ours, theirs)
+    if not capture.amount_known and attempt is not None and row.status == "SUCCESS":
+        return _correct_from_payment(parts, attempt.id, row, ours)
     if row.amount is not None and row.amount != ours:
         why = "the amounts differ: ask Xendit"
         return Difference("amount", row.payment_id, row.reference_id, str(ours), theirs, why)
     return None
 
 
-def _correct_from_list(
-    parts: Parts, attempt_id: str, row: TransactionRow, ours: Money, theirs: str | None
-) -> Difference:
-    """We had booked what we asked for, and the event that says what was captured has not come."""
+def _correct_from_payment(parts: Parts, attempt_id: str, row: TransactionRow, ours: Money) -> Difference | None:
+    """We have booked what we asked for, and the event that says what was captured has not come: the payment says it."""
     try:
-        _settle_from_list(parts, attempt_id, row)
+        captured = _settle_from_list(parts, attempt_id, row).amount
     except (NotFound, GatewayError) as error:
-        why = f"the amounts differ, and the payment cannot be read now: {error}"
-    else:
-        why = "we had booked what was asked for; what was captured is booked now"
+        why = f"what was captured is not known, and the payment cannot be read now: {error}"
+        return Difference("amount", row.payment_id, row.reference_id, str(ours), None, why)
+    if captured is None or captured == ours:
+        return None
+    why = "we had booked what was asked for; what was captured is booked now"
+    theirs = f"{captured.currency} {captured}"
     return Difference("amount", row.payment_id, row.reference_id, str(ours), theirs, why)
 
 
-def _settle_from_list(parts: Parts, attempt_id: str, row: TransactionRow) -> None:
+def _settle_from_list(parts: Parts, attempt_id: str, row: TransactionRow) -> ChargeReport:
     assert row.payment_id is not None  # noqa: S101 - rows without one are not compared
     report = parts.gateway.get_payment(row.payment_id)
     with parts.transaction() as session:
         settle_attempt(session, attempt_id, report, parts.clock.now(), parts.rules, source="lookup")
+    return report
 
 
 def _missing_there(parts: Parts, start: datetime, end: datetime, theirs: dict[str, TransactionRow]) -> list[Difference]:

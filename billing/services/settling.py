@@ -65,7 +65,8 @@ def _succeeded(
     capture = _record_capture(session, found, report, now)
     _note_ids_and_codes(attempt, report)
     late = attempt.status in (AttemptStatus.FAILED, AttemptStatus.CANCELED)
-    move_attempt(attempt, AttemptStatus.SUCCEEDED, now)
+    if attempt.status != AttemptStatus.SUCCEEDED:  # else another payment under the same reference
+        move_attempt(attempt, AttemptStatus.SUCCEEDED, now)
     attempt.submitted_at = attempt.submitted_at or now  # Xendit has it, even if we took it back as not sent
     attempt.decline_class = None
     if capture.overpayment:
@@ -113,10 +114,12 @@ def _book(
     if invoice.amount_paid_minor < invoice.amount_minor:
         _paid_in_part(session, found, now)
         return
+    is_news = invoice.status != InvoiceStatus.PAID
+    if is_news:
+        move_invoice(invoice, InvoiceStatus.PAID, now)
     if surplus:
         refunding.give_back(session, found, capture, surplus, now, rules)
-    if invoice.status != InvoiceStatus.PAID:
-        move_invoice(invoice, InvoiceStatus.PAID, now)
+    if is_news:
         if others_planned or invoice.first_failed_at is not None:
             withdraw_all(session, now, "the invoice is paid", invoice=invoice, but=attempt)
         retrying.recover_subscription(session, subscription, now)

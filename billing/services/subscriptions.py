@@ -14,6 +14,7 @@ from functools import cache
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
+from billing.domain.dunning import policy
 from billing.domain.gateway import RecurringTerms
 from billing.domain.lifecycle import (
     BILLABLE,
@@ -192,6 +193,8 @@ def pause(session: Session, subscription: Subscription, now: datetime, *, reason
     subscription.paused_at = now
     subscription.next_billing_at = None
     withdraw_all(session, now, "subscription paused", subscription_id=subscription.id)
+    for invoice in open_invoices(session, subscription.id):
+        invoice.grace_ends_at = None  # the customer's time stands still too: `resume` gives what was left of it
     tell(session, subscription.id, now, "subscription.paused", reason=reason)
 
 
@@ -220,6 +223,7 @@ def resume(session: Session, subscription: Subscription, plan: Plan, now: dateti
         else SubscriptionStatus.ACTIVE
     )
     move_subscription(subscription, status, "resume")
+    paused_for = now - (subscription.paused_at or now)
     subscription.paused_at = None
     release_hold(subscription)
     tell(
@@ -231,6 +235,8 @@ def resume(session: Session, subscription: Subscription, plan: Plan, now: dateti
         next_billing_at=_iso(subscription.next_billing_at),
     )
     for invoice in unpaid:
+        if invoice.first_failed_at is not None:
+            invoice.grace_ends_at = invoice.first_failed_at + policy(plan.dunning).grace + paused_for
         if invoice.hold_reason is None and not has_unfinished_attempt(session, invoice.id):
             schedule_attempt(session, invoice, now, origin="resume")
     end_if_over(session, subscription, now)

@@ -14,7 +14,6 @@ from typing import Any
 import simplejson
 import structlog
 from sqlalchemy import select, text
-from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from billing.domain.gateway import (
@@ -33,6 +32,7 @@ from billing.services.settling import settle_attempt
 from billing.services.tokens import apply_token
 from billing.store import charge_path
 from billing.store.charge_path import Confirmation
+from billing.store.engine import is_databases_trouble
 from billing.store.models import (
     Capture,
     ChargeAttempt,
@@ -125,12 +125,13 @@ def apply_stored_event(parts: Parts, event_id: str, read_event: ReadEvent, *, ag
                 row.subscription_id = subscription_id
             elif row.state != EventState.APPLIED:
                 _try_unmatched_later(row, now)
-    except OperationalError as error:
-        # A deadlock or a lost connection: nothing is wrong with the event, it stays due.
-        log.warning("webhook.not_applied_yet", event_id=event_id, error=error.__class__.__name__)
     except BillingError as error:
         _park(parts, event_id, str(error))
     except Exception as error:
+        if is_databases_trouble(error):
+            # A deadlock or a lost connection: nothing is wrong with the event, it stays due.
+            log.warning("webhook.not_applied_yet", event_id=event_id, error=error.__class__.__name__)
+            return
         # Whatever our bug is, this event must neither block others nor be lost: it waits for `billing replay`.
         log.exception("webhook.parked", event_id=event_id)
         _park(parts, event_id, f"{error.__class__.__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}")

@@ -11,6 +11,7 @@ import simplejson
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
@@ -27,7 +28,7 @@ NOTICE_A_DEAD_SERVER = {
     "keepalives_count": 3,
     "tcp_user_timeout": 30_000,  # milliseconds
 }
-LONGEST_IDLE_SECONDS = 5  # of a transaction that waits for its client
+LONGEST_IDLE_SECONDS = 20  # of a transaction that waits for its client, however busy the machine is
 
 
 def make_engine(url: str, *, pool_size: int = 16) -> Engine:
@@ -103,9 +104,23 @@ def database_errors_in_one_line() -> Iterator[None]:
     except DBAPIError as error:
         if "UndefinedTable" in repr(error.orig) or "UndefinedColumn" in repr(error.orig):
             raise ServiceUnavailable("the database has no current schema; run `billing migrate`") from None
-        if error.connection_invalidated:
+        if is_databases_trouble(error):
             raise ServiceUnavailable("the connection to the database was lost; run the command again") from None
         raise
+
+
+# The database's trouble, not that of a statement or a row: what was tried may be tried again as it is.
+# 08 connection, 25P03 idle too long, 40 conflicts, 53 resources, 55P03 lock, 57 stopped by an operator, 58 system.
+_TROUBLE = ("08", "25P03", "40", "53", "55P03", "57", "58")
+
+
+def is_databases_trouble(error: BaseException) -> bool:
+    """Whether an error says nothing of the row it came with: a lost connection, a deadlock, a time-out."""
+    if isinstance(error, OperationalError | InterfaceError | PoolTimeout):
+        return True
+    if not isinstance(error, DBAPIError):
+        return False
+    return error.connection_invalidated or (getattr(error.orig, "sqlstate", None) or "").startswith(_TROUBLE)
 
 
 def first_line(error: DBAPIError) -> str:

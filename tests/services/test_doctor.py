@@ -198,11 +198,15 @@ def _(session: Session) -> None:
     session.execute(update(ChargeAttempt).where(ChargeAttempt.invoice_id == invoice.id).values(status="failed"))
 
 
-@fault("paid_by_one_capture", UNCONSTRAINED)
+@fault("attempts_pay_once", UNCONSTRAINED)
 def _(session: Session) -> None:
-    drop(session, "captures", "uq_captures_paying")
+    """One try has collected twice, each time a part, and both count."""
+    drop(session, "captures", "uq_captures_paying_attempt")
     invoice = make_paid_invoice(session)
-    make_capture(session, make_attempt(session, invoice, status=AttemptStatus.SUCCEEDED))
+    session.execute(update(Capture).where(Capture.invoice_id == invoice.id).values(amount_minor=30_000))
+    attempt = session.scalars(select(ChargeAttempt).where(ChargeAttempt.invoice_id == invoice.id)).one()
+    make_capture(session, attempt, amount_minor=20_000)
+    invoice.amount_paid_minor = 50_000
 
 
 @fault("overpayments_are_answered", left={"no_refund_is_stuck"})
@@ -280,6 +284,14 @@ def _(session: Session) -> None:
 @fault("chargeable_is_planned", left=set())
 def _(session: Session) -> None:
     make_subscription(session, next_billing_at=None)
+
+
+@fault("ended_subscriptions_are_canceled", left=set())
+def _(session: Session) -> None:
+    """Its last period is over and everything is paid; nobody has looked."""
+    subscription = make_subscription(session, start_at=NOW - timedelta(days=40), plan=make_plan(session, cycles=1))
+    make_paid_invoice(session, subscription)
+    subscription.next_billing_at, subscription.ends_at = None, subscription.current_period_end
 
 
 @fault("leases_in_bounds", left=set())
@@ -374,7 +386,7 @@ def _(session: Session) -> None:
     make_refund(session, overpayment(session), status=RefundState.SUCCEEDED, next_try_at=None)
 
 
-@fault("currencies_agree")
+@fault("currencies_agree", "paid_stays_paid", "payments_add_up")
 def _(session: Session) -> None:
     make_paid_invoice(session)
     session.execute(text("UPDATE captures SET currency = 'PHP'"))
@@ -497,7 +509,7 @@ def _(session: Session) -> None:
 @fault(UNCONSTRAINED)
 def _(session: Session) -> None:
     drop(session, "captures", "uq_captures_payment_id")
-    drop(session, "captures", "uq_captures_paying")
+    drop(session, "captures", "uq_captures_paying_attempt")
     drop(session, "plans", "ck_plans_amount_positive")
     drop(session, "captures", "fk_captures_attempt_id")
 

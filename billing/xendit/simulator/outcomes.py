@@ -1,6 +1,7 @@
 """The vocabulary of what a charge (or any call) comes to, as written in scripts, magic amounts and faults.
 
 SUCCEEDED                              paid
+PARTIAL:20000, CURRENCY:PHP            paid, but only so much was captured, or in that currency
 INSUFFICIENT_BALANCE                   declined; DECLINED_BY_ISSUER/05/24 adds network and advice code
 PENDING, PENDING:SUCCEEDED             open; with a result it resolves by itself
 REQUIRES_ACTION                        the customer must act
@@ -14,6 +15,7 @@ NO_WEBHOOK:RESULT                      the result's webhook is never sent
 
 import re
 from dataclasses import dataclass, replace
+from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 from functools import lru_cache
 
@@ -35,6 +37,8 @@ class Outcome:
     advice_code: str | None = None
     resolution: "Outcome | None" = None
     late_capture_seconds: float | None = None
+    captured: Decimal | None = None  # instead of what was asked for
+    currency: str | None = None
     refusal: tuple[int, str] | None = None
     dropped_before: bool = False
     disturbance: Disturbance | None = None
@@ -69,6 +73,10 @@ def parse(text: str) -> Outcome:
     match word:
         case "SUCCEEDED" | "REQUIRES_ACTION":
             return Outcome(Result(word))
+        case "PARTIAL":
+            return Outcome(captured=_amount(rest))
+        case "CURRENCY":
+            return Outcome(currency=rest)
         case "PENDING":
             return Outcome(Result.PENDING, resolution=parse(rest) if rest else None)
         case "NO_WEBHOOK":
@@ -106,6 +114,13 @@ def _fault(word: str, rest: str) -> Outcome | None:
 
 def _followed_by(rest: str) -> Outcome:
     return parse(rest) if rest else SUCCESS
+
+
+def _amount(text: str) -> Decimal:
+    try:
+        return Decimal(text)
+    except InvalidOperation:
+        raise ValueError(f"PARTIAL:{text}: write an amount, such as PARTIAL:20000") from None
 
 
 def _late_capture(rest: str) -> Outcome:

@@ -32,7 +32,7 @@ def settle(world: World, request: PaymentRequest, outcome: Outcome, now: datetim
                 due_at = now + timedelta(seconds=world.config.pending_seconds)
                 world.agenda.at(due_at, partial(_resolve_pending, world, request, outcome.resolution))
         case Result.SUCCEEDED:
-            _pay(world, request, now)
+            _pay(world, request, outcome, now)
         case Result.FAILED:
             _decline(world, request, outcome, now)
 
@@ -62,10 +62,12 @@ def capture(world: World, payment: Payment, amount: Decimal, now: datetime) -> N
         request.when_paid(now)
 
 
-def _pay(world: World, request: PaymentRequest, now: datetime) -> None:
+def _pay(world: World, request: PaymentRequest, outcome: Outcome, now: datetime) -> None:
     payment = _open_payment(world, request, now)
+    if outcome.currency is not None:
+        payment.document["currency"] = outcome.currency
     if request.document["capture_method"] == "AUTOMATIC":
-        capture(world, payment, request.amount, now)
+        capture(world, payment, request.amount if outcome.captured is None else outcome.captured, now)
         return
     payment.document["payment_details"] = _payment_details(world, request, SUCCESS)
     touch(payment.document, now, status="AUTHORIZED")
