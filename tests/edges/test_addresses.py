@@ -86,7 +86,8 @@ def poisoned(url: str, value: Any, name: str = "") -> Any:
 
 @pytest.mark.parametrize("how", ["everywhere", "as ids too"])
 def test_no_address_in_a_webhook_is_fetched(database_url: str, evil: LocalServer, how: str) -> None:
-    with World(database_url, made_up=True) as world:
+    with World(database_url) as world:
+        world.waive("payment_requests_used_once")  # the samples all name the same one
         ana = world.subscribe_save()
         world.open_due()
         for sample in SAMPLES:

@@ -24,7 +24,7 @@ MOST_COMMITS = 5
 
 @pytest.fixture
 def world(database_url: str) -> Iterator[World]:
-    with World(database_url, made_up=True) as world:
+    with World(database_url) as world:
         yield world
 
 
@@ -108,6 +108,7 @@ def test_references_are_safe_to_match(ana: Subscriber) -> None:
 )
 def test_what_changed_meanwhile_withdraws_the_attempt(world: World, ana: Subscriber, change: str) -> None:
     """Contract 5.2: never on a subscription that is paused or canceled, nor for what is paid."""
+    world.waive("open_invoices_have_an_end")  # what has changed meanwhile has changed in the database only
     execute(world, change)
     assert begin(world, ana) is None
     assert ana.attempt.status == "canceled"

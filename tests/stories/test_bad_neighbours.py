@@ -27,7 +27,7 @@ def test_who_lets_the_pay_page_lapse_and_saves_a_card_instead_is_billed_like_eve
 
 
 def test_a_subscription_that_cannot_be_opened_is_held_and_the_rest_goes_on(new_world: Callable[..., World]) -> None:
-    world = new_world(made_up=True)
+    world = new_world()
     ana, budi = world.subscribe_save("ana"), world.subscribe_save("budi")
     with world.parts.transaction() as session:
         # A period of Ana's that is in the books already: a history this software did not write.

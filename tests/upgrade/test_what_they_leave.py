@@ -22,7 +22,7 @@ class Upgraded(World):
     """A world whose software is replaced: rows are left at the schema of 0001, then the newest takes over."""
 
     def __init__(self, database_url: str) -> None:
-        super().__init__(database_url, made_up=True)
+        super().__init__(database_url)
         self.url = database_url
 
     def upgrade(self, *left: str) -> None:
@@ -100,6 +100,7 @@ def test_a_refund_whose_sender_died_is_never_asked_for_again(world: Upgraded, an
 
 def test_a_refund_whose_end_an_old_worker_wrote_is_done(world: Upgraded) -> None:
     """The old software knew no look-up of a refund under way, so it does not take the date away."""
+    world.waive("payments_add_up")  # one statement of what the old worker writes is enough here
     ana = overpaid(world)
     world.upgrade()
     world.written_by_old_workers("UPDATE refunds SET status = 'succeeded'")
