@@ -15,7 +15,7 @@ from alembic.util.exc import CommandError
 
 from billing.cli import output
 from billing.cli.opening import GATEWAY, opened
-from billing.cli.values import AsJson, parse_day
+from billing.cli.values import After, AsJson, Limit, parse_day
 from billing.domain.lifecycle import EventState
 from billing.errors import BillingError, InvalidInput, ServiceUnavailable
 from billing.services import catalog, importing, listings, reconciling, resolving, webhooks
@@ -161,16 +161,17 @@ def replay(
 @events.command("list")
 def list_events(
     state: Annotated[EventState | None, typer.Option(help="Only those.", case_sensitive=False)] = None,
-    limit: Annotated[int, typer.Option(help="How many, the newest first.", min=1, max=10_000)] = 100,
+    limit: Limit = None,
+    after: After = None,
     as_json: AsJson = False,
 ) -> None:
     """List stored webhook events, the newest first.
 
     Example: billing events list --state parked
     """
-    with opened() as billing, billing.parts.reading() as session:
-        views = listings.list_events(session, state=state, limit=limit)
-    output.show(views, as_json=as_json, people=lambda: output.table(views, EVENT_COLUMNS, empty="no such event"))
+    with opened() as billing:
+        found = listings.list_events(billing.parts, state=state, after=after)
+        output.show_list(found, EVENT_COLUMNS, limit=limit, as_json=as_json, empty="no such event")
 
 
 # ----------------------------------------------------------------------------------------- the stop of it all
