@@ -64,8 +64,8 @@ def list_(limit: Limit = None, after: After = None, as_json: AsJson = False) -> 
     """List customers with their saved payment methods, by their references."""
     empty = "no such customer" if after else "no customer yet; `billing customer create --help` shows how to make one"
     with opened() as billing:
-        found = listings.list_customers(billing.parts, after=after)
-        output.show_list(found, COLUMNS, limit=limit, as_json=as_json, empty=empty, row=_row)
+        found = listings.list_customers(billing.parts)
+        output.show_list(found, COLUMNS, limit=limit, after=after, as_json=as_json, empty=empty, row=_row)
 
 
 def _row(view: Mapping[str, Any]) -> Json:

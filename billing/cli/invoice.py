@@ -57,8 +57,8 @@ def list_(
     Example: billing invoice list --subscription ana-gold --status open
     """
     with opened() as billing:
-        found = listings.list_invoices(billing.parts, subscription=subscription, status=status, after=after)
-        output.show_list(found, COLUMNS, limit=limit, as_json=as_json, empty="no such invoice", row=_row)
+        found = listings.list_invoices(billing.parts, subscription=subscription, status=status)
+        output.show_list(found, COLUMNS, limit=limit, after=after, as_json=as_json, empty="no such invoice", row=_row)
 
 
 def _row(view: Mapping[str, Any]) -> Json:

@@ -170,8 +170,8 @@ def list_events(
     Example: billing events list --state parked
     """
     with opened() as billing:
-        found = listings.list_events(billing.parts, state=state, after=after)
-        output.show_list(found, EVENT_COLUMNS, limit=limit, as_json=as_json, empty="no such event")
+        found = listings.list_events(billing.parts, state=state)
+        output.show_list(found, EVENT_COLUMNS, limit=limit, after=after, as_json=as_json, empty="no such event")
 
 
 # ----------------------------------------------------------------------------------------- the stop of it all

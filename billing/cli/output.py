@@ -73,12 +73,14 @@ def show_list(
     columns: Mapping[str, str],
     *,
     limit: int | None,
+    after: str | None,
     as_json: bool,
     empty: str,
     row: Callable[[Json], Json] | None = None,
 ) -> None:
-    """A list of any length: as JSON all of it, or `limit`, written as it is read; for people the first hundred, or
-    `limit`, and how many more there are. `row` adds what only the table shows."""
+    """A list of any length, or what comes `after` an entry: as JSON all of it, or `limit`, written as it is read; for
+    people the first hundred, or `limit`, and how many more there are. `row` adds what only the table shows."""
+    found = found.behind(after)
     if as_json:
         stream_json(found.entries(limit), sys.stdout)
         return

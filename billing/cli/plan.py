@@ -95,8 +95,8 @@ def list_(limit: Limit = None, after: After = None, as_json: AsJson = False) -> 
     """List plans, by their codes."""
     empty = "no such plan" if after else "no plan yet; `billing plan create --help` shows how to make one"
     with opened() as billing:
-        found = listings.list_plans(billing.parts, after=after)
-        output.show_list(found, COLUMNS, limit=limit, as_json=as_json, empty=empty)
+        found = listings.list_plans(billing.parts)
+        output.show_list(found, COLUMNS, limit=limit, after=after, as_json=as_json, empty=empty)
 
 
 @app.command("show")

@@ -44,8 +44,8 @@ def list_(limit: Limit = None, after: After = None, as_json: AsJson = False) -> 
     columns = COLUMNS if output.console().width >= WIDE else NARROW_COLUMNS
     empty = "no such billing run" if after else "no billing run yet; `billing run` makes one"
     with opened() as billing:
-        found = progress.list_runs(billing.parts, after=after)
-        output.show_list(found, columns, limit=limit, as_json=as_json, empty=empty, row=_row)
+        found = progress.list_runs(billing.parts)
+        output.show_list(found, columns, limit=limit, after=after, as_json=as_json, empty=empty, row=_row)
 
 
 def _row(line: Mapping[str, Any]) -> Json:

@@ -64,8 +64,8 @@ def list_(
 ) -> None:
     """List payment sessions, the oldest first."""
     with opened() as billing:
-        found = listings.list_sessions(billing.parts, subscription=subscription, customer=customer, after=after)
-        output.show_list(found, COLUMNS, limit=limit, as_json=as_json, empty="no payment session")
+        found = listings.list_sessions(billing.parts, subscription=subscription, customer=customer)
+        output.show_list(found, COLUMNS, limit=limit, after=after, as_json=as_json, empty="no payment session")
 
 
 @app.command("refresh")

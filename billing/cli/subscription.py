@@ -48,8 +48,8 @@ def list_(
     narrowed = status or customer or after
     empty = "no such subscription" if narrowed else "no subscription yet; see `billing subscribe --help`"
     with opened() as billing:
-        found = listings.list_subscriptions(billing.parts, status=status, customer=customer, after=after)
-        output.show_list(found, COLUMNS, limit=limit, as_json=as_json, empty=empty)
+        found = listings.list_subscriptions(billing.parts, status=status, customer=customer)
+        output.show_list(found, COLUMNS, limit=limit, after=after, as_json=as_json, empty=empty)
 
 
 @app.command("show")

@@ -40,9 +40,9 @@ def list_(
     """
     start = f"no payment method saved; `billing session create {customer}` makes a link for one"
     with opened() as billing:
-        found = listings.list_tokens(billing.parts, customer, after=after)
+        found = listings.list_tokens(billing.parts, customer)
         empty = "no such payment method" if after else start
-        output.show_list(found, COLUMNS, limit=limit, as_json=as_json, empty=empty)
+        output.show_list(found, COLUMNS, limit=limit, after=after, as_json=as_json, empty=empty)
 
 
 @app.command("refresh")

@@ -1,7 +1,6 @@
 """Lists for people and scripts, in the shapes of services/views.py. Read only; called by the command line.
 
 Ids are made in the order of time, so that lists in the order of creation are read along the primary key.
-`after` is the id or reference of the entry behind which a list begins.
 """
 
 from __future__ import annotations
@@ -41,14 +40,13 @@ from billing.store.models import (
 Found = TypeVar("Found")
 
 
-def list_plans(parts: Parts, *, after: str | None = None) -> Listing:
-    return Listing(parts, select(Plan), (Plan.code,), _each(plan_view)).behind(_find(parts, catalog.find_plan, after))
+def list_plans(parts: Parts) -> Listing:
+    return Listing(parts, select(Plan), (Plan.code,), _each(plan_view), catalog.find_plan)
 
 
-def list_customers(parts: Parts, *, after: str | None = None) -> Listing:
+def list_customers(parts: Parts) -> Listing:
     """With their tokens."""
-    listing = Listing(parts, select(Customer), (Customer.reference,), _with_tokens)
-    return listing.behind(_find(parts, catalog.find_customer, after))
+    return Listing(parts, select(Customer), (Customer.reference,), _with_tokens, catalog.find_customer)
 
 
 def _with_tokens(session: Session, rows: Sequence[Row[Any]]) -> list[Json]:
@@ -62,15 +60,13 @@ def _with_tokens(session: Session, rows: Sequence[Row[Any]]) -> list[Json]:
     ]
 
 
-def list_tokens(parts: Parts, customer: str, *, after: str | None = None) -> Listing:
+def list_tokens(parts: Parts, customer: str) -> Listing:
     """Of one customer, the first to be charged on top."""
     with parts.reading() as session:
         owner = catalog.find_customer(session, customer)
     query = select(PaymentToken).where(PaymentToken.customer_id == owner.id)
-    listing = Listing(
-        parts, query, (PaymentToken.rank, PaymentToken.id), _each(lambda token: token_view(token, owner.reference))
-    )
-    return listing.behind(_find(parts, catalog.find_token, after))
+    shape = _each(lambda token: token_view(token, owner.reference))
+    return Listing(parts, query, (PaymentToken.rank, PaymentToken.id), shape, catalog.find_token)
 
 
 def show_token(session: Session, token_id: str) -> Json:
@@ -78,9 +74,7 @@ def show_token(session: Session, token_id: str) -> Json:
     return token_view(token, session.get_one(Customer, token.customer_id).reference)
 
 
-def list_subscriptions(
-    parts: Parts, *, status: str | None = None, customer: str | None = None, after: str | None = None
-) -> Listing:
+def list_subscriptions(parts: Parts, *, status: str | None = None, customer: str | None = None) -> Listing:
     """The oldest first."""
     query: Any = (
         select(Subscription, Customer.reference, Plan.code)
@@ -91,34 +85,27 @@ def list_subscriptions(
         query = query.where(Subscription.status == status)
     if (owner := _find(parts, catalog.find_customer, customer)) is not None:
         query = query.where(Subscription.customer_id == owner.id)
-    listing = Listing(parts, query, (Subscription.id,), _each(subscription_view))
-    return listing.behind(_find(parts, catalog.find_subscription, after))
+    return Listing(parts, query, (Subscription.id,), _each(subscription_view), catalog.find_subscription)
 
 
-def list_sessions(
-    parts: Parts, *, subscription: str | None = None, customer: str | None = None, after: str | None = None
-) -> Listing:
+def list_sessions(parts: Parts, *, subscription: str | None = None, customer: str | None = None) -> Listing:
     """The oldest first."""
     query = select(PaymentSession)
     if (started := _find(parts, catalog.find_subscription, subscription)) is not None:
         query = query.where(PaymentSession.subscription_id == started.id)
     if (owner := _find(parts, catalog.find_customer, customer)) is not None:
         query = query.where(PaymentSession.customer_id == owner.id)
-    listing = Listing(parts, query, (PaymentSession.id,), _each(session_view))
-    return listing.behind(_find(parts, catalog.find_session, after))
+    return Listing(parts, query, (PaymentSession.id,), _each(session_view), catalog.find_session)
 
 
-def list_invoices(
-    parts: Parts, *, subscription: str | None = None, status: str | None = None, after: str | None = None
-) -> Listing:
+def list_invoices(parts: Parts, *, subscription: str | None = None, status: str | None = None) -> Listing:
     """With their attempts; the oldest first."""
     query = select(Invoice)
     if (owner := _find(parts, catalog.find_subscription, subscription)) is not None:
         query = query.where(Invoice.subscription_id == owner.id)
     if status is not None:
         query = query.where(Invoice.status == status)
-    listing = Listing(parts, query, (Invoice.id,), _with_attempts)
-    return listing.behind(_find(parts, catalog.find_invoice, after))
+    return Listing(parts, query, (Invoice.id,), _with_attempts, catalog.find_invoice)
 
 
 def _with_attempts(session: Session, rows: Sequence[Row[Any]]) -> list[Json]:
@@ -128,13 +115,12 @@ def _with_attempts(session: Session, rows: Sequence[Row[Any]]) -> list[Json]:
     return [invoice_view(invoice, attempts.get(invoice.id, [])) for invoice in invoices]
 
 
-def list_events(parts: Parts, *, state: str | None = None, after: str | None = None) -> Listing:
+def list_events(parts: Parts, *, state: str | None = None) -> Listing:
     """The newest first."""
     query = select(WebhookEvent).options(defer(WebhookEvent.payload))
     if state is not None:
         query = query.where(WebhookEvent.state == state)
-    listing = Listing(parts, query, (WebhookEvent.id,), _each(event_view), newest_first=True)
-    return listing.behind(_find(parts, catalog.find_event, after))
+    return Listing(parts, query, (WebhookEvent.id,), _each(event_view), catalog.find_event, newest_first=True)
 
 
 def show_charging_stop(session: Session) -> Json:

@@ -28,13 +28,15 @@ class Listing:
     """One list: what is in it, in which order, and how its rows look.
 
     `key`: columns of the first entity of `query` that order it and that no two rows share. `shape` may read what
-    belongs to the rows of a page, in a statement for all of them. `after`: the key behind which to begin.
+    belongs to the rows of a page, in a statement for all of them. `find` reads a row by its id or reference. `after`:
+    the key behind which to begin.
     """
 
     parts: Parts
     query: Select[Any]
     key: Sequence[InstrumentedAttribute[Any]]
     shape: Shape
+    find: Callable[[Session, str], object]
     newest_first: bool = False
     after: tuple[Any, ...] | None = None
     most_at_once: int | None = None  # for rows that are dear to shape
@@ -58,9 +60,12 @@ class Listing:
         with self.parts.reading() as session:
             return session.scalar(counted) or 0
 
-    def behind(self, row: object | None) -> Listing:
-        """The same list from the entry after `row` on; all of it for None."""
-        return self if row is None else replace(self, after=self._key_of(row))
+    def behind(self, name: str | None) -> Listing:
+        """The same list from the entry after that one (id or reference) on; all of it for None. Raises NotFound."""
+        if name is None:
+            return self
+        with self.parts.reading() as session:
+            return replace(self, after=self._key_of(self.find(session, name)))
 
     def _page(self, size: int) -> tuple[list[Json], tuple[Any, ...] | None]:
         order = [column.desc() for column in self.key] if self.newest_first else self.key

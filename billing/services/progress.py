@@ -63,20 +63,10 @@ def run_line(run: BillingRun) -> Json:
     }
 
 
-def list_runs(parts: Parts, *, after: str | None = None) -> Listing:
+def list_runs(parts: Parts) -> Listing:
     """The latest first, with what was charged."""
-    listing = Listing(
-        parts,
-        select(BillingRun),
-        (BillingRun.started_at, BillingRun.id),
-        _run_lines,
-        newest_first=True,
-        most_at_once=RUNS_AT_ONCE,
-    )
-    if after is None:
-        return listing
-    with parts.reading() as session:
-        return listing.behind(find_run(session, after))
+    key = (BillingRun.started_at, BillingRun.id)
+    return Listing(parts, select(BillingRun), key, _run_lines, find_run, newest_first=True, most_at_once=RUNS_AT_ONCE)
 
 
 def _run_lines(session: Session, rows: Sequence[Row[Any]]) -> list[Json]:

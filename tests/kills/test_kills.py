@@ -28,6 +28,7 @@ LEFT_OUT = {
     "cli.token.prefer#1": "an order of preference; nothing follows from it until the next charge",
     "demo.*": "the demo's own database",
     "doctor.*": "repairs: idempotent, one row each, run again by whoever ran them (tests/services/test_doctor.py)",
+    "dispatch._send_charges#1": "gives back leases, which end by themselves",
     "guards.watch#1": "lets go of what waits for nothing any more; the next look does it again (test_runs.py)",
     "guards._finish#1": "closes a run of which nothing is left; the next look does it again",
     "runs._Run.look#1": "a heart beat",
