@@ -23,6 +23,7 @@ from billing.settings import Settings
 from billing.store.clock import make_clock
 from billing.store.engine import database_errors_in_one_line, make_engine, make_sessions
 from billing.xendit.client import XenditGateway
+from billing.xendit.rates import Rates
 from billing.xendit.webhook import read_event
 
 QUOTA_WAIT_SECONDS = 10
@@ -73,13 +74,13 @@ def make_gateway(settings: Settings, quota: Quota) -> XenditGateway:
         ):
             raise NotSent("the request quota to Xendit is used up for the moment; try again in a minute")
 
-    def learn(endpoint: str, status: int, rates: Mapping[str, str], _seconds: float) -> None:
+    def learn(endpoint: str, status: int, headers: Mapping[str, str], _seconds: float) -> None:
+        rates = Rates.of(headers)
         try:
             if status == TOO_MANY_REQUESTS:
-                quota.pause(endpoint, reset_seconds(rates))
+                quota.pause(endpoint, rates.wait_or())
             else:
-                limit, remaining = rates.get("rate-limit-limit"), rates.get("rate-limit-remaining")
-                quota.learn(endpoint, limit=_whole(limit), remaining=_whole(remaining))
+                quota.learn(endpoint, limit=rates.limit, remaining=rates.remaining)
         except SQLAlchemyError as error:  # the answer counts, whatever becomes of its headers
             structlog.get_logger().warning("quota.not_learned", error=error.__class__.__name__)
 
@@ -90,18 +91,6 @@ def make_gateway(settings: Settings, quota: Quota) -> XenditGateway:
         before_request=pay_for,
         on_response=learn,
     )
-
-
-def _whole(header: str | None) -> int | None:
-    return int(header) if header is not None and header.isascii() and header.isdigit() else None
-
-
-def reset_seconds(rates: Mapping[str, str]) -> float:
-    """How long the gateway's window has left, as its headers say; a whole minute when they don't."""
-    try:
-        return max(0.0, float(rates["rate-limit-reset"]))
-    except (KeyError, ValueError):
-        return 60.0
 
 
 def _rules(settings: Settings) -> Rules:
