@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from importlib.metadata import entry_points
 
@@ -182,19 +183,20 @@ def _check_session(parts: Parts, session_id: str) -> None:
 def _compare_day(parts: Parts, day: str) -> None:
     log = structlog.get_logger()
     try:
-        differences = reconciling.compare_day(parts, date.fromisoformat(day))
+        for found in reconciling.differences_of_day(parts, date.fromisoformat(day)):
+            why = found.explanation
+            log.warning("reconcile.difference", day=day, kind=found.kind, payment=found.payment_id, why=why)
+    except reconciling.Interrupted:
+        log.info("reconcile.day_interrupted", day=day)
     except (GatewayError, NotFound) as error:
         log.warning("reconcile.day_failed", day=day, error=str(error))
-        return
-    for found in differences:
-        log.warning("reconcile.difference", day=day, kind=found.kind, payment=found.payment_id, why=found.explanation)
 
 
 class InProcess:
     """`send` for a process without Redis: a pool of threads does the work."""
 
     def __init__(self, parts: Parts, threads: int) -> None:
-        self._parts = parts
+        self._parts = replace(parts, stopping=threading.Event())
         self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="billing")
         self._days = ThreadPoolExecutor(max_workers=1, thread_name_prefix="billing-days")
 
@@ -211,7 +213,9 @@ class InProcess:
                 future.result()
 
     def close(self) -> None:
-        """What has begun is finished; what waits stays due (Ctrl-C does not wait for a whole batch)."""
+        """What has begun is finished, but not the comparison of a day; what waits stays due (Ctrl-C does not wait for
+        a whole batch)."""
+        self._parts.stopping.set()
         for pool in (self._pool, self._days):
             pool.shutdown(wait=True, cancel_futures=True)
 

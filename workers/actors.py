@@ -46,6 +46,8 @@ def charge_again(*attempt_ids: str) -> None:
 def follow(kind: str, *identities: str) -> None:
     """Apply events, look up an attempt, session or refund, compare a day. In a queue of its own."""
     _work(kind, *identities)
+    if kind == dispatch.DAY and broker.app().parts.stopping.is_set():
+        send(kind, identities)  # interrupted between two pages: whoever comes next compares it
 
 
 def _work(kind: str, *identities: str) -> None:

@@ -47,6 +47,10 @@ class ForThisProcess(Middleware):
     ) -> None:
         structlog.contextvars.clear_contextvars()
 
+    def before_worker_shutdown(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
+        if app.cache_info().currsize:
+            app().parts.stopping.set()
+
     def after_worker_shutdown(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
         if app.cache_info().currsize:
             app().close()

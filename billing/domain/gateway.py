@@ -196,6 +196,14 @@ class TransactionRow:
     created_at: datetime | None
 
 
+@dataclass(frozen=True, slots=True)
+class TransactionPage:
+    """Some rows of the gateway's list, and where the next page begins; None = there is none."""
+
+    rows: Sequence[TransactionRow]
+    next_after: str | None
+
+
 class EventKind(StrEnum):
     """What a webhook event is about, after aliases are resolved."""
 
@@ -245,6 +253,10 @@ class PaymentGateway(Protocol):
     def find_transactions(self, reference_id: str) -> Sequence[TransactionRow]: ...
 
     def find_refunds(self, reference_id: str) -> Sequence[TransactionRow]: ...
+
+    def transactions_page(
+        self, *, created_from: datetime, created_to: datetime, after: str | None = None
+    ) -> TransactionPage: ...
 
     def list_transactions(self, *, created_from: datetime, created_to: datetime) -> Sequence[TransactionRow]: ...
 

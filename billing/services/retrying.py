@@ -44,6 +44,8 @@ CAP_WAIT = timedelta(days=1)
 LOOK_UPS = tuple(timedelta(minutes=m) for m in (1, 5, 30, 120, 360, 720, 1440))
 ACTION_LOOK_UPS = tuple(timedelta(minutes=m) for m in (10, 60, 360, 1440))
 ACTION_WINDOW = timedelta(days=1)  # what waits for the customer longer than this is canceled
+PENDING_IN_SILENCE = timedelta(days=7)  # then the invoice is held, and a person asks Xendit
+PENDING_TOO_LONG = "a charge has been pending at Xendit for more than 7 days"
 LATER_LOOK_UPS = timedelta(days=1)  # at first; then the older, the rarer
 
 RETRYABLE = frozenset({DeclineClass.RETRY_LATER, DeclineClass.RETRY_AFTER, DeclineClass.UNKNOWN_FIRST})
@@ -145,6 +147,8 @@ def after_failure(session: Session, found: queries.Found, verdict: Classified, n
     """Let the dunning policy say what comes next and write it down. Returns it in words, for the story."""
     attempt, invoice, subscription = found.attempt, found.invoice, found.subscription
     _note_decline_on_token(session, attempt, verdict)
+    if (invoice.hold_reason or "").startswith(PENDING_TOO_LONG):
+        invoice.hold_reason = None  # what it waited for has come
     if subscription.status not in BILLABLE:
         return _without_future(session, found, now)
     if invoice.status != InvoiceStatus.OPEN:
@@ -350,6 +354,16 @@ def hold_invoice(session: Session, invoice: Invoice, now: datetime, reason: str)
     """Not the customer's fault: no dunning, no grace running out; a person decides (`billing invoice pay`)."""
     invoice.hold_reason = reason
     tell(session, invoice.subscription_id, now, "invoice.held", invoice=invoice.number, reason=reason)
+
+
+def hold_if_pending_for_long(session: Session, attempt: ChargeAttempt, now: datetime) -> None:
+    """Xendit has not decided for a week: a person is told, because the invoice waits and would wait for ever. The
+    hold ends by itself when the attempt gets a result; look-ups go on."""
+    if attempt.submitted_at is None or now < attempt.submitted_at + PENDING_IN_SILENCE:
+        return
+    invoice = session.get_one(Invoice, attempt.invoice_id)
+    if invoice.status == InvoiceStatus.OPEN and invoice.hold_reason is None:
+        hold_invoice(session, invoice, now, f"{PENDING_TOO_LONG}; ask Xendit about {attempt.payment_request_id}")
 
 
 def _start_grace(invoice: Invoice, plan: Plan, now: datetime) -> None:

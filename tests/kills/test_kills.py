@@ -44,6 +44,7 @@ LEFT_OUT = {
     "importing.*": "an import goes on where it stopped (tests/services/test_importing.py)",
     "quota.SharedQuota.outlook#1": "ends a look at the database: writes nothing",
     "quota.SharedQuota.learn#1": "what the gateway's headers say, the next answer says again",
+    "quota.SharedQuota._forget_unconfirmed#1": "as above: what is not forgotten now is by a later answer",
     "breaker.Breakers.known#1": "ends a look at the database: writes nothing",
     "charging._note_channel#1": "releases what waits for a channel; the next answer does it again",
     "charging._not_behind_a_breaker#1": "parks what waits for a channel; begin does it again",
