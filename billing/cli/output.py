@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from textwrap import indent
 from typing import Any, TextIO
 
 from rich import box
@@ -108,7 +107,7 @@ def stream_json(entries: Iterable[Json], stream: TextIO) -> None:
     before = "[\n"
     for entry in entries:
         document = json.dumps(entry, indent=2, ensure_ascii=escape)
-        stream.write(before + indent(document, "  "))
+        stream.write(before + "  " + document.replace("\n", "\n  "))  # within a string JSON has no line break
         before = ",\n"
     stream.write("[]\n" if before == "[\n" else "\n]\n")
     stream.flush()

@@ -6,6 +6,7 @@ import io
 import json
 import tracemalloc
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from sqlalchemy import event, text
@@ -13,7 +14,9 @@ from sqlalchemy.orm import Session
 
 from billing.app import App, build
 from billing.cli import output
-from billing.services import listings, paging
+from billing.services import explain, listings, paging
+from billing.services.parts import Parts
+from billing.services.story import Json, Story
 from billing.settings import load_settings
 from billing.store.clock import real_now
 from billing.store.engine import make_engine
@@ -186,3 +189,25 @@ class Nowhere(io.StringIO):
 
     def write(self, text: str) -> int:
         return len(text)
+
+
+def test_a_long_story_is_told_without_a_transaction(seven: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten years of a daily plan: telling them takes longer than the database waits for an idle transaction."""
+    open_reads: list[str] = []
+    reading, tell = Parts.reading, explain.tell
+
+    @contextmanager
+    def watched(parts: Parts) -> Iterator[Session]:
+        open_reads.append("a read")
+        with reading(parts) as session:
+            yield session
+        open_reads.pop()
+
+    def told(found: Story) -> Json:
+        assert open_reads == []
+        return tell(found)
+
+    monkeypatch.setattr(Parts, "reading", watched)
+    monkeypatch.setattr(explain, "tell", told)
+    reference = seven.json("subscription", "list", "--limit", "1")[0]["reference"]
+    assert seven.json("explain", reference)["events"] != []
