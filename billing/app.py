@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from importlib.metadata import entry_points
 
@@ -23,6 +24,7 @@ from billing.settings import Settings
 from billing.store.clock import make_clock
 from billing.store.engine import database_errors_in_one_line, make_engine, make_sessions
 from billing.xendit.client import XenditGateway
+from billing.xendit.rates import Rates
 from billing.xendit.webhook import read_event
 
 QUOTA_WAIT_SECONDS = 10
@@ -73,13 +75,13 @@ def make_gateway(settings: Settings, quota: Quota) -> XenditGateway:
         ):
             raise NotSent("the request quota to Xendit is used up for the moment; try again in a minute")
 
-    def learn(endpoint: str, status: int, rates: Mapping[str, str], _seconds: float) -> None:
+    def learn(endpoint: str, status: int, headers: Mapping[str, str], _seconds: float) -> None:
+        rates = Rates.of(headers)
         try:
             if status == TOO_MANY_REQUESTS:
-                quota.pause(endpoint, reset_seconds(rates))
+                quota.pause(endpoint, rates.wait_or())
             else:
-                limit, remaining = rates.get("rate-limit-limit"), rates.get("rate-limit-remaining")
-                quota.learn(endpoint, limit=_whole(limit), remaining=_whole(remaining))
+                quota.learn(endpoint, limit=rates.limit, remaining=rates.remaining)
         except SQLAlchemyError as error:  # the answer counts, whatever becomes of its headers
             structlog.get_logger().warning("quota.not_learned", error=error.__class__.__name__)
 
@@ -90,18 +92,6 @@ def make_gateway(settings: Settings, quota: Quota) -> XenditGateway:
         before_request=pay_for,
         on_response=learn,
     )
-
-
-def _whole(header: str | None) -> int | None:
-    return int(header) if header is not None and header.isascii() and header.isdigit() else None
-
-
-def reset_seconds(rates: Mapping[str, str]) -> float:
-    """How long the gateway's window has left, as its headers say; a whole minute when they don't."""
-    try:
-        return max(0.0, float(rates["rate-limit-reset"]))
-    except (KeyError, ValueError):
-        return 60.0
 
 
 def _rules(settings: Settings) -> Rules:
@@ -193,19 +183,20 @@ def _check_session(parts: Parts, session_id: str) -> None:
 def _compare_day(parts: Parts, day: str) -> None:
     log = structlog.get_logger()
     try:
-        differences = reconciling.compare_day(parts, date.fromisoformat(day))
+        for found in reconciling.differences_of_day(parts, date.fromisoformat(day)):
+            why = found.explanation
+            log.warning("reconcile.difference", day=day, kind=found.kind, payment=found.payment_id, why=why)
+    except reconciling.Interrupted:
+        log.info("reconcile.day_interrupted", day=day)
     except (GatewayError, NotFound) as error:
         log.warning("reconcile.day_failed", day=day, error=str(error))
-        return
-    for found in differences:
-        log.warning("reconcile.difference", day=day, kind=found.kind, payment=found.payment_id, why=found.explanation)
 
 
 class InProcess:
     """`send` for a process without Redis: a pool of threads does the work."""
 
     def __init__(self, parts: Parts, threads: int) -> None:
-        self._parts = parts
+        self._parts = replace(parts, stopping=threading.Event())
         self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="billing")
         self._days = ThreadPoolExecutor(max_workers=1, thread_name_prefix="billing-days")
 
@@ -222,7 +213,9 @@ class InProcess:
                 future.result()
 
     def close(self) -> None:
-        """What has begun is finished; what waits stays due (Ctrl-C does not wait for a whole batch)."""
+        """What has begun is finished, but not the comparison of a day; what waits stays due (Ctrl-C does not wait for
+        a whole batch)."""
+        self._parts.stopping.set()
         for pool in (self._pool, self._days):
             pool.shutdown(wait=True, cancel_futures=True)
 

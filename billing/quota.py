@@ -19,12 +19,13 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 
 from sqlalchemy import bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
-from billing.domain.gateway import Lane, Quota
+from billing.domain.gateway import LONGEST_PAUSE_SECONDS, Lane, Quota
 from billing.store.engine import Sessions
 
 WINDOW_SECONDS = 61.0  # the gateway's 60, and one for a permit that is used a moment after its slot
@@ -39,6 +40,9 @@ SHARES = {Lane.CUSTOMER: 0.3, Lane.RENEWAL: 0.2, Lane.RETRY: 0.1, Lane.UPKEEP: 0
 
 SLACK = 0.02  # of the limit: answers under way make the gateway's count and ours differ by a few
 LEARN_SECONDS = 1.0  # at most so often
+# What headers may teach: one that says 0 or 1 must not close an endpoint, one that says 10**30 is no limit.
+LEAST_LEARNED, MOST_LEARNED = 10, NO_LIMIT
+LEARNED_LIFE_SECONDS = 600.0  # a limit that no answer has confirmed for so long is forgotten
 SHORTEST_NAP_SECONDS = 0.02
 
 
@@ -180,7 +184,9 @@ _PAUSE = text(
     """
     INSERT INTO quota_budgets (endpoint, next_slot, paused_until)
     VALUES (:endpoint, to_timestamp(:now), to_timestamp(:until))
-    ON CONFLICT (endpoint) DO UPDATE SET paused_until = greatest(quota_budgets.paused_until, excluded.paused_until)
+    ON CONFLICT (endpoint) DO UPDATE SET paused_until = CASE
+        WHEN quota_budgets.paused_until > to_timestamp(:believed_until) THEN excluded.paused_until
+        ELSE greatest(quota_budgets.paused_until, excluded.paused_until) END
     """
 )
 
@@ -208,6 +214,7 @@ class SharedQuota:
         self._spare: dict[str, list[float]] = {}  # endpoint -> until when a permit that came back is good
         self._seen: dict[str, tuple[int | None, int]] = {}  # endpoint -> learned limit and use, when last read
         self._learned_at: dict[str, float] = {}
+        self._heard_at: dict[str, float] = {}  # endpoint -> when an answer has last named its limit
 
     # ----------------------------------------------------------------------------------------------- asking
 
@@ -284,12 +291,15 @@ class SharedQuota:
         next_slot, paused_until, learned, lanes, used, used_at_once = row
         self._seen[endpoint] = (learned, used)
         served = {Lane(int(lane)): float(until) for lane, until in lanes.items()}
-        return Budget(self._effective(learned), now, next_slot, used_at_once, used, paused_until, served)
+        # No pause of ours is longer: the first releases believed an instant, and closed the endpoint for decades.
+        until = paused_until if paused_until <= _believed_until(now) else 0.0
+        return Budget(self._effective(learned), now, next_slot, used_at_once, used, until, served)
 
     def _effective(self, learned: int | None) -> float:
-        if learned is None or learned <= 0:
+        if learned is None:
             return self._limit
-        return float(learned) if self._adapt else min(self._limit, float(learned))
+        limit = float(min(max(learned, LEAST_LEARNED), MOST_LEARNED))
+        return limit if self._adapt else min(self._limit, limit)
 
     def _write(self, session: Session, endpoint: str, reserved: Reserved) -> None:
         budget = reserved.budget
@@ -305,10 +315,16 @@ class SharedQuota:
 
     def learn(self, endpoint: str, *, limit: int | None, remaining: int | None) -> None:
         """Asks the database only when the answer is news: another limit, or more requests than ours alone."""
-        if limit is None or limit <= 0:
-            return
         known_limit, used = self._seen.get(endpoint, (None, 0))
+        if limit is None or limit <= 0:
+            if known_limit is not None:
+                self._forget_unconfirmed(endpoint)
+            return
+        with self._lock:
+            self._heard_at[endpoint] = time.monotonic()
+        limit = min(limit, MOST_LEARNED)
         theirs = 0 if remaining is None else limit - remaining
+        limit = max(limit, LEAST_LEARNED)
         slack = max(3, math.ceil(limit * SLACK))
         if limit == known_limit and theirs <= used + slack:
             return
@@ -323,6 +339,18 @@ class SharedQuota:
             if theirs > budget.used + slack:
                 self._make_room_for_others(session, endpoint, budget, theirs - budget.used)
 
+    def _forget_unconfirmed(self, endpoint: str) -> None:
+        """An answer without headers tells nothing; after many minutes of them the limit is the one that was set."""
+        with self._lock:
+            heard_at = self._heard_at.setdefault(endpoint, time.monotonic())
+            if time.monotonic() - heard_at < LEARNED_LIFE_SECONDS:
+                return
+            self._heard_at[endpoint] = time.monotonic()
+        with self._sessions.begin() as session:
+            self._lock_budget(session, endpoint)
+            session.execute(_LEARN_LIMIT, {"endpoint": endpoint, "limit": None})
+            self._read(session, endpoint, self._now(session))
+
     def _make_room_for_others(self, session: Session, endpoint: str, budget: Budget, others: int) -> None:
         """Somebody else uses the same account: their requests take slots as ours do."""
         start = budget.now + budget.ahead
@@ -332,11 +360,63 @@ class SharedQuota:
         session.execute(_NOTE, {"endpoint": endpoint, "tenth": tenth, "sent": others, "at_once": 0})
 
     def pause(self, endpoint: str, seconds: float) -> None:
+        """Nobody sends to the endpoint for so long, and never for more than an hour."""
+        bounded = min(max(seconds, 0.0), LONGEST_PAUSE_SECONDS) if math.isfinite(seconds) else WINDOW_SECONDS
         with self._lock:
             self._spare.pop(endpoint, None)
         with self._sessions.begin() as session:
             now = self._now(session)
-            session.execute(_PAUSE, {"endpoint": endpoint, "now": now, "until": now + seconds})
+            values = {"now": now, "until": now + bounded, "believed_until": _believed_until(now)}
+            session.execute(_PAUSE, {"endpoint": endpoint} | values)
+
+
+def _believed_until(now: float) -> float:
+    return now + LONGEST_PAUSE_SECONDS + 1.0
+
+
+# ------------------------------------------------------------------------------------ what a person is told
+
+
+_STANDING = text(
+    """
+    SELECT endpoint, learned_limit,
+        CASE WHEN paused_until > clock_timestamp() AND paused_until <= clock_timestamp() + :longest
+        THEN paused_until END
+    FROM quota_budgets ORDER BY endpoint
+    """
+)
+_LIFT = text(
+    """
+    WITH stopped AS (
+        SELECT endpoint FROM quota_budgets
+        WHERE paused_until > clock_timestamp() OR learned_limit IS NOT NULL ORDER BY endpoint FOR UPDATE
+    )
+    UPDATE quota_budgets b SET paused_until = NULL, learned_limit = NULL FROM stopped
+    WHERE b.endpoint = stopped.endpoint RETURNING b.endpoint
+    """
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where the gateway slows us down: endpoints that a 429 has closed, and limits that its headers have told."""
+
+    paused: dict[str, datetime]
+    learned_limits: dict[str, int]
+
+
+def standing(session: Session) -> Standing:
+    rows = session.execute(_STANDING, {"longest": timedelta(seconds=LONGEST_PAUSE_SECONDS + 1.0)}).all()
+    return Standing(
+        paused={endpoint: until for endpoint, _, until in rows if until is not None},
+        learned_limits={endpoint: limit for endpoint, limit, _ in rows if limit is not None},
+    )
+
+
+def lift(session: Session) -> int:
+    """Open every endpoint again and forget what headers have taught; the next answers teach it anew. Returns for how
+    many endpoints."""
+    return len(session.execute(_LIFT).all())
 
 
 def _as_json(budget: Budget) -> dict[str, float]:

@@ -215,9 +215,10 @@ async def _read_body(request: Request, limit: int) -> bytes:
 
 
 def _hand_on(send: Send, event_ids: Sequence[str]) -> None:
-    """To a worker. When Redis does not answer, the scheduler takes them up."""
+    """To a worker. When Redis does not answer, or nobody fetches what lies there, the scheduler takes them up."""
     try:
-        send(dispatch.EVENT, event_ids)
+        if dispatch.takes_more(send, dispatch.EVENT):
+            send(dispatch.EVENT, event_ids)
     except BillingError as error:
         log.warning("webhook.not_handed_on", events=len(event_ids), error=str(error))
 

@@ -64,6 +64,7 @@ def test_two_months_end_with_both_ledgers_equal(somebodys_folder: Path) -> None:
     assert told["doctor_ok"], told
     assert told["charged_twice"] == told["periods_missed"] == 0
     assert told["paid"] == told["payments"] > 12
+    assert 0 < told["renewals"] < told["attempts"]
     assert told["retried"] >= told["recovered"] >= 1
     assert set(told["collected"]) >= {"IDR"}
     assert told["in_doubt"] == told["in_doubt_resolved"]
@@ -84,6 +85,7 @@ def test_in_a_pipe_it_is_plain_text_a_person_can_read(somebodys_folder: Path) ->
     ledgers = re.findall(r"gateway ledger (\S+ \S+)  =  our ledger (\S+ \S+)", done.stdout)
     assert ledgers
     assert all(theirs == ours for theirs, ours in ledgers)
+    assert "renewals" in done.stdout
     assert str(somebodys_folder) not in done.stdout
     assert str(ROOT) not in done.stdout
 
@@ -323,3 +325,15 @@ def test_facts_are_told_in_a_few_words() -> None:
     assert found is not None
     assert found[0] == "IDR 99,000 paid (found by asking Xendit)"
     assert phrase("subscription.past_due", {}, "IDR") is None
+
+
+@pytest.mark.parametrize(("invoice", "renewal"), [("ana-1", False), ("ana-2", True), ("ana-gold-12", True)])
+def test_charges_after_the_first_are_called_renewals(invoice: str, renewal: bool) -> None:
+    failed = {"failure_code": "INSUFFICIENT_BALANCE", "next": "gave up", "invoice": invoice}
+    told = phrase("attempt.failed", failed, "IDR")
+    paid = phrase("invoice.paid", {"amount": "99000", "source": "answer", "invoice": invoice}, "IDR")
+
+    assert told is not None
+    assert told[0].startswith("renewal declined" if renewal else "declined")
+    assert paid is not None
+    assert paid[0] == ("renewal paid: IDR 99,000" if renewal else "IDR 99,000 paid")

@@ -320,3 +320,59 @@ def test_the_smallest_quota_lets_something_through(sessions: Sessions, clock: Cl
     quota = shared(sessions, clock, limit)
 
     assert quota.acquire(CHARGE_ENDPOINT, Lane.RENEWAL, wait_seconds=0) == 1
+
+
+@pytest.mark.parametrize("seconds", [1_795_737_600.0, float("nan"), float("inf"), -5.0])
+def test_nobody_can_close_an_endpoint_for_more_than_an_hour(sessions: Sessions, clock: Clock, seconds: float) -> None:
+    quota = shared(sessions, clock)
+    quota.pause(CHARGE_ENDPOINT, seconds)
+
+    clock.now += 3_601
+    assert quota.acquire(CHARGE_ENDPOINT, Lane.RENEWAL, wait_seconds=0) == 1
+
+
+def test_a_pause_of_decades_that_an_older_release_stored_does_not_hold(sessions: Sessions, clock: Clock) -> None:
+    quota = shared(sessions, clock)
+    quota.pause(CHARGE_ENDPOINT, 20)
+    with sessions.begin() as session:
+        session.execute(text("UPDATE quota_budgets SET paused_until = '2083-01-01'"))
+
+    assert quota.acquire(CHARGE_ENDPOINT, Lane.RENEWAL, wait_seconds=0) == 1
+    quota.pause(CHARGE_ENDPOINT, 20)
+    assert quota.acquire(CHARGE_ENDPOINT, Lane.RENEWAL, wait_seconds=0) == 0, "and the next 429 is heard"
+
+
+@pytest.mark.parametrize("limit", [1, 2, 5])
+def test_an_absurd_limit_leaves_some_requests(sessions: Sessions, clock: Clock, limit: int) -> None:
+    quota = shared(sessions, clock, 600)
+    quota.acquire(CHARGE_ENDPOINT, Lane.RENEWAL, wait_seconds=0)
+    quota.learn(CHARGE_ENDPOINT, limit=limit, remaining=0)
+
+    clock.now += 120
+    outlook = quota.outlook(CHARGE_ENDPOINT, 60.0)
+    assert outlook is not None
+    assert 9 <= outlook <= 10
+
+
+def test_a_limit_stored_by_an_older_release_is_bounded_as_well(sessions: Sessions, clock: Clock) -> None:
+    quota = shared(sessions, clock, 600)
+    quota.acquire(CHARGE_ENDPOINT, Lane.RENEWAL, wait_seconds=0)
+    with sessions.begin() as session:
+        session.execute(text("UPDATE quota_budgets SET learned_limit = 1"))
+
+    clock.now += 120
+    assert (quota.outlook(CHARGE_ENDPOINT, 60.0) or 0) >= 9
+
+
+def test_a_limit_that_no_answer_confirms_any_more_is_forgotten(
+    sessions: Sessions, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quota = shared(sessions, clock, 600)
+    quota.acquire(CHARGE_ENDPOINT, Lane.RENEWAL, wait_seconds=0)
+    quota.learn(CHARGE_ENDPOINT, limit=60, remaining=59)
+    quota.learn(CHARGE_ENDPOINT, limit=None, remaining=None)
+    assert (quota.outlook(CHARGE_ENDPOINT, 60.0) or 0) <= 60, "one answer without headers tells nothing"
+
+    monkeypatch.setattr("billing.quota.LEARNED_LIFE_SECONDS", 0.0)
+    quota.learn(CHARGE_ENDPOINT, limit=None, remaining=None)
+    assert (quota.outlook(CHARGE_ENDPOINT, 60.0) or 0) > 500

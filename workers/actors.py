@@ -5,15 +5,18 @@ A doubled or late message does nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import dramatiq
 import structlog
+from dramatiq.brokers.redis import RedisBroker
 from redis.exceptions import RedisError
 
 from billing.app import units, work_on_and_log
 from billing.errors import ServiceUnavailable
 from billing.services import dispatch
+from billing.store import queries
 from workers import broker
 
 dramatiq.set_broker(broker.make_broker(broker.sender_settings()))
@@ -43,6 +46,8 @@ def charge_again(*attempt_ids: str) -> None:
 def follow(kind: str, *identities: str) -> None:
     """Apply events, look up an attempt, session or refund, compare a day. In a queue of its own."""
     _work(kind, *identities)
+    if kind == dispatch.DAY and broker.app().parts.stopping.is_set():
+        send(kind, identities)  # interrupted between two pages: whoever comes next compares it
 
 
 def _work(kind: str, *identities: str) -> None:
@@ -54,18 +59,45 @@ def _work(kind: str, *identities: str) -> None:
 
 
 _CHARGES = {dispatch.CHARGE_NOW: charge_now, dispatch.CHARGE: charge, dispatch.CHARGE_AGAIN: charge_again}
+MOST_UPKEEP = 1_000  # messages that wait
+A_DAY = 24 * 60 * 60 * 1_000
+PATIENCE = 4  # parts of a lease: a message that nobody fetches for one of them says that nobody is at work
 
 
-def send(kind: str, ids: Sequence[str]) -> None:
-    """Ring the doorbell. Raises ServiceUnavailable: the rows are taken up again when their lease ends."""
+class _ToWorkers:
+    """Rings the doorbell. Raises ServiceUnavailable: the rows are taken up again when their lease ends."""
+
+    def __call__(self, kind: str, ids: Sequence[str]) -> None:
+        with _redis_errors_in_one_line():
+            for unit in units(kind, ids, broker.charges_at_once()):
+                if kind in _CHARGES:
+                    _CHARGES[kind].send(*unit)
+                elif kind == dispatch.DAY:
+                    # Three a day, of no row and without a lease: nobody would send it again before tomorrow.
+                    follow.send_with_options(args=(kind, *unit), max_age=A_DAY)
+                else:
+                    follow.send(kind, *unit)
+
+    def takes_more(self, kind: str) -> bool:
+        """Whether another message is of any use. While nobody fetches what lies there, sending more would only fill
+        Redis: the same rows again at the end of every lease, for as long as workers are down."""
+        actor, most = (charge, broker.max_in_flight()) if kind in _CHARGES else (follow, MOST_UPKEEP)
+        if not isinstance(actor.broker, RedisBroker):
+            return True
+        with _redis_errors_in_one_line():
+            waits = broker.backlog(actor.broker, actor.queue_name)
+        return waits.messages < most and (kind == dispatch.DAY or waits.oldest < queries.CLAIM_LEASE / PATIENCE)
+
+
+@contextmanager
+def _redis_errors_in_one_line() -> Iterator[None]:
     try:
-        for unit in units(kind, ids, broker.charges_at_once()):
-            if kind in _CHARGES:
-                _CHARGES[kind].send(*unit)
-            else:
-                follow.send(kind, *unit)
-    except (RedisError, dramatiq.errors.ConnectionError) as error:
+        yield
+    except (RedisError, dramatiq.errors.BrokerConnectionError) as error:
         raise ServiceUnavailable(
             f"Redis does not answer ({error.__class__.__name__}); check BILLING_REDIS_URL. Nothing is lost:"
             " the work goes on when it is back"
         ) from None
+
+
+send = _ToWorkers()

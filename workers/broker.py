@@ -5,19 +5,27 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from functools import cache
 
 import dramatiq
 import structlog
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
-from dramatiq.middleware import Middleware, Retries
+from dramatiq.middleware import AgeLimit, Middleware, Retries
 
 from billing.app import App, build
 from billing.errors import BillingError
 from billing.settings import Settings, load_settings
+from billing.store import queries
+from billing.store.clock import real_now
 
 NAMESPACE = "billing"
+# Of a message, in milliseconds. What it names is handed out again when its lease ends, so an older one tells nothing
+# new. Twice the lease, because the clocks of two machines differ.
+LONGEST_LIFE = int(2 * queries.CLAIM_LEASE.total_seconds() * 1_000)
+DEAD_LETTERS_LIFE = 60 * 60 * 1_000  # dramatiq would keep what was dropped for a week, in memory
 
 
 class ForThisProcess(Middleware):
@@ -39,6 +47,10 @@ class ForThisProcess(Middleware):
     ) -> None:
         structlog.contextvars.clear_contextvars()
 
+    def before_worker_shutdown(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
+        if app.cache_info().currsize:
+            app().parts.stopping.set()
+
     def after_worker_shutdown(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
         if app.cache_info().currsize:
             app().close()
@@ -47,11 +59,35 @@ class ForThisProcess(Middleware):
 def make_broker(settings: Settings) -> dramatiq.Broker:
     # No TimeLimit: it would raise inside a charge, between the answer and its settling. Retries only to state zero:
     # a retry of delivery belongs to the lease, a retry of money to dunning.
-    middleware = [Retries(max_retries=0), ForThisProcess()]
+    middleware = [AgeLimit(max_age=LONGEST_LIFE), Retries(max_retries=0), ForThisProcess()]
     if not settings.redis:
         # The scheduler works without Redis and never sends; a worker is refused when it boots (`app`).
         return StubBroker(middleware=middleware)
-    return RedisBroker(url=settings.redis, namespace=NAMESPACE, middleware=middleware)  # type: ignore[no-untyped-call]
+    return RedisBroker(  # type: ignore[no-untyped-call]
+        url=settings.redis, namespace=NAMESPACE, middleware=middleware, dead_message_ttl=DEAD_LETTERS_LIFE
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What lies in a queue and nobody has fetched: how many messages, and how old the oldest is."""
+
+    messages: int
+    oldest: timedelta
+
+
+def backlog(redis_broker: RedisBroker, queue: str) -> Backlog:
+    """One question to Redis while workers keep up, two when they do not. Raises RedisError."""
+    name = f"{NAMESPACE}:{queue}"
+    with redis_broker.client.pipeline(transaction=False) as asked:
+        asked.llen(name)
+        asked.lindex(name, 0)
+        messages, first = asked.execute()
+    data = redis_broker.client.hget(f"{name}.msgs", first) if first is not None else None
+    if not isinstance(data, bytes):  # fetched meanwhile
+        return Backlog(messages, timedelta(0))
+    sent_at = datetime.fromtimestamp(dramatiq.Message.decode(data).message_timestamp / 1_000, UTC)
+    return Backlog(messages, real_now() - sent_at)
 
 
 def or_exit(load: Callable[[], Settings]) -> Settings:
@@ -71,6 +107,11 @@ def sender_settings() -> Settings:
 @cache
 def charges_at_once() -> int:
     return sender_settings().charges_at_once
+
+
+@cache
+def max_in_flight() -> int:
+    return sender_settings().max_in_flight
 
 
 @cache

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
 from billing.cli import output
 from billing.cli.opening import opened
 from billing.cli.token import COLUMNS as TOKEN_COLUMNS
-from billing.cli.values import AsJson
+from billing.cli.values import After, AsJson, Limit
 from billing.services import catalog, listings
 from billing.services.views import Json, show_customer
 
@@ -59,13 +60,16 @@ def create(
 
 
 @app.command("list")
-def list_(as_json: AsJson = False) -> None:
-    """List all customers with their saved payment methods."""
-    with opened() as billing, billing.parts.reading() as session:
-        views = listings.list_customers(session)
-    empty = "no customer yet; `billing customer create --help` shows how to make one"
-    rows = [view | {"token_count": len(view["tokens"])} for view in views]
-    output.show(views, as_json=as_json, people=lambda: output.table(rows, COLUMNS, empty=empty))
+def list_(limit: Limit = None, after: After = None, as_json: AsJson = False) -> None:
+    """List customers with their saved payment methods, by their references."""
+    empty = "no such customer" if after else "no customer yet; `billing customer create --help` shows how to make one"
+    with opened() as billing:
+        found = listings.list_customers(billing.parts)
+        output.show_list(found, COLUMNS, limit=limit, after=after, as_json=as_json, empty=empty, row=_row)
+
+
+def _row(view: Mapping[str, Any]) -> Json:
+    return {**view, "token_count": len(view["tokens"])}
 
 
 @app.command("show")

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import IO, Annotated
 
@@ -34,6 +34,7 @@ from billing.store.migrate import upgrade
 HOST = "127.0.0.1"
 REQUESTS_PER_MINUTE = 6_000  # the simulator's quota here: nobody wants to wait for a quota while trying things out
 POLL_SECONDS = 0.2
+SAID_WHEN_READY = {"workers": "ready for action", "scheduler": "scheduler.started"}
 COLOURS = ("cyan", "magenta", "green", "yellow")
 
 
@@ -59,8 +60,6 @@ def _run(settings: Settings, port: int, simulator_port: int) -> None:
         running.enter_context(_told_to_others(env))
         children = running.enter_context(processes.children())
         _start(children, env, port, simulator_port)
-        for name, wanted in (("simulator", simulator_port), ("web", port)):
-            processes.wait_until(partial(_answers, wanted), name, children)
         _welcome(port, simulator_port)
         _watch(children)
 
@@ -145,6 +144,8 @@ class _Printer:
     prefix: Text
     out: Console
     lock: threading.Lock
+    awaited: str  # what it says when it is ready
+    heard: threading.Event = field(default_factory=threading.Event)
 
     def relay(self, lines: IO[bytes]) -> None:
         with suppress(ValueError, OSError):  # closed while we read, or nobody reads us any more
@@ -152,6 +153,8 @@ class _Printer:
                 text = line.decode("utf-8", errors="replace").rstrip("\n")
                 with self.lock:
                     self.out.print(Text.assemble(self.prefix, text), soft_wrap=True)
+                if self.awaited and self.awaited in text:
+                    self.heard.set()
 
 
 def _modules(port: int, simulator_port: int, requests_per_minute: str) -> dict[str, list[str]]:
@@ -171,13 +174,17 @@ def _modules(port: int, simulator_port: int, requests_per_minute: str) -> dict[s
 
 
 def _start(children: Children, env: Mapping[str, str], port: int, simulator_port: int) -> None:
+    """One after the other, each when the one before answers: who finds the next one missing would warn of it."""
     out, lock = output.console(), threading.Lock()
     environment = {**os.environ, **env, "PYTHONUNBUFFERED": "1"}
     modules = _modules(port, simulator_port, env["BILLING_XENDIT_REQUESTS_PER_MINUTE"])
     for (name, module), colour in zip(modules.items(), COLOURS, strict=True):
         child = children.start(name, module, environment=environment, output=subprocess.PIPE)
-        printer = _Printer(Text(f"{name:<9} | ", style=colour), out, lock)
+        printer = _Printer(Text(f"{name:<9} | ", style=colour), out, lock, SAID_WHEN_READY.get(name, ""))
         threading.Thread(target=printer.relay, args=(child.process.stdout,), daemon=True).start()
+        listens = {"simulator": simulator_port, "web": port}.get(name)
+        ready = printer.heard.is_set if listens is None else partial(_answers, listens)
+        processes.wait_until(ready, name, children)
 
 
 def _answers(port: int) -> bool:

@@ -14,6 +14,7 @@ from billing.cli.values import AsJson
 from billing.domain.schedule import parse_zone
 from billing.services import catalog
 from billing.services import explain as stories
+from billing.services.story import read
 from billing.services.views import Json
 
 COLUMNS = {"when": "when", "what": "what"}
@@ -29,7 +30,8 @@ def explain(
     """
     with opened() as billing, billing.parts.reading() as session:
         found = catalog.find_subscription(session, subscription)
-        document = stories.explain(session, found, billing.parts.clock.now(), rules=billing.parts.rules)
+        story = read(session, found, billing.parts.clock.now(), billing.parts.rules)
+    document = stories.tell(story)
     output.show(document, as_json=as_json, people=lambda: _people(document))
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from billing.app import App
 from billing.cli import output
 from billing.cli.opening import GATEWAY, opened, sender
-from billing.cli.values import AsJson
+from billing.cli.values import After, AsJson, Limit
 from billing.domain.lifecycle import AttemptStatus, InvoiceStatus
-from billing.services import catalog, dispatch, paying, views
+from billing.services import catalog, dispatch, listings, paying, views
 from billing.services.views import Json
 from billing.store.models import ChargeAttempt
 
@@ -47,17 +48,21 @@ InvoiceName = Annotated[str, typer.Argument(metavar="ID", help="Number or id.", 
 def list_(
     subscription: Annotated[str | None, typer.Option(help="Of this subscription only: reference or id.")] = None,
     status: Annotated[InvoiceStatus | None, typer.Option(help="Only those.", case_sensitive=False)] = None,
+    limit: Limit = None,
+    after: After = None,
     as_json: AsJson = False,
 ) -> None:
     """List invoices, the oldest first.
 
     Example: billing invoice list --subscription ana-gold --status open
     """
-    with opened() as billing, billing.parts.reading() as session:
-        owner = catalog.find_subscription(session, subscription).id if subscription else None
-        found = views.list_invoices(session, subscription_id=owner, status=status)
-    rows = [view | {"attempt_count": len(view["attempts"])} for view in found]
-    output.show(found, as_json=as_json, people=lambda: output.table(rows, COLUMNS, empty="no such invoice"))
+    with opened() as billing:
+        found = listings.list_invoices(billing.parts, subscription=subscription, status=status)
+        output.show_list(found, COLUMNS, limit=limit, after=after, as_json=as_json, empty="no such invoice", row=_row)
+
+
+def _row(view: Mapping[str, Any]) -> Json:
+    return {**view, "attempt_count": len(view["attempts"])}
 
 
 @app.command("show")

@@ -13,14 +13,15 @@ from typing import Annotated, TextIO
 import typer
 from alembic.util.exc import CommandError
 
+from billing import quota
 from billing.cli import output
 from billing.cli.opening import GATEWAY, opened
-from billing.cli.values import AsJson, parse_day
+from billing.cli.values import After, AsJson, Limit, parse_day
 from billing.domain.lifecycle import EventState
 from billing.errors import BillingError, InvalidInput, ServiceUnavailable
 from billing.services import catalog, importing, listings, reconciling, resolving, webhooks
 from billing.services import doctor as checks
-from billing.services.views import Json, event_view
+from billing.services.views import Json, event_view, instant
 from billing.settings import load_settings
 from billing.store import queries
 from billing.store.engine import make_engine
@@ -161,16 +162,17 @@ def replay(
 @events.command("list")
 def list_events(
     state: Annotated[EventState | None, typer.Option(help="Only those.", case_sensitive=False)] = None,
-    limit: Annotated[int, typer.Option(help="How many, the newest first.", min=1, max=10_000)] = 100,
+    limit: Limit = None,
+    after: After = None,
     as_json: AsJson = False,
 ) -> None:
     """List stored webhook events, the newest first.
 
     Example: billing events list --state parked
     """
-    with opened() as billing, billing.parts.reading() as session:
-        views = listings.list_events(session, state=state, limit=limit)
-    output.show(views, as_json=as_json, people=lambda: output.table(views, EVENT_COLUMNS, empty="no such event"))
+    with opened() as billing:
+        found = listings.list_events(billing.parts, state=state)
+        output.show_list(found, EVENT_COLUMNS, limit=limit, after=after, as_json=as_json, empty="no such event")
 
 
 # ----------------------------------------------------------------------------------------- the stop of it all
@@ -178,11 +180,26 @@ def list_events(
 
 @charging.command("show")
 def show_charging(as_json: AsJson = False) -> None:
-    """Say whether charging is stopped, and why."""
+    """Say whether charging is stopped, and why; and where the gateway has told us to wait or to go slower."""
     with opened() as billing, billing.parts.reading() as session:
-        view = listings.show_charging_stop(session)
-    text = f"Charging is stopped: {view['reason']}" if view["stopped"] else "Charging is not stopped."
-    output.show(view, as_json=as_json, people=lambda: output.say(text))
+        found = quota.standing(session)
+        view = listings.show_charging_stop(session) | {
+            "paused": [{"endpoint": name, "until": instant(until)} for name, until in found.paused.items()],
+            "learned_limits": [
+                {"endpoint": name, "requests_per_minute": limit} for name, limit in found.learned_limits.items()
+            ],
+        }
+    output.show(view, as_json=as_json, people=lambda: _people_charging(view))
+
+
+def _people_charging(view: Json) -> None:
+    output.say(f"Charging is stopped: {view['reason']}" if view["stopped"] else "Charging is not stopped.")
+    for row in view["paused"]:
+        output.say(f"Closed by the gateway until {output.instant(row['until'])}: {row['endpoint']}")
+    for row in view["learned_limits"]:
+        output.say(f"The gateway allows {row['requests_per_minute']} requests a minute: {row['endpoint']}")
+    if view["stopped"] or view["paused"]:
+        output.say("`billing charging resume` lifts all of it.")
 
 
 @charging.command("stop")
@@ -201,13 +218,19 @@ def stop_charging(
 
 @charging.command("resume")
 def resume_charging(as_json: AsJson = False) -> None:
-    """Charge again, after what stopped it (a refused key, a missing permission) has been put right."""
+    """Charge again, after what stopped it (a refused key, a missing permission) has been put right.
+
+    Endpoints that the gateway has closed are opened, and the limits its answers have told are forgotten.
+    """
     with opened() as billing:
         with billing.parts.transaction() as session:
             lifted = queries.lift_charging_stop(session)
+            opened_again = quota.lift(session)
         with billing.parts.reading() as session:
             view = listings.show_charging_stop(session)
     text = "Charging goes on with the next run or tick." if lifted else "Charging was not stopped."
+    if opened_again:
+        text += f" Pauses and limits of {opened_again} endpoint(s) are lifted."
     output.show(view, as_json=as_json, people=lambda: output.say(text))
 
 

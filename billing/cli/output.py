@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from itertools import islice
+from typing import Any, TextIO
 
 from rich import box
 from rich.cells import cell_len
@@ -20,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from billing.domain.money import Money, format_money
+from billing.services.paging import Listing
 
 Json = Mapping[str, Any]
 PIPE_WIDTH = 10_000
@@ -30,6 +32,8 @@ NUMBERS = (
     *("charges", "planned", "attempted", "succeeded", "failed", "waiting", "periods"),
 )
 GAP = 3  # between two columns
+FIRST_ROWS = 100  # of a list, unless --limit says more
+ROWS_OF_A_TABLE = 1_000  # then its headings are said again: a table is laid out as a whole
 MANY = 20  # rows a person reads of a side list; --json has them all
 
 _STATUS_STYLES = {
@@ -63,10 +67,60 @@ def show(document: object, *, as_json: bool, people: Callable[[], None]) -> None
         people()
 
 
+def show_list(
+    found: Listing,
+    columns: Mapping[str, str],
+    *,
+    limit: int | None,
+    after: str | None,
+    as_json: bool,
+    empty: str,
+    row: Callable[[Json], Json] | None = None,
+) -> None:
+    """A list of any length, or what comes `after` an entry: as JSON all of it, or `limit`, written as it is read; for
+    people the first hundred, or `limit`, and how many more there are. `row` adds what only the table shows."""
+    found = found.behind(after)
+    if as_json:
+        stream_json(found.entries(limit), sys.stdout)
+        return
+    name = next(iter(columns.values()))
+    shown, last = 0, None
+    for rows in _chunks(found.entries(limit or FIRST_ROWS), ROWS_OF_A_TABLE):
+        table([row(entry) if row else entry for entry in rows], columns, empty=empty)
+        shown, last = shown + len(rows), rows[-1][name]
+    if not shown:
+        note(empty)
+    if limit is None and shown == FIRST_ROWS and (more := found.count() - shown) > 0:
+        say(f"... and {more:,} more; `--after {last}` goes on from there, --json lists them all")
+
+
+def _chunks(rows: Iterable[Json], size: int) -> Iterator[list[Json]]:
+    left = iter(rows)
+    while chunk := list(islice(left, size)):
+        yield chunk
+
+
+def stream_json(entries: Iterable[Json], stream: TextIO) -> None:
+    """One JSON array. Nothing is written before the first entry is there, so that a refusal leaves stdout empty; what
+    breaks later leaves an array without its end, which no reader takes for the whole."""
+    escape = _escapes(stream)
+    before = "[\n"
+    for entry in entries:
+        document = json.dumps(entry, indent=2, ensure_ascii=escape)
+        stream.write(before + "  " + document.replace("\n", "\n  "))  # within a string JSON has no line break
+        before = ",\n"
+    stream.write("[]\n" if before == "[\n" else "\n]\n")
+    stream.flush()
+
+
 def print_json(document: object) -> None:
-    utf8 = (sys.stdout.encoding or "ascii").lower().replace("-", "").startswith("utf8")
-    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=not utf8) + "\n")
+    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=_escapes(sys.stdout)) + "\n")
     sys.stdout.flush()
+
+
+def _escapes(stream: TextIO) -> bool:
+    """Whether letters beyond ASCII are written as escapes: where the stream is not UTF-8."""
+    return not (stream.encoding or "ascii").lower().replace("-", "").startswith("utf8")
 
 
 def say(text: str) -> None:

@@ -8,7 +8,7 @@ import typer
 
 from billing.cli import output
 from billing.cli.opening import opened
-from billing.cli.values import AsJson
+from billing.cli.values import After, AsJson, Limit
 from billing.domain.catch_up import CatchUp
 from billing.domain.dunning import DEFAULT_POLICY, POLICIES
 from billing.domain.schedule import Schedule, parse_cron, parse_every
@@ -91,12 +91,12 @@ def _created(view: Json) -> None:
 
 
 @app.command("list")
-def list_(as_json: AsJson = False) -> None:
-    """List all plans."""
-    with opened() as billing, billing.parts.reading() as session:
-        views = listings.list_plans(session)
-    empty = "no plan yet; `billing plan create --help` shows how to make one"
-    output.show(views, as_json=as_json, people=lambda: output.table(views, COLUMNS, empty=empty))
+def list_(limit: Limit = None, after: After = None, as_json: AsJson = False) -> None:
+    """List plans, by their codes."""
+    empty = "no such plan" if after else "no plan yet; `billing plan create --help` shows how to make one"
+    with opened() as billing:
+        found = listings.list_plans(billing.parts)
+        output.show_list(found, COLUMNS, limit=limit, after=after, as_json=as_json, empty=empty)
 
 
 @app.command("show")

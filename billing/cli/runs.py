@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
-from typing import Annotated
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
 
 import typer
 
 from billing.app import App
 from billing.cli import live, output
 from billing.cli.opening import opened
-from billing.cli.values import AsJson
+from billing.cli.values import After, AsJson, Limit
 from billing.services import progress, steering
 from billing.services.parts import Parts
 from billing.services.views import Json
@@ -33,35 +33,28 @@ COLUMNS = {
 }
 NARROW_COLUMNS = {"run": "run_id", "state": "state", "started": "started", "sent": "progress"}
 WIDE = 150  # columns of a terminal that has room for all
-MOST_LISTED = 1_000
 ENDED = ("finished", "aborted")
 
 RunName = Annotated[str, typer.Argument(metavar="ID", help="run-...", show_default=False)]
 
 
 @app.command("list")
-def list_(
-    limit: Annotated[int, typer.Option(min=1, max=MOST_LISTED, help="How many, the latest first.")] = 20,
-    as_json: AsJson = False,
-) -> None:
+def list_(limit: Limit = None, after: After = None, as_json: AsJson = False) -> None:
     """List billing runs, the latest first: those asked for with `billing run`, and the scheduler's, one a day."""
-    with opened() as billing, billing.parts.reading() as session:
-        found = progress.run_lines(session, limit)
-    output.show(found, as_json=as_json, people=lambda: _people_list(found))
-
-
-def _people_list(found: list[Json]) -> None:
-    rows = [
-        row
-        | {
-            "planned": (row["plan"] or {}).get("charges"),
-            "started": str(row["started_at"])[5:16].replace("T", " "),
-            "progress": f"{row['attempted']:,} of {row['attempted'] + row['waiting']:,}",
-        }
-        for row in found
-    ]
     columns = COLUMNS if output.console().width >= WIDE else NARROW_COLUMNS
-    output.table(rows, columns, empty="no billing run yet; `billing run` makes one")
+    empty = "no such billing run" if after else "no billing run yet; `billing run` makes one"
+    with opened() as billing:
+        found = progress.list_runs(billing.parts)
+        output.show_list(found, columns, limit=limit, after=after, as_json=as_json, empty=empty, row=_row)
+
+
+def _row(line: Mapping[str, Any]) -> Json:
+    return {
+        **line,
+        "planned": (line["plan"] or {}).get("charges"),
+        "started": str(line["started_at"])[5:16].replace("T", " "),
+        "progress": f"{line['attempted']:,} of {line['attempted'] + line['waiting']:,}",
+    }
 
 
 @app.command("show")

@@ -10,7 +10,7 @@ import typer
 
 from billing.cli import output
 from billing.cli.opening import GATEWAY, opened
-from billing.cli.values import AsJson
+from billing.cli.values import After, AsJson, Limit
 from billing.domain.gateway import SessionMode, SessionType
 from billing.errors import InvalidSetting
 from billing.services import catalog, listings, onboarding, sessions
@@ -58,16 +58,14 @@ def show(name: SessionName, as_json: AsJson = False) -> None:
 def list_(
     customer: Annotated[str | None, typer.Option(help="Of this customer only.")] = None,
     subscription: Annotated[str | None, typer.Option(help="Of this subscription only.")] = None,
+    limit: Limit = None,
+    after: After = None,
     as_json: AsJson = False,
 ) -> None:
     """List payment sessions, the oldest first."""
-    with opened() as billing, billing.parts.reading() as session:
-        views = listings.list_sessions(
-            session,
-            subscription_id=catalog.find_subscription(session, subscription).id if subscription else None,
-            customer_id=catalog.find_customer(session, customer).id if customer else None,
-        )
-    output.show(views, as_json=as_json, people=lambda: output.table(views, COLUMNS, empty="no payment session"))
+    with opened() as billing:
+        found = listings.list_sessions(billing.parts, subscription=subscription, customer=customer)
+        output.show_list(found, COLUMNS, limit=limit, after=after, as_json=as_json, empty="no payment session")
 
 
 @app.command("refresh")

@@ -12,9 +12,9 @@ from sqlalchemy.orm import Session
 from billing.app import App
 from billing.cli import output
 from billing.cli.opening import opened
-from billing.cli.values import AsJson
+from billing.cli.values import After, AsJson, Limit
 from billing.domain.lifecycle import SubscriptionStatus
-from billing.services import catalog, sessions, subscriptions, views
+from billing.services import catalog, listings, sessions, subscriptions, views
 from billing.services.views import Json
 from billing.store.models import Plan, Subscription
 
@@ -37,17 +37,19 @@ Move = Callable[[Session, Subscription, datetime], None]
 def list_(
     status: Annotated[SubscriptionStatus | None, typer.Option(help="Only those.", case_sensitive=False)] = None,
     customer: Annotated[str | None, typer.Option(help="Of this customer only.")] = None,
+    limit: Limit = None,
+    after: After = None,
     as_json: AsJson = False,
 ) -> None:
     """List subscriptions, the oldest first.
 
     Example: billing subscription list --status past_due
     """
-    with opened() as billing, billing.parts.reading() as session:
-        customer_id = catalog.find_customer(session, customer).id if customer else None
-        found = views.list_subscriptions(session, status=status, customer_id=customer_id)
-    empty = "no such subscription" if status or customer else "no subscription yet; see `billing subscribe --help`"
-    output.show(found, as_json=as_json, people=lambda: output.table(found, COLUMNS, empty=empty))
+    narrowed = status or customer or after
+    empty = "no such subscription" if narrowed else "no subscription yet; see `billing subscribe --help`"
+    with opened() as billing:
+        found = listings.list_subscriptions(billing.parts, status=status, customer=customer)
+        output.show_list(found, COLUMNS, limit=limit, after=after, as_json=as_json, empty=empty)
 
 
 @app.command("show")

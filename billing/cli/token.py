@@ -8,7 +8,7 @@ import typer
 
 from billing.cli import output
 from billing.cli.opening import GATEWAY, opened
-from billing.cli.values import AsJson
+from billing.cli.values import After, AsJson, Limit
 from billing.services import catalog, listings, token_commands, tokens
 from billing.services.views import Json
 
@@ -29,16 +29,20 @@ TokenName = Annotated[str, typer.Argument(metavar="ID", help="Our id, or Xendit'
 
 @app.command("list")
 def list_(
-    customer: Annotated[str, typer.Option(help="Whose: reference or id.", show_default=False)], as_json: AsJson = False
+    customer: Annotated[str, typer.Option(help="Whose: reference or id.", show_default=False)],
+    limit: Limit = None,
+    after: After = None,
+    as_json: AsJson = False,
 ) -> None:
     """List the saved payment methods of a customer, the first to be charged on top.
 
     Example: billing token list --customer ana
     """
-    with opened() as billing, billing.parts.reading() as session:
-        views = listings.list_tokens(session, catalog.find_customer(session, customer))
-    empty = f"no payment method saved; `billing session create {customer}` makes a link for one"
-    output.show(views, as_json=as_json, people=lambda: output.table(views, COLUMNS, empty=empty))
+    start = f"no payment method saved; `billing session create {customer}` makes a link for one"
+    with opened() as billing:
+        found = listings.list_tokens(billing.parts, customer)
+        empty = "no such payment method" if after else start
+        output.show_list(found, COLUMNS, limit=limit, after=after, as_json=as_json, empty=empty)
 
 
 @app.command("refresh")

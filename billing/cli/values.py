@@ -62,5 +62,11 @@ def parse_duration(text: str) -> timedelta:
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, and nothing else there.")]
 
+Limit = Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="At most so many.", show_default=False)]
+After = Annotated[
+    str | None,
+    typer.Option("--after", metavar="ID", help="Only what comes after this one: reference or id.", show_default=False),
+]
+
 INSTANT = "TIME"
 INSTANT_HELP = "ISO 8601 with offset, such as 2026-01-31T09:00:00+07:00."

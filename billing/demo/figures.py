@@ -269,6 +269,12 @@ def _counts(session: Session, bills: Sequence[Bill]) -> dict[str, int]:
         "uncollectible": sum(bill.invoice.status == InvoiceStatus.UNCOLLECTIBLE for bill in bills),
         "canceled": number(Subscription.status == SubscriptionStatus.CANCELED),
         "attempts": number(ChargeAttempt.submitted_at.is_not(None), ChargeAttempt.origin != "session"),
+        "renewals": sum(
+            attempt.submitted_at is not None and attempt.origin != "session"
+            for bill in bills
+            if bill.invoice.period_index > 0
+            for attempt in bill.attempts
+        ),
         "declined": number(Fact.kind == "attempt.failed"),
         "in_doubt": number(Fact.kind == "attempt.in_doubt"),
         "in_doubt_resolved": number(ChargeAttempt.id.in_(doubted), ended),

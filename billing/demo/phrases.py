@@ -31,9 +31,11 @@ def phrase(kind: str, detail: Mapping[str, Any], currency: str) -> tuple[str, st
             return f"the free trial begins; first charge on {_day_in(detail['next_billing_at'])}", ""
         case "invoice.paid":
             money = format_money(Money.parse(detail["amount"], currency))
-            return f"{money} paid{_SOURCES[detail['source']]}", GOOD
+            paid = f"renewal paid: {money}" if renews(detail) else f"{money} paid"
+            return f"{paid}{_SOURCES[detail['source']]}", GOOD
         case "attempt.failed":
-            return f"declined: {note(detail['failure_code'])}; {_what_next(detail['next'])}", BAD
+            declined = "renewal declined" if renews(detail) else "declined"
+            return f"{declined}: {note(detail['failure_code'])}; {_what_next(detail['next'])}", BAD
         case "attempt.in_doubt":
             return "charged or not? The answer is lost: in doubt, nothing else is tried", NEWS
         case "attempt.never_arrived":
@@ -62,6 +64,12 @@ def _of_life(kind: str, detail: Mapping[str, Any]) -> tuple[str, str] | None:
             return "nothing came in time: the invoice is given up, on purpose", BAD
         case _:
             return None
+
+
+def renews(detail: Mapping[str, Any]) -> bool:
+    """Whether a fact's invoice is for a period after the first: `ana-3` is her third."""
+    number = str(detail.get("invoice", "")).rpartition("-")[2]
+    return number.isdigit() and int(number) > 1
 
 
 def note(failure_code: str | None) -> str:

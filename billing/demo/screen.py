@@ -64,7 +64,7 @@ class Screen:
     def opening(self, *, customers: int, seed: int) -> None:
         told = Text.assemble(
             (
-                f"{customers} subscribers, {self._months} months of recurring billing, lived through while you wait\n",
+                f"{customers} subscribers and {self._months} months of their renewals, lived through while you wait\n",
                 "bold",
             ),
             "PostgreSQL, Valkey, a simulated Xendit, web, dramatiq workers and the scheduler: real processes,\n"
@@ -161,7 +161,8 @@ class Screen:
             (counts["failed_tries"], f"tries there failed, {counts['expired_sessions']} pages expired unused and were"
                                      " opened again"),
             (len(figures.bills), f"invoices were opened by {counts['billing_runs']} billing runs"),
-            (counts["attempts"], f"charges were sent by the workers, {counts['declined']} were declined"),
+            (counts["attempts"], f"charges were sent by the workers, {counts['renewals']:,} of them renewals;"
+                                 f" {counts['declined']} were declined"),
         ):  # fmt: skip
             grid.add_row(f"  {number:,}", words)
         self.console.print(grid)
@@ -322,14 +323,15 @@ def _story_lines(story: Story) -> list[tuple[str, str, str]]:
     for event in story.events:
         line = phrases.phrase(event["kind"], event["detail"], story.currency)
         if line is not None:
-            told.append((datetime.fromisoformat(event["at"]), event["kind"], *line))
+            renewed = event["kind"] == "invoice.paid" and phrases.renews(event["detail"])
+            told.append((datetime.fromisoformat(event["at"]), renewed, *line))
     lines: list[tuple[str, str, str]] = []
-    for _, group in groupby(told, key=lambda row: row[1] == "invoice.paid"):
+    for _, group in groupby(told, key=lambda row: row[1]):
         rows = list(group)
-        if len(rows) > 2 and rows[0][1] == "invoice.paid":  # noqa: PLR2004 - two are not worth a summary
+        if len(rows) > 2 and rows[0][1]:  # noqa: PLR2004 - two are not worth a summary
             first, last = rows[0][0], rows[-1][0]
             dates = f"{phrases.day(first)} - {phrases.day(last)}"
-            lines.append((dates, f"{len(rows)} payments, each on its day", phrases.GOOD))
+            lines.append((dates, f"{len(rows)} renewals, each on its day", phrases.GOOD))
         else:
             lines.extend((phrases.day(row[0]), row[2], row[3]) for row in rows)
     return lines

@@ -15,6 +15,8 @@ from typing import Protocol
 from billing.domain.money import Money
 
 CHARGE_ENDPOINT = "POST /v3/payment_requests"
+# Nothing that a gateway sends closes an endpoint for longer: its header may be wrong, or its clock.
+LONGEST_PAUSE_SECONDS = 3_600.0
 
 
 class Lane(IntEnum):
@@ -196,6 +198,14 @@ class TransactionRow:
     created_at: datetime | None
 
 
+@dataclass(frozen=True, slots=True)
+class TransactionPage:
+    """Some rows of the gateway's list, and where the next page begins; None = there is none."""
+
+    rows: Sequence[TransactionRow]
+    next_after: str | None
+
+
 class EventKind(StrEnum):
     """What a webhook event is about, after aliases are resolved."""
 
@@ -245,6 +255,10 @@ class PaymentGateway(Protocol):
     def find_transactions(self, reference_id: str) -> Sequence[TransactionRow]: ...
 
     def find_refunds(self, reference_id: str) -> Sequence[TransactionRow]: ...
+
+    def transactions_page(
+        self, *, created_from: datetime, created_to: datetime, after: str | None = None
+    ) -> TransactionPage: ...
 
     def list_transactions(self, *, created_from: datetime, created_to: datetime) -> Sequence[TransactionRow]: ...
 

@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from inspect import unwrap
 
 from sqlalchemy.orm import Session
 
 from billing.domain.gateway import CHARGE_ENDPOINT, Lane
+from billing.errors import ServiceUnavailable
 from billing.services import breaker, ending, guards, invoicing, reconciling
 from billing.services.invoicing import Opened
 from billing.services.parts import Parts, Send
@@ -49,12 +51,17 @@ class Done:
 
 
 def tick(parts: Parts, send: Send) -> Done:
-    """Everything that is due now, once. With nothing due it costs one statement."""
+    """Everything that is due now, once. With nothing due it costs one statement.
+
+    Raises ServiceUnavailable when there is no way to whoever does the work. What needs nobody else is done even so:
+    a period that is not opened for weeks would be skipped by its plan.
+    """
     done = Done()
     due = look(parts)
     if not due:
         return done
     now = parts.clock.now()
+    unreachable = _unreachable(send)
     if due.expired_submissions or due.overdue_invoices or due.ends:
         retire(parts)
     if due.subscriptions or due.attempts or due.probes:
@@ -62,15 +69,33 @@ def tick(parts: Parts, send: Send) -> Done:
             run_id = guards.daily_run(session, now, parts.rules)
             breaker.release_probes(session, now)
         until = uptime() + TICK_SECONDS
-        if due.attempts or due.probes:
+        if (due.attempts or due.probes) and unreachable is None:
             done.handed_out += hand_out_charges(parts, send, run_id=run_id, only_free=True, until=until)
         if due.subscriptions:
             for batch in opening(parts, now, run_id=run_id):
                 done.opened += batch.invoices
                 # Between batches: whoever waits is not kept waiting until a hundred thousand are opened.
-                done.handed_out += hand_out_charges(parts, send, run_id=run_id, only_free=True, until=until)
+                if unreachable is None:
+                    done.handed_out += hand_out_charges(parts, send, run_id=run_id, only_free=True, until=until)
+    if unreachable is not None:
+        raise unreachable
     done.handed_out += hand_out_checks(parts, send, due)
     return done
+
+
+def takes_more(send: Send, kind: str) -> bool:
+    """Whether it is of any use to hand out more. Asked before rows are claimed: a lease on a row of which nobody is
+    told would only delay it. Raises ServiceUnavailable."""
+    ask: Callable[[str], bool] | None = getattr(unwrap(send), "takes_more", None)
+    return ask is None or ask(kind)
+
+
+def _unreachable(send: Send) -> ServiceUnavailable | None:
+    try:
+        takes_more(send, CHARGE)
+    except ServiceUnavailable as error:
+        return error
+    return None
 
 
 def look(parts: Parts) -> queries.Due:
@@ -127,7 +152,7 @@ def hand_out_charges(
     at = now or parts.clock.now()
     handed = 0
     beyond = CUSTOMERS_BEYOND
-    while True:
+    while takes_more(send, CHARGE):
         claimed: list[tuple[Lane, list[str]]] = []
         with parts.transaction() as session:
             room, free = _room(parts, session)
@@ -138,13 +163,24 @@ def hand_out_charges(
                     ids = _claim(session, parts, at, left, lane=lane, run_id=run_id, only_free=only_free)
                     claimed.append((lane, ids))
         beyond = 0
-        for lane, ids in claimed:
-            if ids:
-                send(KIND_OF_LANE[lane], ids)
+        _send_charges(parts, send, claimed)
         count = sum(len(ids) for _, ids in claimed)
         handed += count
         if count < room or count == 0 or uptime() > until:
-            return handed
+            break
+    return handed
+
+
+def _send_charges(parts: Parts, send: Send, claimed: Sequence[tuple[Lane, list[str]]]) -> None:
+    try:
+        for lane, ids in claimed:
+            if ids:
+                send(KIND_OF_LANE[lane], ids)
+    except ServiceUnavailable:
+        # Nobody was told of them: whoever can tell somebody next need not wait for their leases to end.
+        with parts.transaction() as session:
+            queries.release_leases(session, [identity for _, ids in claimed for identity in ids])
+        raise
 
 
 def _room(parts: Parts, session: Session) -> tuple[int, int]:
@@ -196,7 +232,7 @@ def hand_out_checks(parts: Parts, send: Send, due: queries.Due) -> int:
         (REFUND, due.refunds, queries.claim_due_refunds),
     )
     for kind, is_due, claim in claims:
-        if not is_due:
+        if not is_due or not takes_more(send, kind):
             continue
         with parts.transaction() as session:
             ids = claim(session, parts.clock.now(), real_now(), BATCH)
@@ -209,4 +245,5 @@ def hand_out_checks(parts: Parts, send: Send, due: queries.Due) -> int:
 def hand_out_days(parts: Parts, send: Send) -> None:
     """The last days against Xendit's list, once a day: money we were never told of is found by nothing else."""
     today = parts.clock.now().date()
-    send(DAY, [(today - timedelta(days=back)).isoformat() for back in range(1, DAYS_COMPARED_AGAIN + 1)])
+    if takes_more(send, DAY):
+        send(DAY, [(today - timedelta(days=back)).isoformat() for back in range(1, DAYS_COMPARED_AGAIN + 1)])

@@ -47,12 +47,16 @@ def explain(session: Session, subscription: Subscription, now: datetime, *, rule
 
     `then` is the charge that is planned after that, else null.
     """
-    story = read(session, subscription, now, rules or Rules())
+    return tell(read(session, subscription, now, rules or Rules()))
+
+
+def tell(story: Story) -> Json:
+    """As `explain`, of what has been read: the story of ten years takes its time, and no transaction waits for it."""
     upcoming = next_of(story)
     charges = [charge for charge in (_planned_attempt(story), _next_period(story)) if charge is not None]
     then = min((charge for charge in charges if charge != upcoming), key=_at, default=None)
     return {
-        "subscription": subscription_view(subscription, story.customer.reference, story.plan.code),
+        "subscription": subscription_view(story.subscription, story.customer.reference, story.plan.code),
         "events": tell_events(story),
         "next": _view(story, upcoming),
         "then": _view(story, then) if then is not None else None,

@@ -1,39 +1,72 @@
-"""Lists for people and scripts, in the shapes of services/views.py. Read only; called by the command line."""
+"""Lists for people and scripts, in the shapes of services/views.py. Read only; called by the command line.
+
+Ids are made in the order of time, so that lists in the order of creation are read along the primary key.
+"""
 
 from __future__ import annotations
 
-from sqlalchemy import select
-from sqlalchemy.orm import Session
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
-from billing.services.views import Json, customer_view, event_view, instant, plan_view, session_view, token_view
+from sqlalchemy import Row, Select, select
+from sqlalchemy.orm import Session, defer
+
+from billing.services import catalog
+from billing.services.paging import Listing
+from billing.services.parts import Parts
+from billing.services.views import (
+    Json,
+    customer_view,
+    event_view,
+    instant,
+    invoice_view,
+    plan_view,
+    session_view,
+    subscription_view,
+    token_view,
+)
 from billing.store.models import (
+    ChargeAttempt,
     ChargingStop,
     Customer,
+    Invoice,
     PaymentSession,
     PaymentToken,
     Plan,
+    Subscription,
     WebhookEvent,
 )
 
-
-def list_plans(session: Session) -> list[Json]:
-    return [plan_view(plan) for plan in session.scalars(select(Plan).order_by(Plan.code))]
+Found = TypeVar("Found")
 
 
-def list_customers(session: Session) -> list[Json]:
-    """With their tokens, in two statements whatever their number."""
-    customers = session.scalars(select(Customer).order_by(Customer.reference)).all()
-    by_id: dict[str, list[Json]] = {customer.id: [] for customer in customers}
-    references = {customer.id: customer.reference for customer in customers}
-    for token in session.scalars(select(PaymentToken).order_by(PaymentToken.rank)):
-        if token.customer_id in by_id:
-            by_id[token.customer_id].append(token_view(token, references[token.customer_id]))
-    return [customer_view(customer) | {"tokens": by_id[customer.id]} for customer in customers]
+def list_plans(parts: Parts) -> Listing:
+    return Listing(parts, select(Plan), (Plan.code,), _each(plan_view), catalog.find_plan)
 
 
-def list_tokens(session: Session, customer: Customer) -> list[Json]:
-    query = select(PaymentToken).where(PaymentToken.customer_id == customer.id).order_by(PaymentToken.rank)
-    return [token_view(token, customer.reference) for token in session.scalars(query)]
+def list_customers(parts: Parts) -> Listing:
+    """With their tokens."""
+    return Listing(parts, select(Customer), (Customer.reference,), _with_tokens, catalog.find_customer)
+
+
+def _with_tokens(session: Session, rows: Sequence[Row[Any]]) -> list[Json]:
+    customers = [row[0] for row in rows]
+    query = select(PaymentToken).where(PaymentToken.customer_id.in_([customer.id for customer in customers]))
+    tokens = _by_owner(session, query.order_by(PaymentToken.rank, PaymentToken.id), "customer_id")
+    return [
+        customer_view(customer)
+        | {"tokens": [token_view(token, customer.reference) for token in tokens.get(customer.id, ())]}
+        for customer in customers
+    ]
+
+
+def list_tokens(parts: Parts, customer: str) -> Listing:
+    """Of one customer, the first to be charged on top."""
+    with parts.reading() as session:
+        owner = catalog.find_customer(session, customer)
+    query = select(PaymentToken).where(PaymentToken.customer_id == owner.id)
+    shape = _each(lambda token: token_view(token, owner.reference))
+    return Listing(parts, query, (PaymentToken.rank, PaymentToken.id), shape, catalog.find_token)
 
 
 def show_token(session: Session, token_id: str) -> Json:
@@ -41,21 +74,53 @@ def show_token(session: Session, token_id: str) -> Json:
     return token_view(token, session.get_one(Customer, token.customer_id).reference)
 
 
-def list_sessions(session: Session, *, subscription_id: str | None, customer_id: str | None) -> list[Json]:
-    query = select(PaymentSession).order_by(PaymentSession.created_at, PaymentSession.id)
-    if subscription_id is not None:
-        query = query.where(PaymentSession.subscription_id == subscription_id)
-    if customer_id is not None:
-        query = query.where(PaymentSession.customer_id == customer_id)
-    return [session_view(row) for row in session.scalars(query)]
+def list_subscriptions(parts: Parts, *, status: str | None = None, customer: str | None = None) -> Listing:
+    """The oldest first."""
+    query: Any = (
+        select(Subscription, Customer.reference, Plan.code)
+        .join(Customer, Customer.id == Subscription.customer_id)
+        .join(Plan, Plan.id == Subscription.plan_id)
+    )
+    if status is not None:
+        query = query.where(Subscription.status == status)
+    if (owner := _find(parts, catalog.find_customer, customer)) is not None:
+        query = query.where(Subscription.customer_id == owner.id)
+    return Listing(parts, query, (Subscription.id,), _each(subscription_view), catalog.find_subscription)
 
 
-def list_events(session: Session, *, state: str | None, limit: int) -> list[Json]:
+def list_sessions(parts: Parts, *, subscription: str | None = None, customer: str | None = None) -> Listing:
+    """The oldest first."""
+    query = select(PaymentSession)
+    if (started := _find(parts, catalog.find_subscription, subscription)) is not None:
+        query = query.where(PaymentSession.subscription_id == started.id)
+    if (owner := _find(parts, catalog.find_customer, customer)) is not None:
+        query = query.where(PaymentSession.customer_id == owner.id)
+    return Listing(parts, query, (PaymentSession.id,), _each(session_view), catalog.find_session)
+
+
+def list_invoices(parts: Parts, *, subscription: str | None = None, status: str | None = None) -> Listing:
+    """With their attempts; the oldest first."""
+    query = select(Invoice)
+    if (owner := _find(parts, catalog.find_subscription, subscription)) is not None:
+        query = query.where(Invoice.subscription_id == owner.id)
+    if status is not None:
+        query = query.where(Invoice.status == status)
+    return Listing(parts, query, (Invoice.id,), _with_attempts, catalog.find_invoice)
+
+
+def _with_attempts(session: Session, rows: Sequence[Row[Any]]) -> list[Json]:
+    invoices = [row[0] for row in rows]
+    query = select(ChargeAttempt).where(ChargeAttempt.invoice_id.in_([invoice.id for invoice in invoices]))
+    attempts = _by_owner(session, query.order_by(ChargeAttempt.number), "invoice_id")
+    return [invoice_view(invoice, attempts.get(invoice.id, [])) for invoice in invoices]
+
+
+def list_events(parts: Parts, *, state: str | None = None) -> Listing:
     """The newest first."""
-    query = select(WebhookEvent).order_by(WebhookEvent.received_at.desc(), WebhookEvent.id.desc()).limit(limit)
+    query = select(WebhookEvent).options(defer(WebhookEvent.payload))
     if state is not None:
         query = query.where(WebhookEvent.state == state)
-    return [event_view(row) for row in session.scalars(query)]
+    return Listing(parts, query, (WebhookEvent.id,), _each(event_view), catalog.find_event, newest_first=True)
 
 
 def show_charging_stop(session: Session) -> Json:
@@ -65,3 +130,27 @@ def show_charging_stop(session: Session) -> Json:
         "reason": stop.reason if stop is not None else None,
         "at": instant(stop.at) if stop is not None else None,
     }
+
+
+# --------------------------------------------------------------------------------------------------- pieces
+
+
+def _each(view: Callable[..., Json]) -> Callable[[Session, Sequence[Row[Any]]], list[Json]]:
+    """For rows that need nothing but themselves."""
+    return lambda _session, rows: [view(*row) for row in rows]
+
+
+def _by_owner(session: Session, query: Select[Any], member: str) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = {}
+    rows: Iterable[Any] = session.scalars(query)
+    for row in rows:
+        found.setdefault(getattr(row, member), []).append(row)
+    return found
+
+
+def _find(parts: Parts, find: Callable[[Session, str], Found], name: str | None) -> Found | None:
+    """What is named, by id or reference; raises NotFound."""
+    if name is None:
+        return None
+    with parts.reading() as session:
+        return find(session, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, contextmanager
@@ -54,6 +55,8 @@ class Parts:
     quota: Quota
     rules: Rules
     breakers: Breakers = field(default_factory=Breakers, kw_only=True)
+    # Set when the process is told to end: what takes long and can be done another time ends, too.
+    stopping: threading.Event = field(default_factory=threading.Event, kw_only=True)
     callers: Executor | None = field(
         default=None, kw_only=True
     )  # threads that call Xendit for a group of charges; None: one after the other

@@ -5,21 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import Row, func, select
 from sqlalchemy.orm import Session
 
 from billing.domain.lifecycle import AttemptStatus
 from billing.domain.money import Money
 from billing.services import planning
-from billing.services.parts import Rules
+from billing.services.paging import Listing
+from billing.services.parts import Parts, Rules
 from billing.services.planning import FORECAST, SPENDING_CAP
-from billing.services.steering import ABORTED, PAUSED, RUNNING, STOPPED, state_of
+from billing.services.steering import ABORTED, PAUSED, RUNNING, STOPPED, find_run, state_of
 from billing.services.views import Json, instant
 from billing.store import run_queries
 from billing.store.models import BillingRun, ChannelBreaker, ChargeAttempt
 from billing.store.run_queries import Standing
 
+RUNS_AT_ONCE = 20  # listed: a run may have a hundred thousand charges to count
 NEAR = 0.8  # of a guard's limit: worth showing
 
 
@@ -60,9 +63,15 @@ def run_line(run: BillingRun) -> Json:
     }
 
 
-def run_lines(session: Session, limit: int) -> list[Json]:
+def list_runs(parts: Parts) -> Listing:
     """The latest first, with what was charged."""
-    runs = list(session.scalars(select(BillingRun).order_by(BillingRun.started_at.desc()).limit(limit)))
+    key = (BillingRun.started_at, BillingRun.id)
+    return Listing(parts, select(BillingRun), key, _run_lines, find_run, newest_first=True, most_at_once=RUNS_AT_ONCE)
+
+
+def _run_lines(session: Session, rows: Sequence[Row[Any]]) -> list[Json]:
+    """All attempts of these runs are counted in one statement."""
+    runs: list[BillingRun] = [row[0] for row in rows]
     counted = session.execute(
         select(
             ChargeAttempt.run_id,

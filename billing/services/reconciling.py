@@ -6,16 +6,20 @@ Silence proves nothing at first; only after the settlement window it means that 
 
 from __future__ import annotations
 
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
+from hashlib import blake2b
 
-from sqlalchemy import select
+from sqlalchemy import select, tuple_
 from sqlalchemy.orm import Session
 
-from billing.domain.gateway import ChargeReport, ChargeStatus, TransactionRow
+from billing.domain.gateway import ChargeReport, ChargeStatus, TransactionPage, TransactionRow
 from billing.domain.lifecycle import AttemptStatus, HoldKind
 from billing.domain.money import Money
-from billing.errors import GatewayError, NotFound
+from billing.errors import GatewayError, NotFound, NotSent, RateLimited, ServiceUnavailable, Unavailable
 from billing.services import retrying
 from billing.services.invoices import hold_invoice, move_attempt
 from billing.services.matching import references_of
@@ -28,6 +32,8 @@ from billing.store.models import Capture, ChargeAttempt, Invoice
 NEVER_ARRIVED = "NOT_FOUND_AT_GATEWAY"
 ASK_AGAIN = timedelta(minutes=1)
 ASK_AGAIN_AT_MOST = timedelta(hours=1)  # a gateway that is down for a day is not asked every minute
+PAGE_WAITS_SECONDS = (5.0, 15.0, 60.0)  # before a page of the list is asked for again
+CAPTURES_AT_ONCE = 500
 MADE_NO_MONEY = frozenset({"FAILED", "VOIDED", "REVERSED"})
 
 
@@ -124,6 +130,8 @@ def _conclude(session: Session, attempt_id: str, parts: Parts, now: datetime, *,
     if attempt.status not in (AttemptStatus.PENDING, AttemptStatus.REQUIRES_ACTION, AttemptStatus.IN_DOUBT):
         attempt.next_check_at = None
         return
+    if attempt.status == AttemptStatus.PENDING:
+        retrying.hold_if_pending_for_long(session, attempt, now)
     attempt.next_check_at = (
         now + ASK_AGAIN if attempt.cancel_wanted else retrying.next_look_up(attempt, now, parts.rules)
     )
@@ -186,29 +194,108 @@ class Difference:
     explanation: str
 
 
+class Interrupted(ServiceUnavailable):
+    """The process is told to end; the day is compared again another time, which is safe to repeat."""
+
+
 def compare_day(parts: Parts, day: date) -> list[Difference]:
+    return list(differences_of_day(parts, day))
+
+
+def differences_of_day(parts: Parts, day: date) -> Iterator[Difference]:
     """Our captures of a day (UTC) against Xendit's list of that day. What the list knows and we do not is settled if
-    it belongs to an attempt of ours; everything that differs is listed with an explanation."""
+    it belongs to an attempt of ours; everything that differs is told with an explanation, as it is found.
+
+    Of a day of any size no more is held than a page and eight bytes for each payment. Between pages it ends when the
+    process is told to (raises Interrupted)."""
     start = datetime.combine(day, time.min, tzinfo=UTC)
     end = start + timedelta(days=1)
-    rows = parts.gateway.list_transactions(created_from=start, created_to=end)
-    theirs = {row.payment_id: row for row in rows if row.type == "PAYMENT" and row.payment_id}
-    differences: list[Difference] = []
-    for row in theirs.values():
-        difference = _compare_row(parts, row)
-        if difference is not None:
-            differences.append(difference)
-    differences.extend(_missing_there(parts, start, end, theirs))
-    return differences
+    listed = _Listed()
+    for rows in _pages_of_list(parts, start, end):
+        theirs = [row for row in rows if row.type == "PAYMENT" and row.payment_id]
+        listed.add(str(row.payment_id) for row in theirs)
+        yield from _compare_rows(parts, theirs)
+    yield from _missing_there(parts, start, end, listed)
 
 
-def _compare_row(parts: Parts, row: TransactionRow) -> Difference | None:
-    theirs = f"{row.amount.currency} {row.amount}" if row.amount else None
+class _Listed:
+    """Which payments Xendit's list has. Eight bytes of a digest for each: two of a million payments have the same
+    once in forty million days, and one that is missing would then not be told of."""
+
+    def __init__(self) -> None:
+        self._digests = array("Q")
+        self._sorted = True
+
+    def add(self, payment_ids: Iterable[str]) -> None:
+        self._digests.extend(_digest(payment_id) for payment_id in payment_ids)
+        self._sorted = False
+
+    def __contains__(self, payment_id: str | None) -> bool:
+        if payment_id is None:
+            return False
+        if not self._sorted:
+            self._digests = array("Q", sorted(self._digests))
+            self._sorted = True
+        wanted = _digest(payment_id)
+        place = bisect_left(self._digests, wanted)
+        return place < len(self._digests) and self._digests[place] == wanted
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def _pages_of_list(parts: Parts, start: datetime, end: datetime) -> Iterator[Sequence[TransactionRow]]:
+    after: str | None = None
+    begun: set[int] = set()
+    while True:
+        _end_if_told(parts)
+        page = _one_page(parts, start, end, after)
+        yield page.rows
+        after = page.next_after
+        if after is None:
+            return
+        if _digest(after) in begun:  # no day is so large: the list goes round in circles
+            raise Unavailable(f"Xendit's list of {start.date()} repeats itself; ask Xendit")
+        begun.add(_digest(after))
+
+
+def _one_page(parts: Parts, start: datetime, end: datetime, after: str | None) -> TransactionPage:
+    """A page in the middle is asked for again: an hour's work must not be lost to one answer."""
+    for wait in (*PAGE_WAITS_SECONDS, None):
+        try:
+            return parts.gateway.transactions_page(created_from=start, created_to=end, after=after)
+        except (NotSent, RateLimited, Unavailable):
+            if after is None or wait is None:
+                raise
+        parts.stopping.wait(wait)
+        _end_if_told(parts)
+    raise AssertionError("the last try returns or raises")
+
+
+def _end_if_told(parts: Parts) -> None:
+    if parts.stopping.is_set():
+        raise Interrupted("the comparison of a day was interrupted; it is done again another time")
+
+
+def _compare_rows(parts: Parts, rows: Sequence[TransactionRow]) -> list[Difference]:
+    """A page of the list against what we have of it, in two statements."""
+    references = {reference for row in rows for reference in references_of(row.reference_id)}
     with parts.reading() as session:
-        capture = session.scalar(select(Capture).where(Capture.payment_id == row.payment_id))
-        attempt = session.scalar(
-            select(ChargeAttempt).where(ChargeAttempt.reference_id.in_(references_of(row.reference_id)))
-        )
+        found = session.scalars(select(Capture).where(Capture.payment_id.in_([row.payment_id for row in rows])))
+        captures = {capture.payment_id: capture for capture in found}
+        known = session.scalars(select(ChargeAttempt).where(ChargeAttempt.reference_id.in_(references)))
+        attempts = {attempt.reference_id: attempt for attempt in known}
+    compared = (_compare_row(parts, row, captures.get(row.payment_id), attempts) for row in rows)
+    return [difference for difference in compared if difference is not None]
+
+
+def _compare_row(
+    parts: Parts, row: TransactionRow, capture: Capture | None, attempts: Mapping[str, ChargeAttempt]
+) -> Difference | None:
+    theirs = f"{row.amount.currency} {row.amount}" if row.amount else None
+    names = references_of(row.reference_id)
+    attempt = next((attempts[reference] for reference in names if reference in attempts), None)
     if row.status == "SUCCESS" and capture is None:
         if attempt is None:
             why = "no attempt of ours has this reference: charged outside this software, or another system's key"
@@ -256,23 +343,35 @@ def _settle_from_list(parts: Parts, attempt_id: str, row: TransactionRow) -> Cha
     return report
 
 
-def _missing_there(parts: Parts, start: datetime, end: datetime, theirs: dict[str, TransactionRow]) -> list[Difference]:
+def _missing_there(parts: Parts, start: datetime, end: datetime, listed: _Listed) -> Iterator[Difference]:
     """Captures of that day which the list of that day lacks. Near midnight the two may disagree about the day, so a
     capture is looked up by its reference before it is called missing."""
-    missing: list[Difference] = []
-    with parts.reading() as session:
-        query = (
-            select(Capture, ChargeAttempt.reference_id)
-            .join(ChargeAttempt, ChargeAttempt.id == Capture.attempt_id)
-            .where(Capture.captured_at >= start, Capture.captured_at < end)
-        )
-        ours = [(row[0], row[1]) for row in session.execute(query)]
-    for capture, reference in ours:
-        if capture.payment_id in theirs:
+    for capture, reference in _captures_between(parts, start, end):
+        if capture.payment_id in listed:
             continue
+        _end_if_told(parts)
         elsewhere = [row for row in parts.gateway.find_transactions(reference) if row.status == "SUCCESS"]
         if not elsewhere:
             amount = str(Money(capture.amount_minor, capture.currency))
             why = "we count it as collected, Xendit's list does not have it: ask Xendit"
-            missing.append(Difference("missing_there", capture.payment_id, reference, amount, None, why))
-    return missing
+            yield Difference("missing_there", capture.payment_id, reference, amount, None, why)
+
+
+def _captures_between(parts: Parts, start: datetime, end: datetime) -> Iterator[tuple[Capture, str]]:
+    """In pages, each a read of its own: what is done between them may take long."""
+    query = (
+        select(Capture, ChargeAttempt.reference_id)
+        .join(ChargeAttempt, ChargeAttempt.id == Capture.attempt_id)
+        .where(Capture.captured_at >= start, Capture.captured_at < end)
+        .order_by(Capture.captured_at, Capture.id)
+        .limit(CAPTURES_AT_ONCE)
+    )
+    page = query
+    while True:
+        with parts.reading() as session:
+            rows = [(row[0], row[1]) for row in session.execute(page)]
+        yield from rows
+        if len(rows) < CAPTURES_AT_ONCE:
+            return
+        last = rows[-1][0]
+        page = query.where(tuple_(Capture.captured_at, Capture.id) > (last.captured_at, last.id))

@@ -29,6 +29,7 @@ from billing.services.invoices import (
     close_invoice,
     has_unfinished_attempt,
     hold_invoice,
+    release_invoice,
     schedule_attempt,
     withdraw,
 )
@@ -47,6 +48,7 @@ CAP_WAIT = timedelta(days=1)
 LOOK_UPS = tuple(timedelta(minutes=m) for m in (1, 5, 30, 120, 360, 720, 1440))
 ACTION_LOOK_UPS = tuple(timedelta(minutes=m) for m in (10, 60, 360, 1440))
 ACTION_WINDOW = timedelta(days=1)  # what waits for the customer longer than this is canceled
+PENDING_IN_SILENCE = timedelta(days=7)  # then the invoice is held, and a person asks Xendit
 LATER_LOOK_UPS = timedelta(days=1)  # at first; then the older, the rarer
 
 RETRYABLE = frozenset({DeclineClass.RETRY_LATER, DeclineClass.RETRY_AFTER, DeclineClass.UNKNOWN_FIRST})
@@ -144,6 +146,8 @@ def after_failure(session: Session, found: queries.Found, verdict: Classified, n
     """Let the dunning policy say what comes next and write it down. Returns it in words, for the story."""
     attempt, invoice, subscription = found.attempt, found.invoice, found.subscription
     _note_decline_on_token(session, attempt, verdict)
+    if invoice.hold_kind in (HoldKind.PENDING, HoldKind.DOUBT):
+        release_invoice(invoice)  # what it waited for has come
     if subscription.status not in BILLABLE:
         return _without_future(session, found, now)
     if invoice.status != InvoiceStatus.OPEN:
@@ -319,6 +323,18 @@ def recover_subscription(session: Session, subscription: Subscription, now: date
     if session.scalar(overdue.limit(1)) is None:
         move_subscription(subscription, SubscriptionStatus.ACTIVE, "recover")
         tell(session, subscription.id, now, "subscription.recovered")
+
+
+def hold_if_pending_for_long(session: Session, attempt: ChargeAttempt, now: datetime) -> None:
+    """Xendit has not decided for a week: a person is told, because the invoice waits and would wait for ever. The
+    hold ends by itself when the attempt gets a result; look-ups go on."""
+    if attempt.submitted_at is None or now < attempt.submitted_at + PENDING_IN_SILENCE:
+        return
+    invoice = session.get_one(Invoice, attempt.invoice_id)
+    if invoice.status == InvoiceStatus.OPEN and invoice.hold_reason is None:
+        days = PENDING_IN_SILENCE.days
+        reason = f"a charge has been pending for more than {days} days; ask Xendit about {attempt.payment_request_id}"
+        hold_invoice(session, invoice, now, reason, HoldKind.PENDING)
 
 
 def _start_grace(invoice: Invoice, plan: Plan, now: datetime) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import wraps
 
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
@@ -155,6 +156,7 @@ class _Run:
     def sending(self, send: Send) -> Send:
         """Between batches of charges somebody may have stopped the run: then nothing more of it is handed out."""
 
+        @wraps(send)
         def watched(kind: str, ids: Sequence[str]) -> None:
             if not self.goes_on():
                 with self.parts.transaction() as session:

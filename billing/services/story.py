@@ -7,7 +7,7 @@ an attempt's codes and look-ups are told as they are known now.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from math import inf
@@ -156,7 +156,8 @@ class _Event:
 
 def tell_events(story: Story) -> list[Json]:
     """Oldest first: {"at", "kind", "what", "detail"}."""
-    events = [*_facts(story), *_openings(story), *_sendings(story), *_sessions(story)]
+    named = _facts_by_name(story)
+    events = [*_facts(story), *_openings(story, named), *_sendings(story, named), *_sessions(story, named)]
     events.sort(key=lambda event: (event.at, event.order))
     return [
         {"at": instant(event.at), "kind": event.kind, "what": event.what, "detail": event.detail} for event in events
@@ -171,19 +172,22 @@ def _facts(story: Story) -> Iterator[_Event]:
         yield _Event(fact.at, order, fact.kind, _line(story, fact, attempt), fact.detail | _more(story, fact, attempt))
 
 
-def _openings(story: Story) -> Iterator[_Event]:
+def _openings(story: Story, named: _Named) -> Iterator[_Event]:
+    attempts: dict[str, list[str]] = {}
+    for attempt in story.attempts.values():
+        attempts.setdefault(attempt.invoice_id, []).append(attempt.id)
     for invoice in story.invoices.values():
         if invoice.status == InvoiceStatus.DRAFT or invoice.period_key == "first":
             continue
         amount = format_money(Money(invoice.amount_minor, invoice.currency))
         span = f"{story.when(invoice.period_start)} to {story.when(invoice.period_end)}"
         what = f"invoice {invoice.number} over {amount} opened for the period {span}"
-        names = {invoice.number, *(row.id for row in story.attempts.values() if row.invoice_id == invoice.id)}
-        order = (_first_fact(story, names, invoice.opened_at), -2)
+        names = {invoice.number, *attempts.get(invoice.id, ())}
+        order = (_first_fact(named, names, invoice.opened_at), -2)
         yield _Event(invoice.opened_at, order, "invoice.opened", what, {"invoice": invoice.number})
 
 
-def _sendings(story: Story) -> Iterator[_Event]:
+def _sendings(story: Story, named: _Named) -> Iterator[_Event]:
     for attempt in story.attempts.values():
         if attempt.submitted_at is None:
             continue
@@ -192,26 +196,34 @@ def _sendings(story: Story) -> Iterator[_Event]:
         what = f"{story.attempt_name(attempt)}: {amount} sent to Xendit with {with_token} ({attempt.origin})"
         detail = {"attempt": attempt.id, "reference_id": attempt.reference_id, "status": attempt.status}
         names = {attempt.id, story.invoices[attempt.invoice_id].number}
-        order = (_first_fact(story, names, attempt.submitted_at), -1)
+        order = (_first_fact(named, names, attempt.submitted_at), -1)
         yield _Event(attempt.submitted_at, order, "attempt.submitted", what, detail)
 
 
-def _sessions(story: Story) -> Iterator[_Event]:
+def _sessions(story: Story, named: _Named) -> Iterator[_Event]:
     for row in story.sessions:
         what = f"payment session {row.id} ({row.type}) opened; its link lives until {story.when(row.expires_at)}"
-        order = (_first_fact(story, {row.id}, row.created_at), 1)
+        order = (_first_fact(named, {row.id}, row.created_at), 1)
         yield _Event(row.created_at, order, "session.opened", what, {"session": row.id, "status": row.status})
 
 
-def _first_fact(story: Story, names: set[str], since: datetime) -> float:
-    """The number of the first fact from then on that names one of these (an attempt, invoice or session)."""
-    told = (
-        fact.id
-        for fact in story.facts
-        if fact.at >= since
-        and not names.isdisjoint((fact.detail.get("attempt"), fact.detail.get("invoice"), fact.detail.get("session")))
-    )
-    return next(told, inf)
+_Named = Mapping[str, Sequence[Fact]]
+
+
+def _facts_by_name(story: Story) -> _Named:
+    """The facts that name an attempt, invoice or session, in their order."""
+    named: dict[str, list[Fact]] = {}
+    for fact in story.facts:
+        for member in ("attempt", "invoice", "session"):
+            if (name := fact.detail.get(member)) is not None:
+                named.setdefault(name, []).append(fact)
+    return named
+
+
+def _first_fact(named: _Named, names: set[str], since: datetime) -> float:
+    """The number of the first fact from then on that names one of these."""
+    told = (next((fact.id for fact in named.get(name, ()) if fact.at >= since), inf) for name in names)
+    return min(told, default=inf)
 
 
 def _line(story: Story, fact: Fact, attempt: ChargeAttempt | None) -> str:

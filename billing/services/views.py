@@ -203,20 +203,6 @@ def show_subscription(session: Session, subscription: Subscription) -> Json:
     return subscription_view(subscription, customer.reference, plan.code)
 
 
-def list_subscriptions(session: Session, *, status: str | None, customer_id: str | None = None) -> list[Json]:
-    query = (
-        select(Subscription, Customer.reference, Plan.code)
-        .join(Customer, Customer.id == Subscription.customer_id)
-        .join(Plan, Plan.id == Subscription.plan_id)
-        .order_by(Subscription.created_at, Subscription.id)
-    )
-    if status is not None:
-        query = query.where(Subscription.status == status)
-    if customer_id is not None:
-        query = query.where(Subscription.customer_id == customer_id)
-    return [subscription_view(*row) for row in session.execute(query)]
-
-
 def show_invoice(session: Session, invoice: Invoice) -> Json:
     attempts = session.scalars(
         select(ChargeAttempt).where(ChargeAttempt.invoice_id == invoice.id).order_by(ChargeAttempt.number)
@@ -253,19 +239,3 @@ def _capture_view(capture: Capture, refund: Refund | None) -> Json:
             "error": refund.error,
         },
     }
-
-
-def list_invoices(session: Session, *, subscription_id: str | None, status: str | None) -> list[Json]:
-    query = select(Invoice).order_by(Invoice.opened_at, Invoice.id)
-    if subscription_id is not None:
-        query = query.where(Invoice.subscription_id == subscription_id)
-    if status is not None:
-        query = query.where(Invoice.status == status)
-    invoices = list(session.scalars(query))
-    attempts: dict[str, list[ChargeAttempt]] = {invoice.id: [] for invoice in invoices}
-    ids = list(attempts)
-    for start in range(0, len(ids), 1_000):
-        chunk = select(ChargeAttempt).where(ChargeAttempt.invoice_id.in_(ids[start : start + 1_000]))
-        for attempt in session.scalars(chunk.order_by(ChargeAttempt.number)):
-            attempts[attempt.invoice_id].append(attempt)
-    return [invoice_view(invoice, attempts[invoice.id]) for invoice in invoices]

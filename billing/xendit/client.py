@@ -24,6 +24,7 @@ from billing.domain.gateway import (
     SessionReport,
     SessionRequest,
     TokenReport,
+    TransactionPage,
     TransactionRow,
 )
 from billing.domain.money import Money
@@ -201,32 +202,44 @@ class XenditGateway:
         """`payment_id` of a row is the refund's own id."""
         return self._transactions({"reference_id": reference_id}, types="REFUND")
 
+    def transactions_page(
+        self, *, created_from: datetime, created_to: datetime, after: str | None = None
+    ) -> TransactionPage:
+        """Fifty payments created in the time, both ends included, from the one after `after` on."""
+        return self._page(_created(created_from, created_to), after, types="PAYMENT")
+
     def list_transactions(self, *, created_from: datetime, created_to: datetime) -> Sequence[TransactionRow]:
-        """All payments created in the time, both ends included. One request for every 50 rows."""
-        return self._transactions(
-            {
-                "created[gte]": instant_text(created_from),
-                "created[lte]": instant_text(created_to),
-            }
-        )
+        """All payments created in the time, both ends included: for times in which there are few."""
+        return self._transactions(_created(created_from, created_to))
 
     def _transactions(self, filters: Mapping[str, str], *, types: str = "PAYMENT") -> list[TransactionRow]:
         rows: list[TransactionRow] = []
-        after: dict[str, str] = {}
+        after: str | None = None
         for _ in range(MOST_PAGES):
-            answer = self._send(LIST_TRANSACTIONS, params={"types": types, "limit": str(PAGE_SIZE), **filters, **after})
-            payload = _payload(LIST_TRANSACTIONS, answer)
-            page = list(_rows(payload, answer))
-            rows.extend(page)
-            if payload.get("has_more") is not True:
+            page = self._page(filters, after, types=types)
+            rows.extend(page.rows)
+            after = page.next_after
+            if after is None:
                 return rows
-            # A list cut short would look like missing payments, so paging that stands still is an error.
-            if not page or after == {"after_id": page[-1].transaction_id}:
-                _unreadable(LIST_TRANSACTIONS, answer)
-            after = {"after_id": page[-1].transaction_id}
         raise Unavailable(
             f"{LIST_TRANSACTIONS.what} failed: more than {MOST_PAGES * PAGE_SIZE} rows; ask for less time"
         )
+
+    def _page(self, filters: Mapping[str, str], after: str | None, *, types: str) -> TransactionPage:
+        behind = {} if after is None else {"after_id": after}
+        answer = self._send(LIST_TRANSACTIONS, params={"types": types, "limit": str(PAGE_SIZE), **filters, **behind})
+        payload = _payload(LIST_TRANSACTIONS, answer)
+        rows = list(_rows(payload, answer))
+        if payload.get("has_more") is not True:
+            return TransactionPage(rows, None)
+        # A list cut short would look like missing payments, so paging that stands still is an error.
+        if not rows or after == rows[-1].transaction_id:
+            _unreadable(LIST_TRANSACTIONS, answer)
+        return TransactionPage(rows, rows[-1].transaction_id)
+
+
+def _created(start: datetime, end: datetime) -> Mapping[str, str]:
+    return {"created[gte]": instant_text(start), "created[lte]": instant_text(end)}
 
 
 def _payload(call: Call, answer: Answer, subject: str = "this") -> Payload:

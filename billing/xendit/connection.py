@@ -20,6 +20,7 @@ import httpx
 
 from billing.errors import GatewayError, InvalidSetting, NotFound, NotSent, OutcomeUnknown, Unavailable
 from billing.xendit.members import dump_json, parse_json
+from billing.xendit.rates import HEADERS
 from billing.xendit.refusals import Answer, Call
 
 # httpx logs every URL, and the URL of a token holds the token.
@@ -114,7 +115,7 @@ class Connection:
 
     def _tell(self, call: Call, response: httpx.Response, *, seconds: float) -> None:
         if self._on_response is not None:
-            rates = {name: value for name, value in response.headers.items() if name.startswith("rate-limit-")}
+            rates = {name: value for name, value in response.headers.items() if name in HEADERS}
             self._on_response(call.endpoint, response.status_code, rates, seconds)
 
     def _not_sent(self, call: Call, error: Exception) -> NotSent:

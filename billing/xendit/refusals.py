@@ -22,6 +22,7 @@ from billing.errors import (
     RequestRejected,
     Unavailable,
 )
+from billing.xendit.rates import WINDOW_SECONDS, Rates
 
 # Refusals that are about this token, not about our request: a decline, settled like one.
 _TOKEN_REFUSALS = frozenset(
@@ -50,9 +51,7 @@ _TRY_LATER = frozenset(
     }
 )
 
-QUOTA_WAIT_SECONDS = 60.0  # the length of Xendit's window
 CHANNEL_WAIT_SECONDS = 300.0  # "after minutes": the channel's own limit names no time
-_LONGEST_WAIT_SECONDS = 3600.0
 
 _GIVE_PERMISSION = "give the key of BILLING_XENDIT_SECRET_KEY the permission in the Xendit dashboard"
 _ADVICE: Mapping[str, str] = {
@@ -140,7 +139,7 @@ def refusal(call: Call, answer: Answer, subject: str) -> BillingError:
     """The error an answer without a usable result stands for; `subject` names the record in a message."""
     status, code = answer.status, answer.error_code
     if status == HTTPStatus.TOO_MANY_REQUESTS:
-        return _rate_limited(call, answer, default=QUOTA_WAIT_SECONDS)
+        return _rate_limited(call, answer, default=WINDOW_SECONDS)
     if code == "PAYMENT_REQUEST_RATE_LIMITED" and status < HTTPStatus.INTERNAL_SERVER_ERROR:
         return _rate_limited(call, answer, default=CHANNEL_WAIT_SECONDS)
     if (status, code) in _TRY_LATER:
@@ -221,16 +220,9 @@ def _message(call: Call, answer: Answer, advice: str) -> str:
 
 
 def _rate_limited(call: Call, answer: Answer, *, default: float) -> RateLimited:
-    seconds = _seconds(answer.headers.get("rate-limit-reset")) or _seconds(answer.headers.get("retry-after")) or default
+    seconds = Rates.of(answer.headers).wait_or(default)
     return RateLimited(
         _message(call, answer, f"too many requests; again in {seconds:.0f} s"),
         retry_after_seconds=seconds,
         error_code=answer.error_code,
     )
-
-
-def _seconds(header: str | None) -> float | None:
-    """`58.37`; anything else, a date or nonsense or nothing, is None."""
-    if header is None or not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", header.strip()):
-        return None
-    return min(max(float(header), 1.0), _LONGEST_WAIT_SECONDS)

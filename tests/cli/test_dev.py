@@ -69,6 +69,7 @@ def test_a_second_terminal_needs_nothing_and_nothing_is_left_running(
     ports = ("--port", str(port), "--simulator-port", str(simulator_port))
     with _running(bare, log, *ports) as dev:
         _wait(lambda: "Ready" in log.read_text(), dev, log)
+        _nothing_is_complained_of(log)
         assert DEV_ENV_FILE.stat().st_mode & 0o777 == 0o600
         assert DEV_ENV_FILE.read_text().startswith(f"# pid {dev.pid}\n")
         assert "runs in this folder already" in bare.refused("dev")
@@ -91,9 +92,22 @@ def test_a_second_terminal_needs_nothing_and_nothing_is_left_running(
 
         dev.send_signal(signal.SIGINT)
         assert dev.wait(timeout=60) == 0
+    _nothing_is_complained_of(log)
     assert not DEV_ENV_FILE.exists()
     assert _processes_in(mark) == []
     assert "Traceback" not in log.read_text()
+
+
+def _nothing_is_complained_of(log: Path) -> None:
+    """Each process finds the ones it needs: they were started before it."""
+    told = log.read_text().lower()
+    assert [line for line in told.splitlines() if "warning" in line or "error" in line] == []
+    order = [
+        line.partition("|")[0].strip()
+        for line in told.splitlines()
+        if "ready for action" in line or "scheduler.started" in line
+    ]
+    assert order == ["workers", "scheduler"]
 
 
 def _paid(terminal: Terminal) -> int:

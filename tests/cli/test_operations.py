@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import text
 
+from billing.services.views import instant
+from billing.store.clock import real_now
 from billing.store.engine import make_engine
 from billing.store.migrate import newest
 from tests.cli.terminal import Terminal, Xendit
@@ -232,3 +235,26 @@ def test_with_a_key_tokens_are_verified_at_xendit(shop: Terminal, xendit: Xendit
 
 def test_asking_to_verify_needs_the_key(keyless: Terminal) -> None:
     assert keyless.refused("import", "-", "--verify", status=2).startswith("BILLING_XENDIT_SECRET_KEY: not set")
+
+
+def test_endpoints_that_the_gateway_closed_are_shown_and_opened_by_resume(billing: Terminal, database_url: str) -> None:
+    none = billing.json("charging", "show")
+    assert (none["stopped"], none["paused"], none["learned_limits"]) == (False, [], [])
+    until = real_now() + timedelta(minutes=50)
+    columns = "(endpoint, next_slot, paused_until, learned_limit)"
+    budget = f"INSERT INTO quota_budgets {columns} VALUES (:name, now(), :at, :most)"
+    engine = make_engine(database_url, pool_size=2)
+    with engine.begin() as connection:
+        connection.execute(text(budget), {"name": "POST /v3/payment_requests", "at": until, "most": None})
+        connection.execute(text(budget), {"name": "GET /transactions", "at": None, "most": 30})
+
+    shown = billing.json("charging", "show")
+    assert shown["paused"] == [{"endpoint": "POST /v3/payment_requests", "until": instant(until)}]
+    assert shown["learned_limits"] == [{"endpoint": "GET /transactions", "requests_per_minute": 30}]
+    people = billing("charging", "show").out
+    assert f"until {until:%Y-%m-%d %H:%M} UTC: POST /v3/payment_requests" in people
+    assert "30 requests a minute: GET /transactions" in people
+
+    assert "2 endpoint(s)" in billing("charging", "resume").out
+    assert billing.json("charging", "show") == none
+    engine.dispose()

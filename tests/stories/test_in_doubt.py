@@ -388,3 +388,43 @@ def test_asking_never_charges(world: World) -> None:
 
     assert world.calls(CHARGE) == before
     assert len([status for status in ana.outcomes if status in UNFINISHED]) == 1
+
+
+# ------------------------------------------------------------------------------------------ pending for weeks
+
+
+def test_what_is_pending_for_a_week_is_shown_to_a_person_and_looked_up_ever_more_rarely(world: World) -> None:
+    ana = world.subscribe_save()
+    ana.script("NO_WEBHOOK:PENDING")
+    world.run()
+    world.live(days=6)
+    assert ana.invoice.hold_reason is None
+
+    world.live(days=9)
+    assert ana.outcomes == ["pending"]
+    assert "pending at Xendit for more than 7 days" in (ana.invoice.hold_reason or "")
+    asked = world.calls("GET /v3/payment_requests/{id}")
+    world.live(days=60)
+    assert 5 <= world.calls("GET /v3/payment_requests/{id}") - asked <= 40, "not given up, and less than daily"
+
+
+@pytest.mark.parametrize(("end", "outcomes"), [("SUCCEEDED", "succeeded"), ("INSUFFICIENT_BALANCE", "failed")])
+def test_the_hold_ends_with_the_result(world: World, end: str, outcomes: str) -> None:
+    ana = world.subscribe_save()
+    ana.script("NO_WEBHOOK:PENDING")
+    world.run()
+    world.live(days=9)
+    assert ana.invoice.hold_reason is not None
+
+    decide(world, ana.attempt.payment_request_id, end)
+    world.live(days=3)
+
+    assert ana.outcomes[0] == outcomes
+    assert ana.invoice.hold_reason is None
+    assert ana.outcomes[1:] == ([] if outcomes == "succeeded" else ["succeeded"]), "dunning goes on"
+
+
+def decide(world: World, payment_request_id: str | None, outcome: str) -> None:
+    path = f"/_simulator/payment_requests/{payment_request_id}/resolve"
+    answer = world.simulator.answer("POST", path, "", {}, b'{"outcome": "%s"}' % outcome.encode())
+    assert answer.status == 200
