@@ -13,7 +13,8 @@ Only HTTP is missing (the client's transport calls the simulator), and time (nob
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
@@ -392,6 +393,22 @@ class World:
     def break_calls(self, outcome: str, *, endpoint: str = CHARGE, count: int = 1) -> None:
         """The next `count` calls to the endpoint end like this, whatever they ask for."""
         self.control("POST", "/faults", {"endpoint": endpoint, "outcome": outcome, "count": count})
+
+    @contextmanager
+    def another_accounts_key(self) -> Iterator[None]:
+        """While the block runs Xendit knows nothing of ours, as it would with the key of another account or mode."""
+        xendit = self.simulator.world
+        stores: list[dict[str, Any]] = [
+            xendit.tokens, xendit.requests, xendit.payments, xendit.sessions, xendit.transactions_by_reference,
+        ]  # fmt: skip
+        hidden = [dict(store) for store in stores]
+        for store in stores:
+            store.clear()
+        try:
+            yield
+        finally:
+            for store, ours in zip(stores, hidden, strict=True):
+                store.update(ours)
 
     def calls(self, endpoint: str = CHARGE) -> int:
         """How often the endpoint was asked, refused calls included."""

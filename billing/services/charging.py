@@ -136,7 +136,10 @@ def _ask_about(parts: Parts, earlier: EarlierTries, now: datetime) -> Wait | Non
     for attempt_id, payment_request_id, sent_at in earlier.tries:
         try:
             report = parts.gateway.get_charge(payment_request_id)
-        except NotFound:
+        except NotFound as error:
+            # Xendit knew it once, so the key may be another account's. Money that comes late has come by then.
+            if now < sent_at + parts.rules.settlement_window:
+                return Wait(VERIFY_AGAIN, f"waits for the try before it: {error}")
             continue
         except GatewayError as error:
             return Wait(ASK_AGAIN, f"waits until Xendit can be asked about the try before it: {error}")
@@ -233,6 +236,7 @@ def _settle_answers(parts: Parts, answered: Sequence[tuple[Begun, ChargeReport |
             _note_channel(parts, begun.request.channel_code, answer)
         except Exception as error:  # noqa: BLE001 - handed on, after the others had their turn
             broken.append(error)
+        parts.strangers.note(answer)
     return broken
 
 

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from billing.domain.gateway import Lane, PaymentGateway, Quota
 from billing.services.breaker import Breakers
+from billing.services.strangers import Strangers
 from billing.store.clock import Clock
 from billing.store.engine import Sessions
 from billing.store.models import Fact
@@ -54,6 +55,7 @@ class Parts:
     quota: Quota
     rules: Rules
     breakers: Breakers = field(default_factory=Breakers, kw_only=True)
+    strangers: Strangers = field(default_factory=Strangers, kw_only=True)
     callers: Executor | None = field(
         default=None, kw_only=True
     )  # threads that call Xendit for a group of charges; None: one after the other

@@ -39,8 +39,12 @@ def check_attempt(parts: Parts, attempt_id: str) -> None:
         attempt = session.get(ChargeAttempt, attempt_id)
     if attempt is None or attempt.next_check_at is None:
         return
+    report: ChargeReport | None = None
+    denied: str | None = None
     try:
         report = _ask(parts, attempt)
+    except NotFound as error:
+        denied = str(error)
     except GatewayError as error:
         with parts.transaction() as session:
             _ask_again(session, attempt_id, parts, str(error))
@@ -49,20 +53,26 @@ def check_attempt(parts: Parts, attempt_id: str) -> None:
     with parts.transaction() as session:
         if report is not None:
             settle_attempt(session, attempt_id, report, now, parts.rules, source="lookup")
-        _conclude(session, attempt_id, parts, now, found=report is not None)
+        _conclude(session, attempt_id, parts, now, found=report is not None, denied=denied)
 
 
 def _ask(parts: Parts, attempt: ChargeAttempt) -> ChargeReport | None:
-    """What Xendit knows of the attempt: by its own id when we have it, else by our reference in its list."""
-    if attempt.cancel_wanted and attempt.payment_request_id is not None:
-        return parts.gateway.cancel_charge(attempt.payment_request_id)
-    if attempt.payment_request_id is not None:
-        try:
-            report = parts.gateway.get_charge(attempt.payment_request_id)
-        except NotFound:
-            return _by_reference(parts, attempt)
-        return _with_codes(parts, report) if report.status == ChargeStatus.FAILED else report
-    return _by_reference(parts, attempt)
+    """What Xendit knows of the attempt: by its own id when we have it, else by our reference in its list.
+
+    Raises NotFound when Xendit denies an id that it gave us: the key is another account's, and nothing follows from it.
+    """
+    if attempt.payment_request_id is None:
+        return _by_reference(parts, attempt)
+    try:
+        if attempt.cancel_wanted:
+            return parts.gateway.cancel_charge(attempt.payment_request_id)
+        report = parts.gateway.get_charge(attempt.payment_request_id)
+    except NotFound:
+        listed = _by_reference(parts, attempt)
+        if listed is None:
+            raise
+        return listed
+    return _with_codes(parts, report) if report.status == ChargeStatus.FAILED else report
 
 
 def _by_reference(parts: Parts, attempt: ChargeAttempt) -> ChargeReport | None:
@@ -91,8 +101,11 @@ def _with_codes(parts: Parts, report: ChargeReport) -> ChargeReport:
     return replace(report, network_code=payment.network_code, advice_code=payment.advice_code)
 
 
-def _conclude(session: Session, attempt_id: str, parts: Parts, now: datetime, *, found: bool) -> None:
-    """Still open after the look-up: plan the next one, or draw the conclusion that the time allows."""
+def _conclude(
+    session: Session, attempt_id: str, parts: Parts, now: datetime, *, found: bool, denied: str | None
+) -> None:
+    """Still open after the look-up: plan the next one, or draw the conclusion that the time allows. None is drawn when
+    Xendit has `denied` what it knew before."""
     if queries.lock_subscription_of_attempt(session, attempt_id) is None:
         return
     attempt = session.get_one(ChargeAttempt, attempt_id, populate_existing=True)
@@ -100,6 +113,10 @@ def _conclude(session: Session, attempt_id: str, parts: Parts, now: datetime, *,
     if attempt.next_check_at is None:
         return
     attempt.checks += 1
+    if denied is not None:
+        attempt.error = denied
+        attempt.next_check_at = retrying.next_look_up(attempt, now, parts.rules)
+        return
     waited = attempt.submitted_at is not None and now >= attempt.submitted_at + retrying.ACTION_WINDOW
     if attempt.status == AttemptStatus.REQUIRES_ACTION and waited:
         attempt.cancel_wanted = True

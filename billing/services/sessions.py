@@ -33,6 +33,8 @@ from billing.store.models import (
 )
 
 CHECK_AFTER_COMPLETION = timedelta(minutes=1)
+ASK_FORGOTTEN_AGAIN = timedelta(days=1)
+FORGOTTEN_FOR_GOOD = timedelta(days=7)  # after a session's end
 
 
 def refresh_session(parts: Parts, session_id: str) -> PaymentSession:
@@ -82,7 +84,12 @@ def follow_session(parts: Parts, session_id: str) -> None:
         with parts.transaction() as session:
             # Xendit has forgotten it, and its time is over: nobody can use its link any more.
             gone = SessionReport(row.id, row.reference_id, row.type, SessionStatus.EXPIRED)
-            apply_session(session, session.get_one(PaymentSession, session_id), gone, parts.clock.now())
+            row = session.get_one(PaymentSession, session_id)
+            now = parts.clock.now()
+            apply_session(session, row, gone, now)
+            # Or the key is another account's, and the customer has completed it: asked for some days more.
+            again = now < row.expires_at + FORGOTTEN_FOR_GOOD
+            row.next_check_at = now + ASK_FORGOTTEN_AGAIN if again else None
 
 
 def cancel_session(parts: Parts, session_id: str) -> PaymentSession:

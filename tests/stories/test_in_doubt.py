@@ -388,3 +388,25 @@ def test_asking_never_charges(world: World) -> None:
 
     assert world.calls(CHARGE) == before
     assert len([status for status in ana.outcomes if status in UNFINISHED]) == 1
+
+
+# Another account's key
+
+
+def test_a_charge_that_xendit_denies_is_never_presumed_lost(world: World) -> None:
+    """Xendit gave it an id, so the request did arrive: the key in use must be another account's."""
+    ana = world.subscribe_save()
+    ana.script("TIMEOUT_ERROR")
+    world.run()
+    assert ana.outcomes == ["in_doubt"]
+
+    with world.another_accounts_key():
+        world.live(days=5)
+        assert ana.outcomes == ["in_doubt"]
+        assert "BILLING_XENDIT_SECRET_KEY" in (ana.attempt.error or "")
+        assert world.calls(CHARGE) == 1
+
+    world.live(days=3)
+
+    assert ana.outcomes[0] == "failed"
+    assert world.collected() == [50_000]
