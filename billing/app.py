@@ -17,7 +17,7 @@ from billing.domain.gateway import CHARGE_ENDPOINT, Lane, PaymentGateway, Quota
 from billing.domain.money import parse_amounts
 from billing.errors import Conflict, GatewayError, InvalidMoney, InvalidSetting, NotFound, NotSent, ServiceUnavailable
 from billing.quota import NO_LIMIT, make_quota
-from billing.services import charging, dispatch, reconciling, refunding, sessions, webhooks
+from billing.services import charging, dispatch, reconciling, refunding, sessions, tokens, webhooks
 from billing.services.parts import Parts, Rules, Send, in_lane, lane_of_this_work
 from billing.settings import Settings
 from billing.store.clock import make_clock
@@ -155,6 +155,8 @@ def _follow(parts: Parts, kind: str, identity: str) -> None:
             _check_session(parts, identity)
         case dispatch.REFUND:
             refunding.follow_refund(parts, identity)
+        case dispatch.TOKEN_CHECK:
+            tokens.follow_token(parts, identity)
         case dispatch.DAY:
             _compare_day(parts, identity)
         case _:

@@ -213,6 +213,7 @@ class World:
             (ChargeAttempt.next_check_at, ChargeAttempt.next_check_at.is_not(None)),
             (Invoice.grace_ends_at, (Invoice.status == "open") & Invoice.hold_reason.is_(None)),
             (PaymentSession.next_check_at, PaymentSession.next_check_at.is_not(None)),
+            (PaymentToken.next_check_at, PaymentToken.next_check_at.is_not(None)),
             (WebhookEvent.next_try_at, WebhookEvent.next_try_at.is_not(None)),
             (Refund.next_try_at, Refund.next_try_at.is_not(None)),
             (ChannelBreaker.probe_at, ChannelBreaker.probe_at.is_not(None)),

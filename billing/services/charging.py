@@ -49,7 +49,7 @@ from billing.services.breaker import Trouble
 from billing.services.parts import Parts, Rules, tell
 from billing.services.settling import doubt_attempt, settle_attempt
 from billing.services.subscriptions import recurring_terms
-from billing.services.tokens import verify_for_charge
+from billing.services.tokens import hold_while_unknown, verify_for_charge, waits_for_token
 from billing.store import charge_path, queries
 from billing.store.charge_path import Paid, ToBegin, TokenWithDeclines
 from billing.store.clock import real_now, uptime
@@ -59,7 +59,7 @@ CHANNEL_LIMIT_WAIT = timedelta(minutes=5)
 NOT_SENT_WAIT = timedelta(minutes=1)
 ASK_AGAIN = timedelta(minutes=10)
 OPEN_AT_GATEWAY = frozenset({ChargeStatus.PENDING, ChargeStatus.REQUIRES_ACTION})
-VERIFY_AGAIN = timedelta(hours=1)  # Xendit itself says the token is not usable yet
+OPEN_AGAIN = timedelta(hours=1)
 QUOTA_WAIT_SECONDS = 5
 GATHER_SECONDS = 0.02  # answers that come together are settled together
 
@@ -95,7 +95,7 @@ def _charge_group(parts: Parts, group: Sequence[str], asked: Collection[str] = (
     # What has begun goes out first: nothing that happens to the others may keep it.
     _send_and_settle(parts, started.begun)
     for attempt_id in started.refused:
-        question = _refuse(parts, attempt_id, now)
+        question = _refuse(parts, attempt_id, now, asked)
         if question is not None:
             started.questions.append(question)
     return started.questions
@@ -107,7 +107,7 @@ def _ask_and_charge(parts: Parts, question: Question, lane: Lane) -> None:
     questions = [question]
     while questions:
         question = questions[0]
-        answer = _ask(parts, question, asked)
+        answer = _ask(parts, question)
         if answer is not None:
             with parts.transaction() as session:
                 until = parts.clock.now() + answer.time
@@ -120,11 +120,9 @@ def _ask_and_charge(parts: Parts, question: Question, lane: Lane) -> None:
         questions = _charge_group(parts, [question.attempt_id], asked)
 
 
-def _ask(parts: Parts, question: Question, asked: Collection[str]) -> Wait | None:
+def _ask(parts: Parts, question: Question) -> Wait | None:
     if isinstance(question, EarlierTries):
         return _ask_about(parts, question, parts.clock.now())
-    if question.subject in asked:
-        return Wait(VERIFY_AGAIN, "Xendit says the token is not usable yet")
     if not verify_for_charge(parts, question.payment_token_id):
         return Wait(NOT_SENT_WAIT, "Xendit could not be asked about the token")
     return None
@@ -139,14 +137,14 @@ def _ask_about(parts: Parts, earlier: EarlierTries, now: datetime) -> Wait | Non
         except NotFound as error:
             # Xendit knew it once, so the key may be another account's. Money that comes late has come by then.
             if now < sent_at + parts.rules.settlement_window:
-                return Wait(VERIFY_AGAIN, f"waits for the try before it: {error}")
+                return Wait(OPEN_AGAIN, f"waits for the try before it: {error}")
             continue
         except GatewayError as error:
             return Wait(ASK_AGAIN, f"waits until Xendit can be asked about the try before it: {error}")
         if report.status == ChargeStatus.SUCCEEDED:
             _settle(parts, attempt_id, report, source="lookup")
         elif report.status in OPEN_AT_GATEWAY and now < sent_at + parts.rules.settlement_window:
-            return Wait(VERIFY_AGAIN, "waits for the try before it, which is open again at Xendit")
+            return Wait(OPEN_AGAIN, "waits for the try before it, which is open again at Xendit")
     return None
 
 
@@ -532,7 +530,7 @@ def _waits_for_channel(session: Session, found: ToBegin, trouble: Trouble | None
     return True
 
 
-def _refuse(parts: Parts, attempt_id: str, now: datetime) -> Question | None:
+def _refuse(parts: Parts, attempt_id: str, now: datetime, asked: Collection[str]) -> Question | None:
     """Something forbids the charge. What follows moves more than this row: look again, under the lock."""
     with parts.transaction() as session:
         if queries.lock_subscription_of_attempt(session, attempt_id) is None:
@@ -540,10 +538,12 @@ def _refuse(parts: Parts, attempt_id: str, now: datetime) -> Question | None:
         looked = charge_path.to_begin(session, [attempt_id], now)[0]
         if looked.status != AttemptStatus.SCHEDULED:
             return None
-        return _refuse_locked(session, looked, now, parts.rules)
+        return _refuse_locked(session, looked, now, parts.rules, asked)
 
 
-def _refuse_locked(session: Session, looked: ToBegin, now: datetime, rules: Rules) -> UnverifiedToken | None:
+def _refuse_locked(
+    session: Session, looked: ToBegin, now: datetime, rules: Rules, asked: Collection[str]
+) -> UnverifiedToken | None:
     """Why the charge must not be made now, and what becomes of the attempt."""
     found = queries.attempt_with_invoice(session, looked.attempt_id)
     attempt = found.attempt
@@ -553,10 +553,11 @@ def _refuse_locked(session: Session, looked: ToBegin, now: datetime, rules: Rule
         attempt.lease_until = None
     elif refusal:
         _withdraw(session, attempt, now, refusal)
-    elif choice.unverified is not None:
-        return UnverifiedToken(attempt.id, choice.unverified.payment_token_id)
     elif choice.token is None:
-        retrying.without_token(session, found, choice, now)
+        for token in choice.unverified:
+            if token.payment_token_id not in asked:
+                return UnverifiedToken(attempt.id, token.payment_token_id)
+        _without_token(session, found, looked, choice, now)
     else:
         limit = _beyond_channel_limits(looked, choice.token) or _over_daily_cap(session, looked, now, rules)
         if limit is None:
@@ -565,6 +566,21 @@ def _refuse_locked(session: Session, looked: ToBegin, now: datetime, rules: Rule
             _withdraw(session, attempt, now, limit)
             retrying.hold_invoice(session, found.invoice, now, limit)
     return None
+
+
+def _without_token(
+    session: Session, found: queries.Found, looked: ToBegin, choice: retrying.Choice, now: datetime
+) -> None:
+    """Xendit has been asked about all that could be asked about: wait for one of them, or for the customer."""
+    attempt = found.attempt
+    wait = retrying.wait_for_token(looked, choice, now) if choice.unverified and not choice.capped else None
+    if wait is not None:
+        queries.postpone(session, attempt.id, now + wait, error="Xendit says the token is not usable yet")
+    elif choice.unknown and not choice.capped:
+        reason = hold_while_unknown(session, found.subscription, now)
+        queries.park_attempts(session, [attempt.id], waits_for_token(found.subscription.customer_id), reason)
+    else:
+        retrying.without_token(session, found, choice, now)
 
 
 def _withdraw(session: Session, attempt: ChargeAttempt, now: datetime, why: str) -> None:

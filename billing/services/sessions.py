@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from billing.domain.gateway import SessionReport, SessionType, TokenReport
 from billing.domain.lifecycle import (
+    DEAD_TOKENS,
     AttemptStatus,
     InvoiceStatus,
     SessionStatus,
@@ -21,7 +22,7 @@ from billing.domain.lifecycle import (
 from billing.errors import Conflict, GatewayError, NotFound
 from billing.services.parts import Parts, tell
 from billing.services.subscriptions import activate, close_invoice, lock_subscription, lock_subscriptions_of
-from billing.services.tokens import apply_token
+from billing.services.tokens import apply_token, read_token
 from billing.store.models import (
     ChargeAttempt,
     Customer,
@@ -35,6 +36,7 @@ from billing.store.models import (
 CHECK_AFTER_COMPLETION = timedelta(minutes=1)
 ASK_FORGOTTEN_AGAIN = timedelta(days=1)
 FORGOTTEN_FOR_GOOD = timedelta(days=7)  # after a session's end
+TOKEN_FOR_GOOD = timedelta(days=30)  # after a session's beginning
 
 
 def refresh_session(parts: Parts, session_id: str) -> PaymentSession:
@@ -46,18 +48,25 @@ def refresh_session(parts: Parts, session_id: str) -> PaymentSession:
     report = parts.gateway.get_session(row.xendit_session_id)
     token: TokenReport | None = None
     if report.payment_token_id is not None:
-        token = parts.gateway.get_token(report.payment_token_id)
+        token = read_token(parts.gateway, report.payment_token_id)
     now = parts.clock.now()
     with parts.transaction() as session:
         row = session.get_one(PaymentSession, session_id)
         if token is not None:
-            apply_token(session, session.get_one(Customer, row.customer_id), token, now)
+            apply_token(session, session.get_one(Customer, row.customer_id), token, now, asked=True)
         apply_session(session, row, report, now)
         if row.status != SessionStatus.ACTIVE:
-            row.next_check_at = None
+            row.next_check_at = _next_token_check(row, token, now)
         elif not _is_to_be_ended(session, row):
             row.next_check_at = next_session_check(row, now)
     return row
+
+
+def _next_token_check(row: PaymentSession, token: TokenReport | None, now: datetime) -> datetime | None:
+    """It has ended with a token that Xendit does not call ACTIVE yet, or does not know: its own event may be lost too."""
+    if token is None or token.status in (TokenStatus.ACTIVE, *DEAD_TOKENS) or now > row.created_at + TOKEN_FOR_GOOD:
+        return None
+    return now + min(max((now - row.created_at) / 2, CHECK_AFTER_COMPLETION), ASK_FORGOTTEN_AGAIN)
 
 
 def _is_to_be_ended(session: Session, row: PaymentSession) -> bool:

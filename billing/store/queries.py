@@ -38,6 +38,7 @@ from billing.store.models import (
     ChargingStop,
     Invoice,
     PaymentSession,
+    PaymentToken,
     Plan,
     Refund,
     Subscription,
@@ -130,6 +131,7 @@ class Due:
     expired_submissions: bool
     overdue_invoices: bool
     probes: bool
+    token_checks: bool
 
     def __bool__(self) -> bool:
         return any(getattr(self, name) for name in self.__slots__)
@@ -162,7 +164,9 @@ SELECT
     coalesce((SELECT grace_ends_at <= :now FROM invoices WHERE grace_ends_at IS NOT NULL
         AND status = 'open' AND hold_reason IS NULL ORDER BY grace_ends_at LIMIT 1), false),
     EXISTS (SELECT FROM channel_breakers b WHERE b.probe_at <= :now
-        AND EXISTS (SELECT FROM charge_attempts WHERE parked_by = 'channel:' || b.channel_code))
+        AND EXISTS (SELECT FROM charge_attempts WHERE parked_by = 'channel:' || b.channel_code)),
+    coalesce((SELECT next_check_at <= :now FROM payment_tokens
+        WHERE next_check_at IS NOT NULL ORDER BY next_check_at LIMIT 1), false)
 """)  # noqa: S608 - our own status names
 
 
@@ -318,8 +322,9 @@ def claim_due_events(session: Session, now: datetime, real_now: datetime, limit:
     return _claim(session, _CLAIM_EVENTS, now, real_now, limit)
 
 
-def _claim_sessions() -> Update:
-    rows = cast(Table, PaymentSession.__table__)
+def _claim_by_date(table: type[Base]) -> Update:
+    """For what has no lease: the claim moves `next_check_at` on, so that no other process asks too."""
+    rows = cast(Table, table.__table__)
     due = (
         select(rows.c.id)
         .where(rows.c.next_check_at <= bindparam("now"))
@@ -335,12 +340,18 @@ def _claim_sessions() -> Update:
     )
 
 
-_CLAIM_SESSIONS = _claim_sessions()
+_CLAIM_SESSIONS = _claim_by_date(PaymentSession)
+_CLAIM_TOKENS = _claim_by_date(PaymentToken)
 
 
 def claim_due_session_checks(session: Session, now: datetime, _real_now: datetime, limit: int) -> list[str]:
-    """Payment sessions whose webhook is late. The claim moves next_check_at on, so that no other process asks too."""
+    """Payment sessions whose webhook is late."""
     return list(session.scalars(_CLAIM_SESSIONS, {"now": now, "again": now + timedelta(minutes=5), "most": limit}))
+
+
+def claim_due_token_checks(session: Session, now: datetime, _real_now: datetime, limit: int) -> list[str]:
+    """Tokens that Xendit did not know when it was asked last. Should it not answer now, it is asked in an hour."""
+    return list(session.scalars(_CLAIM_TOKENS, {"now": now, "again": now + timedelta(hours=1), "most": limit}))
 
 
 _IN_FLIGHT = (
@@ -389,8 +400,8 @@ def postpone(session: Session, attempt_id: str, until: datetime, *, error: str |
 
 
 def park_attempts(session: Session, ids: Sequence[str], waits_for: str, error: str) -> None:
-    """Not claimed again until `unpark`: they keep their time and their place. `waits_for` is `run:ID` or
-    `channel:CODE`; `error` says it in words."""
+    """Not claimed again until `unpark`: they keep their time and their place. `waits_for` is `run:ID`, `channel:CODE`
+    or `token:CUSTOMER`; `error` says it in words."""
     session.execute(
         update(ChargeAttempt)
         .where(ChargeAttempt.id.in_(ids), ChargeAttempt.status == AttemptStatus.SCHEDULED)

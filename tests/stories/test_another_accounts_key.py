@@ -1,4 +1,4 @@
-"""The key of another account, or of the other mode, for a while: Xendit denies what is ours, and nothing follows from it."""
+"""The key of another account, or of the other mode, for a while: Xendit denies what is ours, and nothing follows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Something answers in Xendit's place: a proxy, a firewall, a captive page. Nobody knows whether the request got there."""
+"""A proxy, a firewall or a captive page answers for Xendit: nobody knows whether the request got there."""
 
 from __future__ import annotations
 
