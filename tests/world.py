@@ -35,6 +35,7 @@ from billing.services import (
     charging,
     dispatch,
     doctor,
+    key,
     onboarding,
     paying,
     reconciling,
@@ -69,6 +70,7 @@ from billing.xendit.webhook import read_event
 
 START = datetime(2026, 1, 31, 2, 0, tzinfo=UTC)  # 09:00 in Jakarta, on a day that most months do not have
 NO_LIMIT = 1_000_000_000
+SECRET_KEY = "xnd_development_story"
 CHARGE = "POST /v3/payment_requests"
 VISA = "4000000000001091"
 OTHER_VISA = "4000000000001000"
@@ -150,7 +152,7 @@ class World:
         self.simulator = Simulator(self.clock.now, seed=1, config=config)
         self.gateway = XenditGateway(
             base_url="https://xendit.example",
-            secret_key="xnd_development_story",
+            secret_key=SECRET_KEY,
             timeout_seconds=5,
             transport=OneAtATime(self.simulator),
         )
@@ -161,6 +163,7 @@ class World:
             gateway=self.gateway,
             quota=quota or Unlimited(),
             rules=rules or Rules(),
+            key_fingerprint=key.fingerprint(SECRET_KEY),
         )
 
     def __enter__(self) -> Self:

@@ -15,6 +15,7 @@ from dramatiq.middleware import Middleware, Retries
 
 from billing.app import App, build
 from billing.errors import BillingError
+from billing.services.key import lift_stop_of_another_key
 from billing.settings import Settings, load_settings
 
 NAMESPACE = "billing"
@@ -76,4 +77,6 @@ def charges_at_once() -> int:
 @cache
 def app() -> App:
     """One engine and one gateway a process. A worker builds it when it starts; a mere sender never does."""
-    return build(or_exit(lambda: load_settings("database_url", "redis_url", "xendit_secret_key")))
+    built = build(or_exit(lambda: load_settings("database_url", "redis_url", "xendit_secret_key")))
+    lift_stop_of_another_key(built.parts)
+    return built

@@ -288,7 +288,7 @@ def _settle_one(parts: Parts, begun: Begun, answer: ChargeReport | GatewayError)
                 doubt_attempt(session, attempt_id, parts.clock.now(), str(answer), rules=parts.rules)
         case RequestRejected():
             with parts.transaction() as session:
-                _reject(session, attempt_id, answer, parts.clock.now())
+                _reject(session, attempt_id, answer, parts.clock.now(), refused_key=parts.key_fingerprint)
         case _:
             raise answer
 
@@ -619,7 +619,9 @@ def _set_back(parts: Parts, begun: Begun, wait: timedelta, error: str) -> None:
     log.info("charge.set_back", attempt=begun.attempt_id, error=error)
 
 
-def _reject(session: Session, attempt_id: str, error: RequestRejected, now: datetime) -> None:
+def _reject(
+    session: Session, attempt_id: str, error: RequestRejected, now: datetime, *, refused_key: str | None
+) -> None:
     """Our request or our account is at fault: no dunning. Hold the invoice; a refused account stops everything."""
     subscription_id = queries.lock_subscription_of_attempt(session, attempt_id)
     attempt = session.get_one(ChargeAttempt, attempt_id, populate_existing=True)
@@ -631,7 +633,7 @@ def _reject(session: Session, attempt_id: str, error: RequestRejected, now: date
         # Refused before anything was looked at: the same attempt goes on when a person has put it right.
         attempt.status = AttemptStatus.SCHEDULED
         attempt.submitted_at = None
-        queries.stop_charging(session, str(error), now)
+        queries.stop_charging(session, str(error), now, refused_key=refused_key)
         tell(session, subscription_id, now, "charging.stopped", reason=str(error))
         log.error("charging.stopped", error=str(error))
         return

@@ -410,7 +410,7 @@ _RULES = (
         None,
         "reasons why all charging is stopped",
         "SELECT reason AS id FROM charging_stop",
-        "put the account at Xendit right, then `billing charging resume`",
+        "put the account at Xendit right, then `billing charging resume`; a process that starts with another key lifts it",
     ),
     Check(
         "no_invoice_is_held",
@@ -425,7 +425,7 @@ _RULES = (
         "subscriptions whose billing waits for a person",
         f"SELECT id FROM subscriptions WHERE status IN ({_BILLABLE}) AND hold_reason IS NOT NULL",
         "`billing explain` says why, `billing subscription resume` lets it go on; one that waits for Xendit to know its"
-        " payment method goes on by itself when it does: check the key's account and mode, then `billing token refresh`",
+        " payment method goes on by itself when it does: check the key's account and mode, then `token refresh`",
     ),
     Check(
         "no_refund_is_stuck",

@@ -56,6 +56,7 @@ class Parts:
     rules: Rules
     breakers: Breakers = field(default_factory=Breakers, kw_only=True)
     strangers: Strangers = field(default_factory=Strangers, kw_only=True)
+    key_fingerprint: str | None = field(default=None, kw_only=True)  # of Xendit's secret key, never the key
     callers: Executor | None = field(
         default=None, kw_only=True
     )  # threads that call Xendit for a group of charges; None: one after the other

@@ -18,6 +18,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     case,
+    delete,
     exists,
     func,
     or_,
@@ -465,8 +466,21 @@ def overdue_invoices(now: datetime, limit: int) -> Select[str, str]:
     )
 
 
-def stop_charging(session: Session, reason: str, now: datetime) -> None:
-    session.execute(insert(ChargingStop).values(id=1, reason=reason, at=now).on_conflict_do_nothing())
+def stop_charging(session: Session, reason: str, now: datetime, *, refused_key: str | None = None) -> None:
+    """`refused_key`: the fingerprint of the key that Xendit refused; None when a person stops it. The first one stays."""
+    stop = insert(ChargingStop).values(id=1, reason=reason, at=now, refused_key=refused_key)
+    session.execute(stop.on_conflict_do_nothing())
+
+
+def is_stopped_for_another_key(session: Session, key: str) -> bool:
+    """Whether charging is stopped because Xendit refused another key than this. One by a person has none."""
+    return session.scalar(select(ChargingStop.id).where(ChargingStop.refused_key != key)) is not None
+
+
+def lift_stop_of_another_key(session: Session, key: str) -> str | None:
+    """Lifts such a stop; returns its reason."""
+    another = ChargingStop.refused_key != key  # NULL, which a person's stop has, is never unequal
+    return session.scalar(delete(ChargingStop).where(another).returning(ChargingStop.reason))
 
 
 def lift_charging_stop(session: Session) -> bool:

@@ -288,7 +288,7 @@ def test_invoice_pay_says_what_to_check(world: World) -> None:
         world.run()
         with pytest.raises(Conflict, match="BILLING_XENDIT_SECRET_KEY"):
             ana.pay_invoice()
-        with pytest.raises(Conflict, match="only an ACTIVE token|BILLING_XENDIT_SECRET_KEY"):
+        with pytest.raises(Conflict, match="only an ACTIVE token"):
             ana.pay_invoice(token=ana.tokens[0])
     assert ana.outcomes == ["scheduled"], "its planned attempt stays"
 
