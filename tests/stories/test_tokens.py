@@ -274,10 +274,14 @@ def test_grace_does_not_run_out_while_it_is_held(world: World) -> None:
     assert ana.invoice.grace_ends_at is not None
     ana.adds_card(OTHER_VISA)
     world.script(ana.tokens[1].payment_token_id, ["AUTHENTICATION_FAILED"])
-    world.tick()
+    world.live(days=1, hours=1)
+    assert (ana.outcomes, ana.status) == (["failed", "failed"], "past_due")
+    ends = ana.invoice.grace_ends_at
     with world.another_accounts_key():
         refresh(world, ana.tokens[1])
         world.live(days=40)
+        assert ana.subscription.hold_kind == HoldKind.TOKEN_UNKNOWN
+        assert ana.invoice.grace_ends_at > ends
         assert ana.invoice.status == "open"
         assert ana.status == "past_due"
 
