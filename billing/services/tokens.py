@@ -33,7 +33,7 @@ from billing.store.models import (
 
 ASK_UNKNOWN_AGAIN = timedelta(days=1)
 RIGHT_KEY = "check that BILLING_XENDIT_SECRET_KEY belongs to the same account and mode (test or live)"
-OUR_GUESS = "DATA_NOT_FOUND"  # with FAILED: written by release 0.2 for a token that Xendit did not know
+OUR_GUESS = "DATA_NOT_FOUND"  # with FAILED: written by release 0.1 for a token that Xendit did not know
 
 log = structlog.get_logger()
 
