@@ -530,7 +530,7 @@ def _waits_for_channel(session: Session, found: ToBegin, trouble: Trouble | None
     return True
 
 
-def _refuse(parts: Parts, attempt_id: str, now: datetime, asked: Collection[str]) -> Question | None:
+def _refuse(parts: Parts, attempt_id: str, now: datetime, asked: Collection[str] = ()) -> Question | None:
     """Something forbids the charge. What follows moves more than this row: look again, under the lock."""
     with parts.transaction() as session:
         if queries.lock_subscription_of_attempt(session, attempt_id) is None:

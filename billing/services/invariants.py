@@ -244,7 +244,7 @@ _RULES = (
         WHERE a.parked_by IS NOT NULL AND a.status = 'scheduled' AND r.id IS NULL AND b.channel_code IS NULL
             AND NOT (a.parked_by LIKE 'token:%' AND EXISTS (
                 SELECT FROM subscriptions s WHERE a.parked_by = 'token:' || s.customer_id
-                    AND s.hold_kind = 'token_unknown' AND s.status IN ({_BILLABLE})))""",
+                    AND s.hold_kind = 'token_unknown' AND s.hold_reason IS NOT NULL AND s.status IN ({_BILLABLE})))""",
         "they are let go: whoever claims next takes them",
     ),
     Check(
@@ -410,7 +410,7 @@ _RULES = (
         None,
         "reasons why all charging is stopped",
         "SELECT reason AS id FROM charging_stop",
-        "put the account at Xendit right, then `billing charging resume`; a process that starts with another key lifts it",
+        "put the account at Xendit right, then `billing charging resume`; or start with another key",
     ),
     Check(
         "no_invoice_is_held",

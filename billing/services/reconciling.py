@@ -22,7 +22,7 @@ from billing.services.parts import Parts, tell
 from billing.services.settling import doubt_attempt, settle_attempt
 from billing.store import queries
 from billing.store.clock import real_now
-from billing.store.models import Capture, ChargeAttempt, Invoice
+from billing.store.models import Capture, ChargeAttempt, Invoice, PaymentToken
 
 NEVER_ARRIVED = "NOT_FOUND_AT_GATEWAY"
 ASK_AGAIN = timedelta(minutes=1)
@@ -62,7 +62,10 @@ def _ask(parts: Parts, attempt: ChargeAttempt) -> ChargeReport | None:
     Raises NotFound when Xendit denies an id that it gave us: the key is another account's, and nothing follows from it.
     """
     if attempt.payment_request_id is None:
-        return _by_reference(parts, attempt)
+        report = _by_reference(parts, attempt)
+        if report is None and retrying.window_is_over(attempt, parts.clock.now(), parts.rules):
+            _ask_for_its_token(parts, attempt)
+        return report
     try:
         if attempt.cancel_wanted:
             return parts.gateway.cancel_charge(attempt.payment_request_id)
@@ -73,6 +76,15 @@ def _ask(parts: Parts, attempt: ChargeAttempt) -> ChargeReport | None:
             raise
         return listed
     return _with_codes(parts, report) if report.status == ChargeStatus.FAILED else report
+
+
+def _ask_for_its_token(parts: Parts, attempt: ChargeAttempt) -> None:
+    """Before silence is taken for "it never arrived": is this the account we charged with? Another one's list has no
+    trace of ours either. Raises NotFound when it does not know the payment method, GatewayError."""
+    with parts.reading() as session:
+        token = session.get(PaymentToken, attempt.payment_token_id) if attempt.payment_token_id else None
+    if token is not None:
+        parts.gateway.get_token(token.payment_token_id)
 
 
 def _by_reference(parts: Parts, attempt: ChargeAttempt) -> ChargeReport | None:

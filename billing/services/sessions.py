@@ -63,7 +63,7 @@ def refresh_session(parts: Parts, session_id: str) -> PaymentSession:
 
 
 def _next_token_check(row: PaymentSession, token: TokenReport | None, now: datetime) -> datetime | None:
-    """It has ended with a token that Xendit does not call ACTIVE yet, or does not know: its own event may be lost too."""
+    """It has ended with a token that Xendit does not call ACTIVE yet, or does not know: its event may be lost too."""
     if token is None or token.status in (TokenStatus.ACTIVE, *DEAD_TOKENS) or now > row.created_at + TOKEN_FOR_GOOD:
         return None
     return now + min(max((now - row.created_at) / 2, CHECK_AFTER_COMPLETION), ASK_FORGOTTEN_AGAIN)

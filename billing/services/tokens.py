@@ -258,7 +258,7 @@ def hold_while_unknown(session: Session, subscription: Subscription, now: dateti
     """
     unknown = [token for token in _alive(session, subscription.customer_id) if token.unknown_since is not None]
     reason = unknown_in_words(unknown[0])
-    if subscription.hold_kind == HoldKind.TOKEN_UNKNOWN:
+    if subscription.hold_kind == HoldKind.TOKEN_UNKNOWN and subscription.hold_reason is not None:
         return reason
     subscription.hold_kind, subscription.hold_reason = HoldKind.TOKEN_UNKNOWN, reason
     for token in unknown:

@@ -467,7 +467,7 @@ def overdue_invoices(now: datetime, limit: int) -> Select[str, str]:
 
 
 def stop_charging(session: Session, reason: str, now: datetime, *, refused_key: str | None = None) -> None:
-    """`refused_key`: the fingerprint of the key that Xendit refused; None when a person stops it. The first one stays."""
+    """`refused_key`: fingerprint of the key that Xendit refused; None when a person stops it. The first one stays."""
     stop = insert(ChargingStop).values(id=1, reason=reason, at=now, refused_key=refused_key)
     session.execute(stop.on_conflict_do_nothing())
 

@@ -314,6 +314,7 @@ def _tokens_waited_for(session: Session, causes: Sequence[str]) -> set[str]:
     held = select(Subscription.customer_id).where(
         Subscription.customer_id.in_(customers),
         Subscription.hold_kind == HoldKind.TOKEN_UNKNOWN,
+        Subscription.hold_reason.is_not(None),
         Subscription.status.in_(BILLABLE),
     )
     return {f"token:{found}" for found in session.scalars(held)} if customers else set()

@@ -64,6 +64,25 @@ def test_a_cancellation_that_is_denied_ends_nothing(world: World) -> None:
     assert ana.outcomes == ["canceled", "succeeded"]
 
 
+@pytest.mark.parametrize("fault", ["TIMEOUT_AFTER", "TIMEOUT_BEFORE"])
+def test_silence_of_another_account_does_not_end_a_doubt(world: World, fault: str) -> None:
+    """Its list has no trace of ours, whether it was done or not: presumed lost, it would be charged twice."""
+    ana = world.subscribe_save()
+    ana.script(f"NO_WEBHOOK:{fault}" if fault == "TIMEOUT_AFTER" else fault)
+    world.run()
+    with world.another_accounts_key():
+        for _ in range(6):
+            world.advance(hours=12)
+            world.tick()
+        assert ana.outcomes == ["in_doubt"]
+        assert "BILLING_XENDIT_SECRET_KEY" in (ana.attempt.error or "")
+
+    world.live(days=3)
+
+    assert world.collected() == [50_000]
+    assert ana.outcomes == (["succeeded"] if fault == "TIMEOUT_AFTER" else ["failed", "succeeded"])
+
+
 def test_a_retry_waits_while_the_try_before_it_is_denied(world: World) -> None:
     ana = world.subscribe_save()
     ana.script("INSUFFICIENT_BALANCE", "SUCCEEDED")
