@@ -18,7 +18,7 @@ from billing.domain.gateway import CHARGE_ENDPOINT, Lane, PaymentGateway, Quota
 from billing.domain.money import parse_amounts
 from billing.errors import Conflict, GatewayError, InvalidMoney, InvalidSetting, NotFound, NotSent, ServiceUnavailable
 from billing.quota import NO_LIMIT, make_quota
-from billing.services import charging, dispatch, reconciling, refunding, sessions, webhooks
+from billing.services import charging, dispatch, key, reconciling, refunding, sessions, tokens, webhooks
 from billing.services.parts import Parts, Rules, Send, in_lane, lane_of_this_work
 from billing.settings import Settings
 from billing.store.clock import make_clock
@@ -61,6 +61,7 @@ def build(settings: Settings, *, gateway: PaymentGateway | None = None) -> App:
         quota=quota,
         rules=_rules(settings),
         callers=ThreadPoolExecutor(settings.charge_threads, thread_name_prefix="billing-call"),
+        key_fingerprint=key.fingerprint(settings.secret_key) if settings.secret_key else None,
     )
     return App(settings, engine, parts)
 
@@ -145,6 +146,8 @@ def _follow(parts: Parts, kind: str, identity: str) -> None:
             _check_session(parts, identity)
         case dispatch.REFUND:
             refunding.follow_refund(parts, identity)
+        case dispatch.TOKEN_CHECK:
+            tokens.follow_token(parts, identity)
         case dispatch.DAY:
             _compare_day(parts, identity)
         case _:

@@ -14,7 +14,7 @@
         NotSent                  nothing left us            -> attempt scheduled again, same reference
         RateLimited              429, channel's own limit   -> scheduled again after the reset, not counted
         Unavailable              503 CHANNEL_/ISSUER_       -> failed, technical; a later attempt
-        OutcomeUnknown           time-out, 500, 502, 504, unreadable, 409 -> in doubt
+        OutcomeUnknown           time-out, 500, 502, 504, unreadable, 409, not Xendit's -> in doubt
         RequestRejected          our bug or account set-up  -> hold and alert, never dunned
 
 A decline is not an error: it is what the gateway answered (domain/gateway.py, ChargeReport).
@@ -103,11 +103,23 @@ class Unavailable(GatewayError):
 
 
 class OutcomeUnknown(GatewayError):
-    pass
+    """`from_stranger` is true when something answered that is not Xendit: a proxy, a firewall, a wrong address."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        http_status: int | None = None,
+        error_code: str | None = None,
+        request_id: str | None = None,
+        from_stranger: bool = False,
+    ) -> None:
+        super().__init__(message, http_status=http_status, error_code=error_code, request_id=request_id)
+        self.from_stranger = from_stranger
 
 
 class RequestRejected(GatewayError):
-    """`stops_account` is true for 401 and 403 of the account: no further charge can work until someone acts."""
+    """`stops_account` is true for Xendit's own 401 and 403 of the account: no charge can work until someone acts."""
 
     def __init__(
         self,

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
@@ -36,6 +37,7 @@ from billing.services import (
     charging,
     dispatch,
     doctor,
+    key,
     onboarding,
     paying,
     reconciling,
@@ -71,6 +73,7 @@ from billing.xendit.webhook import read_event
 
 START = datetime(2026, 1, 31, 2, 0, tzinfo=UTC)  # 09:00 in Jakarta, on a day that most months do not have
 NO_LIMIT = 1_000_000_000
+SECRET_KEY = "xnd_development_story"
 CHARGE = "POST /v3/payment_requests"
 VISA = "4000000000001091"
 OTHER_VISA = "4000000000001000"
@@ -153,7 +156,7 @@ class World:
         self.simulator = Simulator(self.clock.now, seed=1, config=config)
         self.gateway = XenditGateway(
             base_url="https://xendit.example",
-            secret_key="xnd_development_story",
+            secret_key=SECRET_KEY,
             timeout_seconds=5,
             transport=OneAtATime(self.simulator),
         )
@@ -164,6 +167,7 @@ class World:
             gateway=self.gateway,
             quota=quota or Unlimited(),
             rules=rules or Rules(),
+            key_fingerprint=key.fingerprint(SECRET_KEY),
         )
 
     def __enter__(self) -> Self:
@@ -216,6 +220,7 @@ class World:
             (ChargeAttempt.next_check_at, ChargeAttempt.next_check_at.is_not(None)),
             (Invoice.grace_ends_at, (Invoice.status == "open") & Invoice.hold_reason.is_(None)),
             (PaymentSession.next_check_at, PaymentSession.next_check_at.is_not(None)),
+            (PaymentToken.next_check_at, PaymentToken.next_check_at.is_not(None)),
             (WebhookEvent.next_try_at, WebhookEvent.next_try_at.is_not(None)),
             (Refund.next_try_at, Refund.next_try_at.is_not(None)),
             (ChannelBreaker.probe_at, ChannelBreaker.probe_at.is_not(None)),
@@ -398,6 +403,22 @@ class World:
     def break_calls(self, outcome: str, *, endpoint: str = CHARGE, count: int = 1) -> None:
         """The next `count` calls to the endpoint end like this, whatever they ask for."""
         self.control("POST", "/faults", {"endpoint": endpoint, "outcome": outcome, "count": count})
+
+    @contextmanager
+    def another_accounts_key(self) -> Iterator[None]:
+        """While the block runs Xendit knows nothing of ours, as it would with the key of another account or mode."""
+        xendit = self.simulator.world
+        stores: list[dict[str, Any]] = [
+            xendit.tokens, xendit.requests, xendit.payments, xendit.sessions, xendit.transactions_by_reference,
+        ]  # fmt: skip
+        hidden = [dict(store) for store in stores]
+        for store in stores:
+            store.clear()
+        try:
+            yield
+        finally:
+            for store, ours in zip(stores, hidden, strict=True):
+                store.update(ours)
 
     def calls(self, endpoint: str = CHARGE) -> int:
         """How often the endpoint was asked, refused calls included."""

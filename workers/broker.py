@@ -17,6 +17,7 @@ from dramatiq.middleware import AgeLimit, Middleware, Retries
 
 from billing.app import App, build
 from billing.errors import BillingError
+from billing.services.key import lift_stop_of_another_key
 from billing.settings import Settings, load_settings
 from billing.store import queries
 from billing.store.clock import real_now
@@ -117,4 +118,6 @@ def max_in_flight() -> int:
 @cache
 def app() -> App:
     """One engine and one gateway a process. A worker builds it when it starts; a mere sender never does."""
-    return build(or_exit(lambda: load_settings("database_url", "redis_url", "xendit_secret_key")))
+    built = build(or_exit(lambda: load_settings("database_url", "redis_url", "xendit_secret_key")))
+    lift_stop_of_another_key(built.parts)
+    return built

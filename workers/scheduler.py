@@ -22,6 +22,7 @@ from billing.app import App, InProcess, build, find_sender
 from billing.domain.schedule import last_tick
 from billing.errors import BillingError
 from billing.services import dispatch, guards, runs
+from billing.services.key import lift_stop_of_another_key
 from billing.services.parts import Parts, Send
 from billing.settings import load_settings
 from billing.store import queries
@@ -91,9 +92,11 @@ def main() -> int:
 def _loop(app: App, send: Send, stop: threading.Event) -> None:
     done: dict[str, datetime] = {}
     pause = LOOP_SECONDS
+    lifted = False
     while not stop.is_set():
         try:
             with database_errors_in_one_line():
+                lifted = lifted or lift_stop_of_another_key(app.parts)
                 run_due_jobs(app.parts, send, done)
             pause = LOOP_SECONDS
         except (BillingError, DBAPIError, PoolTimeout) as error:

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 from billing import log
 from billing.app import App, InProcess, build, find_sender
+from billing.cli import output
+from billing.services.key import lift_stop_of_another_key
 from billing.services.parts import Send
 from billing.settings import Settings, load_settings
 
@@ -29,6 +31,8 @@ def opened(*needs: str, settings: Settings | None = None, log_level: int = loggi
     app = build(settings or load_settings("database_url", *needs))
     log.configure(app.settings.log_format, level=logging.DEBUG if debugging() else log_level)
     try:
+        if GATEWAY in needs:
+            lift_stop_of_another_key(app.parts, output.warn)
         yield app
     finally:
         app.close()

@@ -141,7 +141,7 @@ def _people_approved(approved: list[Json]) -> None:
 
 
 def _run(settings: Settings, at: datetime | None, expect: Mapping[str, int] | None, *, wait: bool) -> Json:
-    with opened(settings=settings, log_level=logging.WARNING) as billing:
+    with opened(GATEWAY, settings=settings, log_level=logging.WARNING) as billing:
         as_of = _move_clock(billing, at) if at is not None else None
         seen: list[str] = []
 

@@ -54,6 +54,8 @@ def refresh(name: TokenName, as_json: AsJson = False) -> None:
         tokens.refresh_token(billing.parts, token.payment_token_id)
         with billing.parts.reading() as session:
             view = listings.show_token(session, token.id)
+    if view["unknown_since"] is not None:
+        output.warn(tokens.unknown_in_words(token))
     output.show(view, as_json=as_json, people=lambda: _one(view))
 
 

@@ -165,6 +165,7 @@ class TokenReport:
     fingerprint: str | None = None
     failure_code: str | None = None
     updated_at: datetime | None = None
+    unknown: bool = False  # Xendit says that it has no such token: dead, or the key is another account's
 
 
 class RefundStatus(StrEnum):

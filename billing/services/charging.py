@@ -51,7 +51,7 @@ from billing.services.invoices import close_if_ended, hold_invoice, move_attempt
 from billing.services.parts import Parts, Rules, tell
 from billing.services.settling import doubt_attempt, settle_attempt
 from billing.services.subscriptions import recurring_terms
-from billing.services.tokens import verify_for_charge
+from billing.services.tokens import hold_while_unknown, verify_for_charge, waits_for_token
 from billing.store import charge_path, queries
 from billing.store.charge_path import Paid, ToBegin, TokenWithDeclines
 from billing.store.clock import real_now, uptime
@@ -61,7 +61,7 @@ CHANNEL_LIMIT_WAIT = timedelta(minutes=5)
 NOT_SENT_WAIT = timedelta(minutes=1)
 ASK_AGAIN = timedelta(minutes=10)
 OPEN_AT_GATEWAY = frozenset({ChargeStatus.PENDING, ChargeStatus.REQUIRES_ACTION})
-VERIFY_AGAIN = timedelta(hours=1)  # Xendit itself says the token is not usable yet
+OPEN_AGAIN = timedelta(hours=1)
 QUOTA_WAIT_SECONDS = 5
 GATHER_SECONDS = 0.02  # answers that come together are settled together
 
@@ -97,7 +97,7 @@ def _charge_group(parts: Parts, group: Sequence[str], asked: Collection[str] = (
     # What has begun goes out first: nothing that happens to the others may keep it.
     _send_and_settle(parts, started.begun)
     for attempt_id in started.refused:
-        question = _refuse(parts, attempt_id, now)
+        question = _refuse(parts, attempt_id, now, asked)
         if question is not None:
             started.questions.append(question)
     return started.questions
@@ -109,7 +109,7 @@ def _ask_and_charge(parts: Parts, question: Question, lane: Lane) -> None:
     questions = [question]
     while questions:
         question = questions[0]
-        answer = _ask(parts, question, asked)
+        answer = _ask(parts, question)
         if answer is not None:
             with parts.transaction() as session:
                 until = parts.clock.now() + answer.time
@@ -122,11 +122,9 @@ def _ask_and_charge(parts: Parts, question: Question, lane: Lane) -> None:
         questions = _charge_group(parts, [question.attempt_id], asked)
 
 
-def _ask(parts: Parts, question: Question, asked: Collection[str]) -> Wait | None:
+def _ask(parts: Parts, question: Question) -> Wait | None:
     if isinstance(question, EarlierTries):
         return _ask_about(parts, question, parts.clock.now())
-    if question.subject in asked:
-        return Wait(VERIFY_AGAIN, "Xendit says the token is not usable yet")
     if not verify_for_charge(parts, question.payment_token_id):
         return Wait(NOT_SENT_WAIT, "Xendit could not be asked about the token")
     return None
@@ -138,14 +136,17 @@ def _ask_about(parts: Parts, earlier: EarlierTries, now: datetime) -> Wait | Non
     for attempt_id, payment_request_id, sent_at in earlier.tries:
         try:
             report = reconciling.find_charge(parts, payment_request_id)
-        except NotFound:
+        except NotFound as error:
+            # Xendit knew it once, so the key may be another account's. Money that comes late has come by then.
+            if now < sent_at + parts.rules.settlement_window:
+                return Wait(OPEN_AGAIN, f"waits for the try before it: {error}")
             continue
         except GatewayError as error:
             return Wait(ASK_AGAIN, f"waits until Xendit can be asked about the try before it: {error}")
         if report.status == ChargeStatus.SUCCEEDED:
             _settle(parts, attempt_id, report, source="lookup")
         elif report.status in OPEN_AT_GATEWAY and now < sent_at + parts.rules.settlement_window:
-            return Wait(VERIFY_AGAIN, "waits for the try before it, which is open again at Xendit")
+            return Wait(OPEN_AGAIN, "waits for the try before it, which is open again at Xendit")
     return None
 
 
@@ -235,6 +236,7 @@ def _settle_answers(parts: Parts, answered: Sequence[tuple[Begun, ChargeReport |
             _note_channel(parts, begun.request.channel_code, answer)
         except Exception as error:  # noqa: BLE001 - handed on, after the others had their turn
             broken.append(error)
+        parts.strangers.note(answer)
     return broken
 
 
@@ -289,7 +291,7 @@ def _settle_one(parts: Parts, begun: Begun, answer: ChargeReport | GatewayError)
                 doubt_attempt(session, attempt_id, parts.clock.now(), str(answer), rules=parts.rules)
         case RequestRejected():
             with parts.transaction() as session:
-                _reject(session, attempt_id, answer, parts.clock.now())
+                _reject(session, attempt_id, answer, parts.clock.now(), refused_key=parts.key_fingerprint)
         case _:
             raise answer
 
@@ -531,7 +533,7 @@ def _waits_for_channel(session: Session, found: ToBegin, trouble: Trouble | None
     return True
 
 
-def _refuse(parts: Parts, attempt_id: str, now: datetime) -> Question | None:
+def _refuse(parts: Parts, attempt_id: str, now: datetime, asked: Collection[str] = ()) -> Question | None:
     """Something forbids the charge. What follows moves more than this row: look again, under the lock."""
     with parts.transaction() as session:
         if queries.lock_subscription_of_attempt(session, attempt_id) is None:
@@ -539,10 +541,12 @@ def _refuse(parts: Parts, attempt_id: str, now: datetime) -> Question | None:
         looked = charge_path.to_begin(session, [attempt_id], now)[0]
         if looked.status != AttemptStatus.SCHEDULED:
             return None
-        return _refuse_locked(session, looked, now, parts.rules)
+        return _refuse_locked(session, looked, now, parts.rules, asked)
 
 
-def _refuse_locked(session: Session, looked: ToBegin, now: datetime, rules: Rules) -> UnverifiedToken | None:
+def _refuse_locked(
+    session: Session, looked: ToBegin, now: datetime, rules: Rules, asked: Collection[str]
+) -> UnverifiedToken | None:
     """Why the charge must not be made now, and what becomes of the attempt."""
     found = queries.attempt_with_invoice(session, looked.attempt_id)
     attempt = found.attempt
@@ -553,10 +557,11 @@ def _refuse_locked(session: Session, looked: ToBegin, now: datetime, rules: Rule
     elif refusal:
         withdraw(session, attempt, now, refusal)
         close_if_ended(session, found.subscription, [found.invoice], now)
-    elif choice.unverified is not None:
-        return UnverifiedToken(attempt.id, choice.unverified.payment_token_id)
     elif choice.token is None:
-        retrying.without_token(session, found, choice, now)
+        for token in choice.unverified:
+            if token.payment_token_id not in asked:
+                return UnverifiedToken(attempt.id, token.payment_token_id)
+        _without_token(session, found, looked, choice, now)
     else:
         limit = _beyond_channel_limits(looked, choice.token) or _over_daily_cap(session, looked, now, rules)
         if limit is None:
@@ -565,6 +570,21 @@ def _refuse_locked(session: Session, looked: ToBegin, now: datetime, rules: Rule
             withdraw(session, attempt, now, limit)
             hold_invoice(session, found.invoice, now, limit, HoldKind.LIMIT)
     return None
+
+
+def _without_token(
+    session: Session, found: queries.Found, looked: ToBegin, choice: retrying.Choice, now: datetime
+) -> None:
+    """Xendit has been asked about all that could be asked about: wait for one of them, or for the customer."""
+    attempt = found.attempt
+    wait = retrying.wait_for_token(looked, choice, now) if choice.unverified and not choice.capped else None
+    if wait is not None:
+        queries.postpone(session, attempt.id, now + wait, error="Xendit says the token is not usable yet")
+    elif choice.unknown and not choice.capped:
+        reason = hold_while_unknown(session, found.subscription, now)
+        queries.park_attempts(session, [attempt.id], waits_for_token(found.subscription.customer_id), reason)
+    else:
+        retrying.without_token(session, found, choice, now)
 
 
 # -------------------------------------------------------------------------------- when no result was brought
@@ -597,7 +617,9 @@ def _schedule_again(session: Session, found: queries.Found, at: datetime, now: d
         close_if_ended(session, subscription, [found.invoice], now)
 
 
-def _reject(session: Session, attempt_id: str, error: RequestRejected, now: datetime) -> None:
+def _reject(
+    session: Session, attempt_id: str, error: RequestRejected, now: datetime, *, refused_key: str | None
+) -> None:
     """Our request or our account is at fault: no dunning. Hold the invoice; a refused account stops everything."""
     subscription_id = queries.lock_subscription_of_attempt(session, attempt_id)
     if subscription_id is None:
@@ -609,7 +631,7 @@ def _reject(session: Session, attempt_id: str, error: RequestRejected, now: date
     if error.stops_account:
         # Refused before anything was looked at: the same attempt goes on when a person has put it right.
         _schedule_again(session, found, attempt.scheduled_at, now, str(error))
-        queries.stop_charging(session, str(error), now)
+        queries.stop_charging(session, str(error), now, refused_key=refused_key)
         tell(session, subscription_id, now, "charging.stopped", reason=str(error))
         log.error("charging.stopped", error=str(error))
         return

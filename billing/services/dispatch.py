@@ -29,6 +29,7 @@ KIND_OF_LANE = {Lane.CUSTOMER: CHARGE_NOW, Lane.RENEWAL: CHARGE, Lane.RETRY: CHA
 LANE_OF_KIND = {kind: lane for lane, kind in KIND_OF_LANE.items()}
 CHECK, EVENT, SESSION_CHECK, REFUND = "check", "event", "session_check", "refund"
 DAY = "day"
+TOKEN_CHECK = "token_check"  # noqa: S105 - a kind of work
 DAYS_COMPARED_AGAIN = 3  # a message may be lost, and Xendit may list a payment late
 BATCH = 500
 OPENERS = 2
@@ -223,13 +224,14 @@ def retire(parts: Parts) -> None:
 
 
 def hand_out_checks(parts: Parts, send: Send, due: queries.Due) -> int:
-    """Look-ups, late events, sessions and refunds that are due."""
+    """Look-ups, late events, sessions, refunds and tokens that are due."""
     handed = 0
     claims: Sequence[tuple[str, bool, Callable[..., list[str]]]] = (
         (EVENT, due.events, queries.claim_due_events),
         (CHECK, due.checks, queries.claim_due_checks),
         (SESSION_CHECK, due.session_checks, queries.claim_due_session_checks),
         (REFUND, due.refunds, queries.claim_due_refunds),
+        (TOKEN_CHECK, due.token_checks, queries.claim_due_token_checks),
     )
     for kind, is_due, claim in claims:
         if not is_due or not takes_more(send, kind):

@@ -37,6 +37,7 @@ from billing.services.reconciling import doubt_expired_submissions
 from billing.services.retrying import CARD_DECLINES_A_DAY, CARD_DECLINES_IN_30_DAYS
 from billing.services.sessions import apply_session
 from billing.services.subscriptions import calendar_of, cycles_left, end_if_over, lock_subscription, plan_next
+from billing.services.tokens import release_when_known
 from billing.store import migrate
 from billing.store.clock import real_now
 from billing.store.models import (
@@ -45,6 +46,7 @@ from billing.store.models import (
     ChargeAttempt,
     Invoice,
     PaymentSession,
+    PaymentToken,
     Plan,
     Refund,
     WebhookEvent,
@@ -211,6 +213,16 @@ def _look_up_refunds(parts: Parts, ids: Sequence[str]) -> int:
     return len(ids)
 
 
+def _ask_about_tokens(parts: Parts, ids: Sequence[str]) -> int:
+    for identity in ids:
+        with parts.transaction() as session:
+            customer_id = lock_subscription(session, identity).customer_id
+            unknown = PaymentToken.customer_id == customer_id, PaymentToken.unknown_since.is_not(None)
+            session.execute(update(PaymentToken).where(*unknown).values(next_check_at=parts.clock.now()))
+            release_when_known(session, customer_id, parts.clock.now())
+    return len(ids)
+
+
 def _hold_overpayments(parts: Parts, ids: Sequence[str]) -> int:
     now = parts.clock.now()
     for identity in ids:
@@ -341,6 +353,7 @@ REPAIRS: Mapping[str, Callable[[Parts, Sequence[str]], int]] = {
     "submitted_is_followed": _doubt_submissions,
     "open_results_are_followed": _look_up_attempts,
     "sessions_are_followed": _look_up_sessions,
+    "unknown_tokens_are_followed": _ask_about_tokens,
     "events_are_followed": _apply_events,
     "refunds_are_followed": _look_up_refunds,
     "planned_attempts_may_be_charged": _withdraw_attempts,

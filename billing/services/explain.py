@@ -16,6 +16,7 @@ from billing.domain import dunning
 from billing.domain.lifecycle import (
     BILLABLE,
     AttemptStatus,
+    HoldKind,
     InvoiceStatus,
     SessionStatus,
     SubscriptionStatus,
@@ -178,6 +179,9 @@ def _held_subscription(story: Story) -> Next | None:
     reason = story.subscription.hold_reason
     if reason is None:
         return None
+    if story.subscription.hold_kind == HoldKind.TOKEN_UNKNOWN:
+        again = "Xendit is asked again every day, and billing goes on by itself when it knows it"
+        return Next("person", None, f"billing is on hold: {reason}; {again}")
     command = "run approve" if planning.asks_for_approval(reason) else "subscription resume"
     release = f"`billing {command} {_name(story)}` bills what was missed and goes on"
     return Next("person", None, f"billing is on hold: {reason}; {release}")
@@ -277,13 +281,14 @@ def _charged_with(story: Story, named: str | None) -> str:
         token
         for token in story.tokens.values()
         if token.blocked_reason is None
+        and token.unknown_since is None
         and token.status in (TokenStatus.ACTIVE, TokenStatus.PENDING)
         and named in (None, token.id)
     ]
     if not usable:
         ask = f"`billing session create {story.customer.reference}`"
         return f"no payment method may be charged, so the customer will be asked for one ({ask} makes a link)"
-    first = min(usable, key=lambda token: (token.id != own, token.rank))
+    first = min(usable, key=lambda token: (token.status != TokenStatus.ACTIVE, token.id != own, token.rank))
     unverified = " once Xendit confirms it" if first.status == TokenStatus.PENDING else ""
     return f"charged with {story.token_name(first.id)}{unverified}"
 

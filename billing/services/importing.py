@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from billing.domain import channels
 from billing.domain.gateway import TokenReport
-from billing.domain.lifecycle import DEAD_TOKENS, SubscriptionStatus, TokenStatus
+from billing.domain.lifecycle import SubscriptionStatus, TokenStatus
 from billing.domain.money import Money
 from billing.domain.schedule import (
     Anchor,
@@ -43,7 +43,7 @@ from billing.services.catalog import create_customer
 from billing.services.import_lines import FileSoFar, Row, parse_row
 from billing.services.parts import Parts, tell
 from billing.services.subscriptions import Calendar, plan_next
-from billing.services.tokens import apply_token
+from billing.services.tokens import RIGHT_KEY, apply_token, has_ended
 from billing.store.models import Customer, PaymentToken, Plan, Subscription, new_id
 
 TRIES = 2  # of a row that lost a race against another import
@@ -108,7 +108,8 @@ def _import_row(parts: Parts, row: Row, *, dry_run: bool, verify: bool) -> bool:
             checked = _check(session, row)
         if checked is None:
             return False
-        known_active = checked.token is not None and checked.token.status == TokenStatus.ACTIVE
+        token = checked.token
+        known_active = token is not None and token.status == TokenStatus.ACTIVE and token.unknown_since is None
         report = _ask_xendit(parts, row) if verify and not known_active else None
         try:
             with parts.sessions() as session:
@@ -131,7 +132,7 @@ def _check(session: Session, row: Row) -> _Checked | None:
     if subscription is not None:
         _refuse_differences(row, subscription, plan, customer, token)
         return None
-    if token is not None and (token.status in DEAD_TOKENS or token.blocked_reason is not None):
+    if token is not None and (has_ended(token) or token.blocked_reason is not None):
         state = token.blocked_reason or token.status
         raise InvalidInput(f"payment_token_id: this token is {state} and cannot be charged; ask for a new one")
     _check_channel(row, plan)
@@ -249,7 +250,9 @@ def _ask_xendit(parts: Parts, row: Row) -> TokenReport | None:
     try:
         report = parts.gateway.get_token(row.payment_token_id)
     except NotFound:
-        raise InvalidInput("payment_token_id: Xendit does not know this token with the key in use") from None
+        raise InvalidInput(
+            f"payment_token_id: Xendit does not know this token with the key in use; {RIGHT_KEY}, or correct the row"
+        ) from None
     except RequestRejected as error:
         if error.stops_account:
             raise
@@ -342,4 +345,10 @@ def _token(
     if known is not None and report is None:
         return known
     told = report or TokenReport(row.payment_token_id, TokenStatus.PENDING)
-    return apply_token(session, customer, replace(told, channel_code=told.channel_code or row.channel_code), now)
+    return apply_token(
+        session,
+        customer,
+        replace(told, channel_code=told.channel_code or row.channel_code),
+        now,
+        asked=report is not None,
+    )

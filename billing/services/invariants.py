@@ -220,6 +220,15 @@ _RULES = (
         "they are looked up now; one that never got a link is canceled",
     ),
     Check(
+        "unknown_tokens_are_followed",
+        7,
+        "subscriptions that wait for Xendit to know a token about which nobody asks",
+        f"""SELECT s.id FROM subscriptions s WHERE s.hold_kind = 'token_unknown' AND s.status IN ({_BILLABLE})
+            AND NOT EXISTS (SELECT FROM payment_tokens t
+                WHERE t.customer_id = s.customer_id AND t.unknown_since IS NOT NULL AND t.next_check_at IS NOT NULL)""",
+        "Xendit is asked now about the customer's tokens; one that has none to ask about is let go",
+    ),
+    Check(
         "events_are_followed",
         7,
         "stored webhook events that nobody will apply",
@@ -248,11 +257,14 @@ _RULES = (
     Check(
         "parked_attempts_wait_for_something",
         7,
-        "attempts that wait for a run or a channel which holds nothing up",
-        """SELECT a.id FROM charge_attempts a
+        "attempts that wait for a run, a channel or a token which holds nothing up",
+        f"""SELECT a.id FROM charge_attempts a
         LEFT JOIN billing_runs r ON a.parked_by = 'run:' || r.id AND r.state IN ('paused', 'stopped', 'aborted')
         LEFT JOIN channel_breakers b ON a.parked_by = 'channel:' || b.channel_code AND b.probe_at IS NOT NULL
-        WHERE a.parked_by IS NOT NULL AND a.status = 'scheduled' AND r.id IS NULL AND b.channel_code IS NULL""",
+        WHERE a.parked_by IS NOT NULL AND a.status = 'scheduled' AND r.id IS NULL AND b.channel_code IS NULL
+            AND NOT (a.parked_by LIKE 'token:%' AND EXISTS (
+                SELECT FROM subscriptions s WHERE a.parked_by = 'token:' || s.customer_id
+                    AND s.hold_kind = 'token_unknown' AND s.hold_reason IS NOT NULL AND s.status IN ({_BILLABLE})))""",
         "they are let go: whoever claims next takes them",
     ),
     Check(
@@ -283,6 +295,7 @@ _RULES = (
         UNION ALL SELECT id FROM webhook_events WHERE next_try_at < :late AND {_FREE}
         UNION ALL SELECT id FROM refunds WHERE next_try_at < :late AND {_FREE}
         UNION ALL SELECT id FROM payment_sessions WHERE next_check_at < :late
+        UNION ALL SELECT id FROM payment_tokens WHERE next_check_at < :late
         UNION ALL SELECT i.id FROM invoices i WHERE i.status = 'open' AND i.grace_ends_at < :late
             AND i.hold_reason IS NULL AND {_NO_UNFINISHED}""",
         _RUN,
@@ -418,7 +431,7 @@ _RULES = (
         None,
         "reasons why all charging is stopped",
         "SELECT reason AS id FROM charging_stop",
-        "put the account at Xendit right, then `billing charging resume`",
+        "put the account at Xendit right, then `billing charging resume`; or start with another key",
     ),
     Check(
         "no_invoice_is_held",
@@ -432,7 +445,8 @@ _RULES = (
         None,
         "subscriptions whose billing waits for a person",
         f"SELECT id FROM subscriptions WHERE status IN ({_BILLABLE}) AND hold_reason IS NOT NULL",
-        "`billing explain` says why, `billing subscription resume` lets it go on",
+        "`billing explain` says why, `billing subscription resume` lets it go on; one that waits for Xendit to know its"
+        " payment method goes on by itself when it does: check the key's account and mode, then `token refresh`",
     ),
     Check(
         "no_refund_is_stuck",

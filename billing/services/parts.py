@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from billing.domain.gateway import Lane, PaymentGateway, Quota
 from billing.services.breaker import Breakers
+from billing.services.strangers import Strangers
 from billing.store.clock import Clock
 from billing.store.engine import Sessions
 from billing.store.models import Fact
@@ -55,6 +56,8 @@ class Parts:
     quota: Quota
     rules: Rules
     breakers: Breakers = field(default_factory=Breakers, kw_only=True)
+    strangers: Strangers = field(default_factory=Strangers, kw_only=True)
+    key_fingerprint: str | None = field(default=None, kw_only=True)  # of Xendit's secret key, never the key
     # Set when the process is told to end: what takes long and can be done another time ends, too.
     stopping: threading.Event = field(default_factory=threading.Event, kw_only=True)
     callers: Executor | None = field(

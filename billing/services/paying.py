@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from sqlalchemy import select, update
 
-from billing.domain.lifecycle import BILLABLE, AttemptStatus, InvoiceStatus, TokenStatus
+from billing.domain.lifecycle import BILLABLE, AttemptStatus, HoldKind, InvoiceStatus, TokenStatus
 from billing.errors import Conflict, IllegalTransition
 from billing.services.invoices import move_invoice, release_invoice, schedule_attempt
 from billing.services.parts import Parts, tell
 from billing.services.subscriptions import lock_subscription
-from billing.services.tokens import may_still_move_money, take_planned
+from billing.services.tokens import may_still_move_money, take_planned, unknown_in_words
 from billing.store import queries
 from billing.store.clock import real_now
 from billing.store.models import ChargeAttempt, ChargingStop, Invoice, PaymentToken
@@ -37,6 +37,8 @@ def pay_invoice(parts: Parts, invoice_id: str, token_id: str | None) -> str:
             move_invoice(invoice, InvoiceStatus.OPEN, now)
         if invoice.status != InvoiceStatus.OPEN:
             raise IllegalTransition(f"cannot charge invoice {invoice.number}: it is {invoice.status}")
+        if token_id is None and subscription.hold_kind == HoldKind.TOKEN_UNKNOWN:
+            raise Conflict(f"cannot charge invoice {invoice.number}: {subscription.hold_reason}")
         replaced = take_planned(session, invoice, now)
         if may_still_move_money(session, invoice):
             raise Conflict(
@@ -49,6 +51,8 @@ def pay_invoice(parts: Parts, invoice_id: str, token_id: str | None) -> str:
                 raise Conflict(f"token {token.id} belongs to another customer")
             if token.status != TokenStatus.ACTIVE:
                 raise Conflict(f"token {token.id} is {token.status}; only an ACTIVE token can be charged")
+            if token.unknown_since is not None:
+                raise Conflict(f"token {token.id} cannot be charged: {unknown_in_words(token)}")
             if token.blocked_reason is not None:
                 raise Conflict(f"token {token.id} must not be tried again: {token.blocked_reason}")
         release_invoice(invoice)

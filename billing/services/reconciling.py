@@ -27,7 +27,7 @@ from billing.services.parts import Parts, tell
 from billing.services.settling import doubt_attempt, settle_attempt
 from billing.store import queries
 from billing.store.clock import real_now
-from billing.store.models import Capture, ChargeAttempt, Invoice
+from billing.store.models import Capture, ChargeAttempt, Invoice, PaymentToken
 
 NEVER_ARRIVED = "NOT_FOUND_AT_GATEWAY"
 ASK_AGAIN = timedelta(minutes=1)
@@ -46,8 +46,12 @@ def check_attempt(parts: Parts, attempt_id: str) -> None:
         attempt = session.get(ChargeAttempt, attempt_id)
     if attempt is None or attempt.next_check_at is None:
         return
+    report: ChargeReport | None = None
+    denied: str | None = None
     try:
         report = _ask(parts, attempt)
+    except NotFound as error:
+        denied = str(error)
     except GatewayError as error:
         with parts.transaction() as session:
             _ask_again(session, attempt_id, parts, str(error))
@@ -56,19 +60,37 @@ def check_attempt(parts: Parts, attempt_id: str) -> None:
     with parts.transaction() as session:
         if report is not None:
             settle_attempt(session, attempt_id, report, now, parts.rules, source="lookup")
-        _conclude(session, attempt_id, parts, now, found=report is not None)
+        _conclude(session, attempt_id, parts, now, found=report is not None, denied=denied)
 
 
 def _ask(parts: Parts, attempt: ChargeAttempt) -> ChargeReport | None:
-    """What Xendit knows of the attempt: by its own id when we have it, else by our reference in its list."""
-    if attempt.cancel_wanted and attempt.payment_request_id is not None:
-        return parts.gateway.cancel_charge(attempt.payment_request_id)
-    if attempt.payment_request_id is not None:
-        try:
-            return find_charge(parts, attempt.payment_request_id)
-        except NotFound:
-            return _by_reference(parts, attempt)
-    return _by_reference(parts, attempt)
+    """What Xendit knows of the attempt: by its own id when we have it, else by our reference in its list.
+
+    Raises NotFound when Xendit denies an id that it gave us: the key is another account's, and nothing follows from it.
+    """
+    if attempt.payment_request_id is None:
+        report = _by_reference(parts, attempt)
+        if report is None and retrying.window_is_over(attempt, parts.clock.now(), parts.rules):
+            _ask_for_its_token(parts, attempt)
+        return report
+    try:
+        if attempt.cancel_wanted:
+            return parts.gateway.cancel_charge(attempt.payment_request_id)
+        return find_charge(parts, attempt.payment_request_id)
+    except NotFound:
+        listed = _by_reference(parts, attempt)
+        if listed is None:
+            raise
+        return listed
+
+
+def _ask_for_its_token(parts: Parts, attempt: ChargeAttempt) -> None:
+    """Before silence is taken for "it never arrived": is this the account we charged with? Another one's list has no
+    trace of ours either. Raises NotFound when it does not know the payment method, GatewayError."""
+    with parts.reading() as session:
+        token = session.get(PaymentToken, attempt.payment_token_id) if attempt.payment_token_id else None
+    if token is not None:
+        parts.gateway.get_token(token.payment_token_id)
 
 
 def _by_reference(parts: Parts, attempt: ChargeAttempt) -> ChargeReport | None:
@@ -111,8 +133,11 @@ def find_charge(parts: Parts, payment_request_id: str) -> ChargeReport:
     return _with_payment(parts, parts.gateway.get_charge(payment_request_id))
 
 
-def _conclude(session: Session, attempt_id: str, parts: Parts, now: datetime, *, found: bool) -> None:
-    """Still open after the look-up: plan the next one, or draw the conclusion that the time allows."""
+def _conclude(
+    session: Session, attempt_id: str, parts: Parts, now: datetime, *, found: bool, denied: str | None
+) -> None:
+    """Still open after the look-up: plan the next one, or draw the conclusion that the time allows. None is drawn when
+    Xendit has `denied` what it knew before."""
     if queries.lock_subscription_of_attempt(session, attempt_id) is None:
         return
     attempt = session.get_one(ChargeAttempt, attempt_id, populate_existing=True)
@@ -120,6 +145,10 @@ def _conclude(session: Session, attempt_id: str, parts: Parts, now: datetime, *,
     if attempt.next_check_at is None:
         return
     attempt.checks += 1
+    if denied is not None:
+        attempt.error = denied
+        attempt.next_check_at = retrying.next_look_up(attempt, now, parts.rules)
+        return
     waited = attempt.submitted_at is not None and now >= attempt.submitted_at + retrying.ACTION_WINDOW
     if attempt.status == AttemptStatus.REQUIRES_ACTION and waited:
         attempt.cancel_wanted = True

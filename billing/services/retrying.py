@@ -6,6 +6,7 @@ steps: what a customer or an operator tries by hand never uses up the ladder (U1
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import assert_never
@@ -17,6 +18,7 @@ from billing.domain import dunning
 from billing.domain.declines import Classified, DeclineClass
 from billing.domain.lifecycle import (
     BILLABLE,
+    DEAD_TOKENS,
     AttemptStatus,
     EndKind,
     HoldKind,
@@ -51,6 +53,10 @@ ACTION_WINDOW = timedelta(days=1)  # what waits for the customer longer than thi
 PENDING_IN_SILENCE = timedelta(days=7)  # then the invoice is held, and a person asks Xendit
 LATER_LOOK_UPS = timedelta(days=1)  # at first; then the older, the rarer
 
+# How long a token that Xendit still calls PENDING is waited for: the longer it lasts, the rarer it is asked about.
+PENDING_LOOK_UPS = (timedelta(hours=1), timedelta(days=1))
+PENDING_FOR_GOOD = timedelta(days=7)  # then the customer is asked
+
 RETRYABLE = frozenset({DeclineClass.RETRY_LATER, DeclineClass.RETRY_AFTER, DeclineClass.UNKNOWN_FIRST})
 COUNTED_ORIGINS = frozenset({"schedule", "dunning"})
 
@@ -60,31 +66,40 @@ COUNTED_ORIGINS = frozenset({"schedule", "dunning"})
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The token to charge; or one to verify first; or none, with the reason, or capped until a later day."""
+    """The token to charge. Without one: those that Xendit has not called ACTIVE yet, in the order to ask about them;
+    whether one is capped until a later day; whether there is one that Xendit does not know."""
 
     token: TokenWithDeclines | None = None
-    unverified: TokenWithDeclines | None = None
+    unverified: Sequence[TokenWithDeclines] = ()
     capped: bool = False
+    unknown: bool = False
 
 
 def choose_token(found: ToBegin, *, by_hand: bool) -> Choice:
-    """The one the attempt names, else the subscription's own, else the customer's in their order.
+    """The ACTIVE one that the attempt names, else the subscription's own, else the customer's in their order. Only when
+    none of them may be charged the others count, however far in front they stand.
 
     A dead or blocked token is never chosen (U7: a hard decline ends that token, not the search).
     """
-    capped = False
-    for token in _in_order(found):
-        if token.blocked_reason is not None:
-            continue
-        if token.status == TokenStatus.PENDING:
-            return Choice(unverified=token)
-        if token.status != TokenStatus.ACTIVE:
-            continue
-        if _over_the_caps(token, by_hand=by_hand):
-            capped = True
-            continue
-        return Choice(token=token)
-    return Choice(capped=capped)
+    alive = [token for token in _in_order(found) if token.blocked_reason is None and token.status not in DEAD_TOKENS]
+    known = [token for token in alive if not token.unknown]
+    active = [token for token in known if token.status == TokenStatus.ACTIVE]
+    for token in active:
+        if not _over_the_caps(token, by_hand=by_hand):
+            return Choice(token=token)
+    # A status we do not know yet is no end. What requires action is the customer's turn.
+    asked_about = [token for token in known if token.status not in (TokenStatus.ACTIVE, TokenStatus.REQUIRES_ACTION)]
+    return Choice(unverified=asked_about, capped=bool(active), unknown=len(known) < len(alive))
+
+
+def wait_for_token(found: ToBegin, choice: Choice, now: datetime) -> timedelta | None:
+    """How long a charge waits for a token that Xendit has just called PENDING again; None when that has lasted too
+    long. It counts from when it is needed: an import may have told of it long before."""
+    since = max(found.invoice_opened_at, *(token.created_at for token in choice.unverified))
+    if now - since >= PENDING_FOR_GOOD:
+        return None
+    shortest, longest = PENDING_LOOK_UPS
+    return min(max((now - since) / 2, shortest), longest)
 
 
 def _in_order(found: ToBegin) -> list[TokenWithDeclines]:
@@ -229,6 +244,7 @@ def _other_token(session: Session, found: queries.Found) -> PaymentToken | None:
         .where(
             PaymentToken.customer_id == found.subscription.customer_id,
             PaymentToken.status == TokenStatus.ACTIVE,
+            PaymentToken.unknown_since.is_(None),
             PaymentToken.blocked_reason.is_(None),
             PaymentToken.id.not_in(tried),
         )
@@ -366,9 +382,13 @@ def close_overdue_invoice(session: Session, invoice_id: str, subscription_id: st
     """Grace is over and nothing is under way: give up."""
     subscription = lock_subscription(session, subscription_id)
     invoice = session.get_one(Invoice, invoice_id, populate_existing=True)
-    if invoice.status == InvoiceStatus.OPEN and not has_unfinished_attempt(session, invoice.id):
-        plan = session.get_one(Plan, subscription.plan_id)
-        give_up(session, subscription, plan, invoice, now, "the time for a new payment method is over")
+    if invoice.status != InvoiceStatus.OPEN or has_unfinished_attempt(session, invoice.id):
+        return
+    if subscription.hold_kind == HoldKind.TOKEN_UNKNOWN:
+        invoice.grace_ends_at = now + CAP_WAIT  # nobody's time runs out while our key may be the wrong one
+        return
+    plan = session.get_one(Plan, subscription.plan_id)
+    give_up(session, subscription, plan, invoice, now, "the time for a new payment method is over")
 
 
 # ---------------------------------------------------------------------------------------------- looking up

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from billing.domain.gateway import ChargeReport, SessionReport, SessionType, TokenReport
 from billing.domain.lifecycle import (
+    DEAD_TOKENS,
     AttemptStatus,
     SessionStatus,
     SubscriptionStatus,
@@ -23,7 +24,7 @@ from billing.services.parts import Parts, Rules, tell
 from billing.services.reconciling import find_charge
 from billing.services.settling import settle_attempt
 from billing.services.subscriptions import activate, lock_subscription, lock_subscriptions_of
-from billing.services.tokens import apply_token
+from billing.services.tokens import apply_token, read_token
 from billing.store.models import (
     ChargeAttempt,
     Customer,
@@ -35,6 +36,9 @@ from billing.store.models import (
 )
 
 CHECK_AFTER_COMPLETION = timedelta(minutes=1)
+ASK_FORGOTTEN_AGAIN = timedelta(days=1)
+FORGOTTEN_FOR_GOOD = timedelta(days=7)  # after a session's end
+TOKEN_FOR_GOOD = timedelta(days=30)  # after a session's beginning
 
 
 def refresh_session(parts: Parts, session_id: str) -> PaymentSession:
@@ -47,18 +51,18 @@ def refresh_session(parts: Parts, session_id: str) -> PaymentSession:
     report = parts.gateway.get_session(row.xendit_session_id)
     token: TokenReport | None = None
     if report.payment_token_id is not None:
-        token = parts.gateway.get_token(report.payment_token_id)
+        token = read_token(parts.gateway, report.payment_token_id)
     payment = _payment_of(parts, row, report)
     now = parts.clock.now()
     with parts.transaction() as session:
         row = session.get_one(PaymentSession, session_id)
         if token is not None:
-            apply_token(session, session.get_one(Customer, row.customer_id), token, now)
+            apply_token(session, session.get_one(Customer, row.customer_id), token, now, asked=True)
         apply_session(session, row, report, now)
         if payment is not None:
             _settle_payment(session, row, payment, now, parts.rules)
         if row.status != SessionStatus.ACTIVE:
-            row.next_check_at = None
+            row.next_check_at = _next_token_check(row, token, now)
         elif not _is_to_be_ended(session, row):
             row.next_check_at = next_session_check(row, now)
     return row
@@ -85,6 +89,13 @@ def _settle_payment(session: Session, row: PaymentSession, payment: ChargeReport
         settle_attempt(session, attempt, payment, now, rules, source="lookup")
 
 
+def _next_token_check(row: PaymentSession, token: TokenReport | None, now: datetime) -> datetime | None:
+    """It has ended with a token that Xendit does not call ACTIVE yet, or does not know: its event may be lost too."""
+    if token is None or token.status in (TokenStatus.ACTIVE, *DEAD_TOKENS) or now > row.created_at + TOKEN_FOR_GOOD:
+        return None
+    return now + min(max((now - row.created_at) / 2, CHECK_AFTER_COMPLETION), ASK_FORGOTTEN_AGAIN)
+
+
 def _is_to_be_ended(session: Session, row: PaymentSession) -> bool:
     """Its subscription has been canceled meanwhile: the look that was planned for that stays planned."""
     subscription = session.get(Subscription, row.subscription_id) if row.subscription_id else None
@@ -109,7 +120,12 @@ def follow_session(parts: Parts, session_id: str) -> None:
         with parts.transaction() as session:
             # Xendit has forgotten it, and its time is over: nobody can use its link any more.
             gone = SessionReport(row.id, row.reference_id, row.type, SessionStatus.EXPIRED)
-            apply_session(session, session.get_one(PaymentSession, session_id), gone, parts.clock.now())
+            row = session.get_one(PaymentSession, session_id)
+            now = parts.clock.now()
+            apply_session(session, row, gone, now)
+            # Or the key is another account's, and the customer has completed it: asked for some days more.
+            again = now < row.expires_at + FORGOTTEN_FOR_GOOD
+            row.next_check_at = now + ASK_FORGOTTEN_AGAIN if again else None
 
 
 def cancel_session(parts: Parts, session_id: str) -> PaymentSession:

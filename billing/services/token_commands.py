@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from billing.domain.lifecycle import DEAD_TOKENS
 from billing.errors import Conflict
 from billing.services.parts import Parts
-from billing.services.tokens import apply_token
+from billing.services.tokens import apply_token, has_ended
 from billing.store.models import Customer, PaymentToken
 
 
@@ -13,9 +12,9 @@ def cancel_token(parts: Parts, token_id: str) -> PaymentToken:
     """Cancel it at Xendit and store what Xendit says. Raises Conflict when it is dead already, GatewayError."""
     with parts.reading() as session:
         token = session.get_one(PaymentToken, token_id)
-    if token.status in DEAD_TOKENS:
+    if has_ended(token):
         raise Conflict(f"token {token.id} is {token.status} already; nothing to cancel")
     report = parts.gateway.cancel_token(token.payment_token_id)
     now = parts.clock.now()
     with parts.transaction() as session:
-        return apply_token(session, session.get_one(Customer, token.customer_id), report, now)
+        return apply_token(session, session.get_one(Customer, token.customer_id), report, now, asked=True)

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
+import structlog
 from sqlalchemy import exists, func, or_, select
 from sqlalchemy.orm import Session
 
-from billing.domain.gateway import TokenReport
+from billing.domain.gateway import PaymentGateway, TokenReport
 from billing.domain.lifecycle import (
     BILLABLE,
     DEAD_TOKENS,
     AttemptStatus,
+    HoldKind,
     InvoiceStatus,
     TokenStatus,
 )
 from billing.errors import Conflict, GatewayError, NotFound
-from billing.services.invoices import schedule_attempt
+from billing.services.invoices import schedule_attempt, withdraw
 from billing.services.parts import Parts, tell
 from billing.services.subscriptions import lock_subscriptions_of
+from billing.store import queries
 from billing.store.models import (
     ChargeAttempt,
     Customer,
@@ -28,27 +32,64 @@ from billing.store.models import (
     new_id,
 )
 
-VERIFY_LATER = timedelta(minutes=1)
+ASK_UNKNOWN_AGAIN = timedelta(days=1)
+RIGHT_KEY = "check that BILLING_XENDIT_SECRET_KEY belongs to the same account and mode (test or live)"
+OUR_GUESS = "DATA_NOT_FOUND"  # with FAILED: written by release 0.1 for a token that Xendit did not know
+
+log = structlog.get_logger()
 
 
-def apply_token(session: Session, customer: Customer, report: TokenReport, now: datetime) -> PaymentToken:
-    """Store or update a token. An older report never undoes a newer one; a final status never comes back.
+def apply_token(
+    session: Session, customer: Customer, report: TokenReport, now: datetime, *, asked: bool = False
+) -> PaymentToken:
+    """Store or update a token. An older report never undoes a newer one; a final status of Xendit's never comes back.
 
     When the token becomes ACTIVE, unpaid invoices of the customer that wait for a payment method are tried with it.
+    `asked`: it is Xendit's answer to us, not an event. Only that can say that the key in use knows the token.
     """
-    lock_subscriptions_of(session, customer.id)
+    subscriptions = lock_subscriptions_of(session, customer.id)
     token = session.scalar(select(PaymentToken).where(PaymentToken.payment_token_id == report.payment_token_id))
     if token is None:
         token = _new_token(session, customer, report, now)
-    elif _is_stale(token, report):
+    waited = token.unknown_since is not None or any(each.hold_kind == HoldKind.TOKEN_UNKNOWN for each in subscriptions)
+    if report.unknown:
+        _note_unknown(token, now)
+    elif waited and not asked and token.unknown_since is not None and report.status not in DEAD_TOKENS:
+        token.next_check_at = now  # somebody's key knows it: is it ours?
         return token
+    else:
+        token.unknown_since = token.next_check_at = None
+        _apply_known(session, customer.id, token, report, now)
+    session.flush()
+    if report.unknown:
+        _hold_those_without_another(session, subscriptions, customer.id, now)
+    elif waited:
+        release_when_known(session, customer.id, now)
+    return token
+
+
+def _apply_known(session: Session, customer_id: str, token: PaymentToken, report: TokenReport, now: datetime) -> None:
+    if _is_stale(token, report):
+        return
+    guessed = _is_our_guess(token)
     became_active = token.status != TokenStatus.ACTIVE and report.status == TokenStatus.ACTIVE
+    if guessed:
+        token.failure_code = None
     _copy(token, report)
     session.flush()
     if became_active:
-        token.blocked_reason = None  # the customer has entered the card again: it may be tried
-        _use_for_waiting_invoices(session, customer.id, token, now)
-    return token
+        if not guessed:
+            token.blocked_reason = None  # the customer has entered the card again: it may be tried
+        _use_for_waiting_invoices(session, customer_id, token, now)
+
+
+def has_ended(token: PaymentToken) -> bool:
+    """Xendit has said that it will never be chargeable again."""
+    return token.status in DEAD_TOKENS and not _is_our_guess(token)
+
+
+def _is_our_guess(token: PaymentToken) -> bool:
+    return token.status == TokenStatus.FAILED and token.failure_code == OUR_GUESS
 
 
 def _new_token(session: Session, customer: Customer, report: TokenReport, now: datetime) -> PaymentToken:
@@ -67,7 +108,7 @@ def _new_token(session: Session, customer: Customer, report: TokenReport, now: d
 
 
 def _is_stale(token: PaymentToken, report: TokenReport) -> bool:
-    if token.status in DEAD_TOKENS and report.status not in DEAD_TOKENS:
+    if has_ended(token) and report.status not in DEAD_TOKENS:
         return True
     known, told = token.gateway_updated_at, report.updated_at
     return known is not None and told is not None and told < known
@@ -150,29 +191,117 @@ def take_planned(session: Session, invoice: Invoice, now: datetime) -> datetime 
     )
     if planned is None:
         return None
-    planned.status = AttemptStatus.CANCELED
-    planned.settled_at = now
-    planned.lease_until = None
-    planned.error = "replaced by an attempt now"
-    session.flush()
+    withdraw(session, planned, now, "replaced by an attempt now")
     return planned.replaces_at or planned.scheduled_at
 
 
-def refresh_token(parts: Parts, payment_token_id: str) -> PaymentToken:
-    """Ask Xendit about one token and store what it says. Raises NotFound, GatewayError.
+# ----------------------------------------------------------------------------- a token that Xendit does not know
 
-    A token Xendit does not know is marked FAILED here: it can never be charged with this key.
-    """
+
+def read_token(gateway: PaymentGateway, payment_token_id: str) -> TokenReport:
+    """What Xendit says of a token; that it does not know it is one of the things it can say. Raises GatewayError."""
     try:
-        report = parts.gateway.get_token(payment_token_id)
+        return gateway.get_token(payment_token_id)
     except NotFound:
-        report = TokenReport(payment_token_id, TokenStatus.FAILED, failure_code="DATA_NOT_FOUND")
+        return TokenReport(payment_token_id, TokenStatus.PENDING, unknown=True)
+
+
+def _note_unknown(token: PaymentToken, now: datetime) -> None:
+    """Not declared dead: the key in use may be another account's, or the other mode's. Nothing else is changed."""
+    if has_ended(token):
+        return
+    if token.unknown_since is None:
+        log.warning("token.unknown", token=token.id, check=RIGHT_KEY)
+    token.unknown_since = token.unknown_since or now
+    token.next_check_at = now + ASK_UNKNOWN_AGAIN
+
+
+def unknown_in_words(token: PaymentToken) -> str:
+    return (
+        f"Xendit does not know payment token {token.id} with the key in use: {RIGHT_KEY},"
+        f" then `billing token refresh {token.id}`"
+    )
+
+
+def waits_for_token(customer_id: str) -> str:
+    return f"token:{customer_id}"
+
+
+def _alive(session: Session, customer_id: str) -> list[PaymentToken]:
+    query = select(PaymentToken).where(
+        PaymentToken.customer_id == customer_id,
+        PaymentToken.blocked_reason.is_(None),
+        PaymentToken.status.not_in(DEAD_TOKENS),
+    )
+    return list(session.scalars(query.order_by(PaymentToken.rank)))
+
+
+def _hold_those_without_another(
+    session: Session, subscriptions: Sequence[Subscription], customer_id: str, now: datetime
+) -> None:
+    """Billing waits, unless there is another payment method that is, or may soon be, ACTIVE."""
+    alive = _alive(session, customer_id)
+    known = [token for token in alive if token.unknown_since is None and token.status != TokenStatus.REQUIRES_ACTION]
+    if known or not any(token.unknown_since is not None for token in alive):
+        return
+    for subscription in subscriptions:
+        if subscription.status in BILLABLE:
+            hold_while_unknown(session, subscription, now)
+
+
+def hold_while_unknown(session: Session, subscription: Subscription, now: datetime) -> str:
+    """Nothing of it is opened or charged, and nobody is dunned, until Xendit knows its payment method (or another is
+    saved). Returns why. The subscription is locked. A hold of another kind gives way: it comes again if it is needed.
+    """
+    unknown = [token for token in _alive(session, subscription.customer_id) if token.unknown_since is not None]
+    reason = unknown_in_words(unknown[0])
+    if subscription.hold_kind == HoldKind.TOKEN_UNKNOWN and subscription.hold_reason is not None:
+        return reason
+    subscription.hold_kind, subscription.hold_reason = HoldKind.TOKEN_UNKNOWN, reason
+    for token in unknown:
+        asked_just_now = token.next_check_at is not None and token.next_check_at > now + ASK_UNKNOWN_AGAIN / 2
+        token.next_check_at = token.next_check_at if asked_just_now else now
+    tell(session, subscription.id, now, "subscription.held", reason=reason)
+    log.error("subscription.held", subscription=subscription.id, error=reason)
+    return reason
+
+
+def release_when_known(session: Session, customer_id: str, now: datetime) -> None:
+    """Ends the hold once Xendit has said of every token what it is, or another one is ACTIVE: attempts go on, and over
+    what was missed the plan's catch-up policy decides. Nobody has approved anything by that."""
+    alive = _alive(session, customer_id)
+    active = [token for token in alive if token.unknown_since is None and token.status == TokenStatus.ACTIVE]
+    if not active and any(token.unknown_since is not None for token in alive):
+        return
+    for subscription in lock_subscriptions_of(session, customer_id):
+        if subscription.hold_kind == HoldKind.TOKEN_UNKNOWN:
+            tell(session, subscription.id, now, "subscription.released", held_because=subscription.hold_reason)
+            subscription.hold_kind = subscription.hold_reason = None
+    session.flush()
+    queries.unpark(session, waits_for_token(customer_id))
+
+
+def refresh_token(parts: Parts, payment_token_id: str) -> PaymentToken:
+    """Ask Xendit about one token and store what it says. Raises NotFound (no such token here), GatewayError."""
+    report = read_token(parts.gateway, payment_token_id)
     now = parts.clock.now()
     with parts.transaction() as session:
         token = session.scalar(select(PaymentToken).where(PaymentToken.payment_token_id == payment_token_id))
         if token is None:
             raise NotFound(f"no token {payment_token_id}; see `billing token list --customer C`")
-        return apply_token(session, session.get_one(Customer, token.customer_id), report, now)
+        return apply_token(session, session.get_one(Customer, token.customer_id), report, now, asked=True)
+
+
+def follow_token(parts: Parts, token_id: str) -> None:
+    """A look at a token that Xendit did not know is due. When Xendit does not answer it is asked again soon."""
+    with parts.reading() as session:
+        token = session.get(PaymentToken, token_id)
+    if token is None or token.next_check_at is None:
+        return
+    try:
+        refresh_token(parts, token.payment_token_id)
+    except GatewayError as error:
+        log.warning("token.check_failed", token=token_id, error=str(error))
 
 
 def verify_for_charge(parts: Parts, payment_token_id: str) -> bool:
@@ -188,6 +317,8 @@ def make_first(session: Session, token: PaymentToken) -> None:
     """The first to be charged from now on, for the customer and for each of his subscriptions."""
     if token.status != TokenStatus.ACTIVE:
         raise Conflict(f"token {token.id} is {token.status}; only an ACTIVE token can be preferred")
+    if token.unknown_since is not None:
+        raise Conflict(f"token {token.id} cannot be preferred: {unknown_in_words(token)}")
     lowest = session.scalar(select(func.min(PaymentToken.rank)).where(PaymentToken.customer_id == token.customer_id))
     token.rank = (lowest or 0) - 1
     for subscription in lock_subscriptions_of(session, token.customer_id):

@@ -80,6 +80,7 @@ def token_view(token: PaymentToken, customer_reference: str) -> Json:
         "rank": token.rank,
         "failure_code": token.failure_code,
         "blocked_reason": token.blocked_reason,
+        "unknown_since": instant(token.unknown_since),
         "created_at": instant(token.created_at),
     }
 

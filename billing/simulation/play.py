@@ -63,6 +63,7 @@ SELECT min(due) FROM (
         WHERE greatest(next_check_at, lease_until) > :after AND next_check_at IS NOT NULL
     UNION ALL SELECT min(grace_ends_at) FROM invoices WHERE status = 'open' AND grace_ends_at > :after
     UNION ALL SELECT min(next_check_at) FROM payment_sessions WHERE next_check_at > :after
+    UNION ALL SELECT min(next_check_at) FROM payment_tokens WHERE next_check_at > :after
     UNION ALL SELECT min(greatest(next_try_at, lease_until)) FROM webhook_events
         WHERE greatest(next_try_at, lease_until) > :after AND next_try_at IS NOT NULL
     UNION ALL SELECT min(greatest(next_try_at, lease_until)) FROM refunds

@@ -27,6 +27,8 @@ class TokenWithDeclines:
     fingerprint: str | None
     rank: int
     blocked_reason: str | None
+    unknown: bool  # Xendit says that it has no such token
+    created_at: datetime
     declines_in_a_day: int
     declines_in_30_days: int
     declined_here_today: bool
@@ -62,6 +64,7 @@ class ToBegin:
     plan_schedule: str
     run_state: str | None
     charging_stopped: bool
+    invoice_opened_at: datetime
     tokens: list[TokenWithDeclines] = field(default_factory=list)
 
 
@@ -74,7 +77,8 @@ _TO_BEGIN = text(
         a.amount_minor, a.currency, a.payment_token_id, a.run_id, a.lane, a.parked_by, a.lease_until,
         i.number, i.status, i.amount_minor - i.amount_paid_minor, s.status, s.payment_token_id,
         c.id, c.country, p.name, p.schedule, r.state, EXISTS (SELECT FROM charging_stop),
-        t.id, t.payment_token_id, t.status, t.channel_code, t.fingerprint, t.rank, t.blocked_reason,
+        i.opened_at, t.id, t.payment_token_id, t.status, t.channel_code, t.fingerprint, t.rank, t.blocked_reason,
+        t.unknown_since IS NOT NULL, t.created_at,
         {_DECLINES} :a_day_ago), {_DECLINES} :a_month_ago),
         EXISTS (SELECT FROM charge_attempts h WHERE h.subscription_id = a.subscription_id
             AND h.fingerprint = t.fingerprint AND h.status = 'failed' AND h.settled_at > :a_day_ago
@@ -98,9 +102,9 @@ def to_begin(session: Session, ids: Sequence[str], now: datetime) -> list[ToBegi
     for row in session.execute(_TO_BEGIN, values):
         each = found.get(row[0])
         if each is None:
-            each = found[row[0]] = ToBegin(*row[:26])
-        if row[26] is not None:
-            each.tokens.append(TokenWithDeclines(*row[26:]))
+            each = found[row[0]] = ToBegin(*row[:27])
+        if row[27] is not None:
+            each.tokens.append(TokenWithDeclines(*row[27:]))
     return [found[identity] for identity in ids if identity in found]
 
 

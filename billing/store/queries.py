@@ -18,6 +18,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     case,
+    delete,
     exists,
     func,
     or_,
@@ -38,6 +39,7 @@ from billing.store.models import (
     ChargingStop,
     Invoice,
     PaymentSession,
+    PaymentToken,
     Plan,
     Refund,
     Subscription,
@@ -135,6 +137,7 @@ class Due:
     overdue_invoices: bool
     ends: bool
     probes: bool
+    token_checks: bool
 
     def __bool__(self) -> bool:
         return any(getattr(self, name) for name in self.__slots__)
@@ -169,7 +172,9 @@ SELECT
     coalesce((SELECT ends_at <= :now FROM subscriptions WHERE ends_at IS NOT NULL AND NOT calendar_over
         AND status IN ({sql_list(BILLABLE)}) ORDER BY ends_at LIMIT 1), false),
     EXISTS (SELECT FROM channel_breakers b WHERE b.probe_at <= :now
-        AND EXISTS (SELECT FROM charge_attempts WHERE parked_by = 'channel:' || b.channel_code))
+        AND EXISTS (SELECT FROM charge_attempts WHERE parked_by = 'channel:' || b.channel_code)),
+    coalesce((SELECT next_check_at <= :now FROM payment_tokens
+        WHERE next_check_at IS NOT NULL ORDER BY next_check_at LIMIT 1), false)
 """)  # noqa: S608 - our own status names
 
 
@@ -340,8 +345,9 @@ def claim_due_events(session: Session, now: datetime, real_now: datetime, limit:
     return _claim(session, _CLAIM_EVENTS, now, real_now, limit)
 
 
-def _claim_sessions() -> Update:
-    rows = cast(Table, PaymentSession.__table__)
+def _claim_by_date(table: type[Base]) -> Update:
+    """For what has no lease: the claim moves `next_check_at` on, so that no other process asks too."""
+    rows = cast(Table, table.__table__)
     due = (
         select(rows.c.id)
         .where(rows.c.next_check_at <= bindparam("now"))
@@ -357,12 +363,18 @@ def _claim_sessions() -> Update:
     )
 
 
-_CLAIM_SESSIONS = _claim_sessions()
+_CLAIM_SESSIONS = _claim_by_date(PaymentSession)
+_CLAIM_TOKENS = _claim_by_date(PaymentToken)
 
 
 def claim_due_session_checks(session: Session, now: datetime, _real_now: datetime, limit: int) -> list[str]:
-    """Payment sessions whose webhook is late. The claim moves next_check_at on, so that no other process asks too."""
+    """Payment sessions whose webhook is late."""
     return list(session.scalars(_CLAIM_SESSIONS, {"now": now, "again": now + timedelta(minutes=5), "most": limit}))
+
+
+def claim_due_token_checks(session: Session, now: datetime, _real_now: datetime, limit: int) -> list[str]:
+    """Tokens that Xendit did not know when it was asked last. Should it not answer now, it is asked in an hour."""
+    return list(session.scalars(_CLAIM_TOKENS, {"now": now, "again": now + timedelta(hours=1), "most": limit}))
 
 
 _IN_FLIGHT = (
@@ -411,8 +423,8 @@ def postpone(session: Session, attempt_id: str, until: datetime, *, error: str |
 
 
 def park_attempts(session: Session, ids: Sequence[str], waits_for: str, error: str) -> None:
-    """Not claimed again until `unpark`: they keep their time and their place. `waits_for` is `run:ID` or
-    `channel:CODE`; `error` says it in words."""
+    """Not claimed again until `unpark`: they keep their time and their place. `waits_for` is `run:ID`, `channel:CODE`
+    or `token:CUSTOMER`; `error` says it in words."""
     session.execute(
         update(ChargeAttempt)
         .where(ChargeAttempt.id.in_(ids), ChargeAttempt.status == AttemptStatus.SCHEDULED)
@@ -479,8 +491,21 @@ def overdue_invoices(session: Session, now: datetime, after: str, limit: int) ->
     return [(row[0], row[1]) for row in session.execute(query)]
 
 
-def stop_charging(session: Session, reason: str, now: datetime) -> None:
-    session.execute(insert(ChargingStop).values(id=1, reason=reason, at=now).on_conflict_do_nothing())
+def stop_charging(session: Session, reason: str, now: datetime, *, refused_key: str | None = None) -> None:
+    """`refused_key`: fingerprint of the key that Xendit refused; None when a person stops it. The first one stays."""
+    stop = insert(ChargingStop).values(id=1, reason=reason, at=now, refused_key=refused_key)
+    session.execute(stop.on_conflict_do_nothing())
+
+
+def is_stopped_for_another_key(session: Session, key: str) -> bool:
+    """Whether charging is stopped because Xendit refused another key than this. One by a person has none."""
+    return session.scalar(select(ChargingStop.id).where(ChargingStop.refused_key != key)) is not None
+
+
+def lift_stop_of_another_key(session: Session, key: str) -> str | None:
+    """Lifts such a stop; returns its reason."""
+    another = ChargingStop.refused_key != key  # NULL, which a person's stop has, is never unequal
+    return session.scalar(delete(ChargingStop).where(another).returning(ChargingStop.reason))
 
 
 def lift_charging_stop(session: Session) -> bool:

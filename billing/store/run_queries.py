@@ -15,7 +15,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from billing.domain.gateway import CHARGE_ENDPOINT, Lane
-from billing.domain.lifecycle import AttemptStatus
+from billing.domain.lifecycle import BILLABLE, AttemptStatus, HoldKind
 from billing.store.models import (
     BillingRun,
     ChannelBreaker,
@@ -23,6 +23,7 @@ from billing.store.models import (
     ChargingStop,
     PaymentToken,
     QuotaBudget,
+    Subscription,
 )
 
 RATE_WINDOW = timedelta(minutes=1)
@@ -287,7 +288,8 @@ def aborted_among(session: Session, causes: Sequence[str]) -> list[str]:
 
 
 def causes_gone(session: Session, causes: Sequence[str]) -> list[str]:
-    """Those that hold nothing up any more: a run that runs or is gone, a channel whose breaker is closed."""
+    """Those that hold nothing up any more: a run that runs or is gone, a channel whose breaker is closed, a customer
+    none of whose subscriptions waits for Xendit to know a token."""
     runs = [cause.removeprefix("run:") for cause in causes if cause.startswith("run:")]
     channels = [cause.removeprefix("channel:") for cause in causes if cause.startswith("channel:")]
     holding = {
@@ -303,7 +305,19 @@ def causes_gone(session: Session, causes: Sequence[str]) -> list[str]:
             )
         )
     }
+    holding |= _tokens_waited_for(session, causes)
     return [cause for cause in causes if cause not in holding]
+
+
+def _tokens_waited_for(session: Session, causes: Sequence[str]) -> set[str]:
+    customers = [cause.removeprefix("token:") for cause in causes if cause.startswith("token:")]
+    held = select(Subscription.customer_id).where(
+        Subscription.customer_id.in_(customers),
+        Subscription.hold_kind == HoldKind.TOKEN_UNKNOWN,
+        Subscription.hold_reason.is_not(None),
+        Subscription.status.in_(BILLABLE),
+    )
+    return {f"token:{found}" for found in session.scalars(held)} if customers else set()
 
 
 # A lane at a time, and the first of each: only so the index answers alone, however many wait or are parked.

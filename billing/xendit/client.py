@@ -111,7 +111,7 @@ class XenditGateway:
         found = wire.customer_id_of(answer.payload, reference_id) if answer.is_success else None
         if found is not None:
             return found
-        if not answer.is_success and answer.status != HTTPStatus.NOT_FOUND:
+        if not answer.is_success and not answer.not_there:
             raise refusal(FIND_CUSTOMER, answer, f"customer {reference_id}")
         raise RequestRejected(
             f"Xendit says that customer reference {reference_id!r} is taken, but does not show that customer:"

@@ -3,7 +3,7 @@ client.py.
 
 Sorted by error_code first, by status class last: 4xx is not always our fault and 5xx is not always a
 failure. The one question that matters is whether money may have moved; where that cannot be known the error
-is OutcomeUnknown.
+is OutcomeUnknown. Only a code that Xendit documents (codes.py) is an answer of Xendit's.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from billing.errors import (
     RequestRejected,
     Unavailable,
 )
+from billing.xendit.codes import is_xendits, says_not_there, says_refused
 from billing.xendit.rates import WINDOW_SECONDS, Rates
 
 # Refusals that are about this token, not about our request: a decline, settled like one.
@@ -51,8 +52,12 @@ _TRY_LATER = frozenset(
     }
 )
 
+_RATE_LIMITS = frozenset({"RATE_LIMIT_EXCEEDED", "PAYMENT_REQUEST_RATE_LIMITED"})
+
 CHANNEL_WAIT_SECONDS = 300.0  # "after minutes": the channel's own limit names no time
 
+_NOT_XENDITS = "this is not an answer of Xendit's: check BILLING_XENDIT_BASE_URL and any proxy or firewall"
+_UNKNOWN_CODE = "Xendit documents no such code: should it not be new, check BILLING_XENDIT_BASE_URL and any proxy"
 _GIVE_PERMISSION = "give the key of BILLING_XENDIT_SECRET_KEY the permission in the Xendit dashboard"
 _ADVICE: Mapping[str, str] = {
     "INVALID_API_KEY": "Xendit refused the key: check BILLING_XENDIT_SECRET_KEY",
@@ -113,6 +118,18 @@ class Answer:
         return cleaned if re.fullmatch(r"[A-Z0-9_]{1,64}", cleaned) else None
 
     @property
+    def from_stranger(self) -> bool:
+        """Not from Xendit: a success that is no JSON object, anything else without a code that Xendit documents."""
+        if self.is_success:
+            return not isinstance(self.payload, Mapping)
+        return not is_xendits(self.error_code)
+
+    @property
+    def not_there(self) -> bool:
+        """Xendit itself says that it has no such record."""
+        return says_not_there(self.status, self.error_code)
+
+    @property
     def request_id(self) -> str | None:
         found = self.headers.get("request-id") or self.headers.get("x-request-id") or ""
         return found if re.fullmatch(r"[A-Za-z0-9_.-]{1,80}", found) else None
@@ -130,46 +147,60 @@ class Answer:
 
 
 def token_refusal(answer: Answer) -> str | None:
-    """The failure code, when a charge was refused because of its token."""
-    refused = answer.status in (HTTPStatus.BAD_REQUEST, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND)
-    return answer.error_code if refused and answer.error_code in _TOKEN_REFUSALS else None
+    """The failure code, when a charge was refused because of its token. A 401 is about the key, whatever it says."""
+    if answer.error_code not in _TOKEN_REFUSALS or answer.status == HTTPStatus.UNAUTHORIZED:
+        return None
+    return answer.error_code if says_refused(answer.status, answer.error_code) else None
 
 
 def refusal(call: Call, answer: Answer, subject: str) -> BillingError:
     """The error an answer without a usable result stands for; `subject` names the record in a message."""
     status, code = answer.status, answer.error_code
-    if status == HTTPStatus.TOO_MANY_REQUESTS:
-        return _rate_limited(call, answer, default=WINDOW_SECONDS)
-    if code == "PAYMENT_REQUEST_RATE_LIMITED" and status < HTTPStatus.INTERNAL_SERVER_ERROR:
-        return _rate_limited(call, answer, default=CHANNEL_WAIT_SECONDS)
+    if _is_rate_limit(call, answer):
+        channel = code == "PAYMENT_REQUEST_RATE_LIMITED"
+        return _rate_limited(call, answer, default=CHANNEL_WAIT_SECONDS if channel else WINDOW_SECONDS)
     if (status, code) in _TRY_LATER:
         return _error(Unavailable, call, answer, "not possible at the moment; it can be repeated later")
-    if status == HTTPStatus.NOT_FOUND and code is not None and call.names_a_record:
+    if answer.not_there and call.names_a_record:
         return NotFound(
             f"Xendit does not know {subject} (HTTP 404 {code}): check the id, and that"
             " BILLING_XENDIT_SECRET_KEY belongs to the same account and mode (test or live)"
         )
-    if _may_have_been_done(call, status):
+    if _may_have_been_done(call, answer):
         return lost(call, answer)
     return _rejected(call, answer)
 
 
+def _is_rate_limit(call: Call, answer: Answer) -> bool:
+    """Nothing was done, says Xendit. Where money moves it has to be Xendit that says so."""
+    said = answer.error_code in _RATE_LIMITS and says_refused(answer.status, answer.error_code)
+    return said or (answer.status == HTTPStatus.TOO_MANY_REQUESTS and not call.moves_money)
+
+
 def lost(call: Call, answer: Answer) -> GatewayError:
     """An answer that tells nothing. A read may be repeated; anything else may have been done."""
+    happened = "no usable answer" if answer.is_success or not answer.from_stranger else _stranger_advice(answer)
     if call.is_read:
-        return _error(Unavailable, call, answer, "no usable answer; it can be repeated")
-    return _error(OutcomeUnknown, call, answer, "no usable answer: whether it was done is unknown")
+        return _error(Unavailable, call, answer, f"{happened}; it can be repeated")
+    advice = f"{happened}; whether it was done is unknown"
+    return OutcomeUnknown(
+        _message(call, answer, advice),
+        http_status=answer.status,
+        error_code=answer.error_code,
+        request_id=answer.request_id,
+        from_stranger=answer.from_stranger,
+    )
 
 
-def _may_have_been_done(call: Call, status: int) -> bool:
-    """Unreadable successes, server errors, a proxy's time-out; and a 409 where money moves, because it says
-    that an earlier call with this reference was accepted. A 503 without a documented code is no clearer."""
-    if status == HTTPStatus.CONFLICT:
-        return call.moves_money
+def _may_have_been_done(call: Call, answer: Answer) -> bool:
+    """Where money moves: everything that does not say that nothing was done; also a 409, because it says that an
+    earlier call with this reference was accepted. Elsewhere: unreadable successes, server errors, a time-out."""
+    if call.moves_money:
+        return not says_refused(answer.status, answer.error_code)
     return (
-        status < HTTPStatus.MULTIPLE_CHOICES
-        or status >= HTTPStatus.INTERNAL_SERVER_ERROR
-        or status == HTTPStatus.REQUEST_TIMEOUT
+        answer.status < HTTPStatus.MULTIPLE_CHOICES
+        or answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+        or answer.status == HTTPStatus.REQUEST_TIMEOUT
     )
 
 
@@ -184,25 +215,27 @@ def _rejected(call: Call, answer: Answer) -> RequestRejected:
 
 
 def _stops_account(call: Call, answer: Answer) -> bool:
-    """A 403 on anything but a charge may be a permission that charging does not need. An answer to a charge
-    that has no error_code, such as a redirect or a bare 404, comes from a wrong address or a firewall."""
-    if answer.status == HTTPStatus.UNAUTHORIZED or answer.error_code == "UNAUTHORIZED_SENDER_IP":
-        return True
-    if not call.is_charge:
+    """Xendit's own 401, and its codes about the account. A 403 on anything but a charge may be a permission that
+    charging does not need."""
+    if answer.from_stranger:
         return False
-    return answer.error_code in _STOPS_ACCOUNT or (
-        answer.error_code is None and answer.status != HTTPStatus.BAD_REQUEST
-    )
+    if answer.status == HTTPStatus.UNAUTHORIZED or answer.error_code in ("INVALID_API_KEY", "UNAUTHORIZED_SENDER_IP"):
+        return True
+    return call.is_charge and answer.error_code in _STOPS_ACCOUNT
 
 
 def _advice(answer: Answer) -> str:
+    if answer.from_stranger or answer.error_code is None:
+        return _stranger_advice(answer)
     if answer.status == HTTPStatus.UNAUTHORIZED:
         return _ADVICE["INVALID_API_KEY"]
-    if answer.error_code is None:
-        return "this is not an answer of Xendit's: check BILLING_XENDIT_BASE_URL and any proxy or firewall"
     if members := answer.invalid_members:
         return f"Xendit points to {members}"
     return _ADVICE.get(answer.error_code, "nothing was done; look the code up in Xendit's documentation")
+
+
+def _stranger_advice(answer: Answer) -> str:
+    return _NOT_XENDITS if answer.error_code is None else _UNKNOWN_CODE
 
 
 def _error(kind: type[GatewayError], call: Call, answer: Answer, advice: str) -> GatewayError:

@@ -112,6 +112,33 @@ def test_a_refused_account_stops_charging_until_somebody_resumes_it(ana: Termina
     assert ana.json("run")["succeeded"] == 1
 
 
+def test_a_run_with_another_key_lifts_the_stop_that_the_refused_one_left(ana: Terminal, xendit: Xendit) -> None:
+    xendit.fail("POST /v3/payment_requests", "HTTP:401:INVALID_API_KEY")
+    assert ana("run").status == 1
+    assert "charging is stopped" in ana.refused("run"), "the same key again changes nothing"
+
+    ended = ana("run", "--json", BILLING_XENDIT_SECRET_KEY="xnd_development_another")
+
+    assert (ended.status, ended.document["succeeded"]) == (0, 1)
+    assert "charging goes on" in ended.err
+    assert "xnd_" not in ended.err
+
+
+def test_a_refresh_of_a_token_that_xendit_denies_says_what_to_check(ana: Terminal, xendit: Xendit) -> None:
+    [token] = ana.json("token", "list", "--customer", "ana")
+    assert token["unknown_since"] is None
+    xendit.fail("GET /v3/payment_tokens/{id}", "HTTP:404:DATA_NOT_FOUND")
+
+    denied = ana("token", "refresh", token["id"], "--json")
+
+    assert (denied.status, denied.document["status"]) == (0, "ACTIVE")
+    assert denied.document["unknown_since"] is not None
+    assert "BILLING_XENDIT_SECRET_KEY" in denied.err
+    assert "does not know payment token" in ana.json("explain", "ana-gold")["next"]["why"]
+    assert ana.json("token", "refresh", token["id"])["unknown_since"] is None
+    assert ana.json("run")["succeeded"] == 1
+
+
 # --------------------------------------------------------------------------------------------------- invoice
 
 

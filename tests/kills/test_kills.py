@@ -41,6 +41,7 @@ LEFT_OUT = {
     "steering.abort_run#*": "a second abort takes up what the first has left, and so does the scheduler (test_runs.py)",
     "steering.withdraw_rest#1": "as above",
     "steering.approve#1": "one subscription a transaction; what was approved waits no more; safe to repeat",
+    "key.lift_stop_of_another_key#1": "one row; the next process that starts does it again",
     "importing.*": "an import goes on where it stopped (tests/services/test_importing.py)",
     "quota.SharedQuota.outlook#1": "ends a look at the database: writes nothing",
     "quota.SharedQuota.learn#1": "what the gateway's headers say, the next answer says again",

@@ -26,6 +26,7 @@ from billing.store.models import (
     Invoice,
     InvoiceLine,
     PaymentSession,
+    PaymentToken,
     Plan,
     Refund,
     Subscription,
@@ -454,10 +455,28 @@ def _(session: Session) -> None:
 
 @fault("parked_attempts_wait_for_something", left=set())
 def _(session: Session) -> None:
-    """Of a run that goes on, of a run that is gone, of a channel that is back."""
+    """Of a run that goes on, of a run that is gone, of a channel that is back, of a customer who is not held."""
     session.add(BillingRun(id="run-1", at=NOW, started_at=real_now(), heartbeat_at=real_now()))
     for waits_for in ("run:run-1", "run:gone", "channel:ID_OVO"):
         make_attempt(session, parked_by=waits_for)
+    subscription = make_subscription(session)
+    make_attempt(session, make_invoice(session, subscription), parked_by=f"token:{subscription.customer_id}")
+
+
+@fault("unknown_tokens_are_followed", "no_subscription_is_held", left={"no_subscription_is_held"})
+def _(session: Session) -> None:
+    """Xendit did not know its token, and the date to ask again is lost; its attempt waits as it should."""
+    subscription = make_subscription(session, hold_kind="token_unknown", hold_reason="Xendit does not know it")
+    make_attempt(session, make_invoice(session, subscription), parked_by=f"token:{subscription.customer_id}")
+    tokens = session.scalars(select(PaymentToken).where(PaymentToken.customer_id == subscription.customer_id)).all()
+    for token in tokens:
+        token.unknown_since = NOW - timedelta(days=2)
+
+
+@fault("unknown_tokens_are_followed", "no_subscription_is_held", left=set())
+def _(session: Session) -> None:
+    """It is known by now, and the hold was forgotten."""
+    make_subscription(session, hold_kind="token_unknown", hold_reason="Xendit does not know it")
 
 
 @fault("runs_have_an_end", left=set())

@@ -391,13 +391,15 @@ def test_without_a_usable_token_it_says_that_the_customer_will_be_asked(
 
 
 def test_the_token_told_is_the_one_that_will_be_charged(session: Session) -> None:
-    """The subscription's own is dead: the customer's next in rank, though it still has to be verified."""
+    """The subscription's own is dead: the customer's next ACTIVE one; only without any, one that is to be verified."""
     customer = make_customer(session)
     own = make_token(session, customer, status=TokenStatus.CANCELED)
     make_token(session, customer, channel_code="DANA", card_last4=None, status=TokenStatus.PENDING)
-    make_token(session, customer, card_last4="4242")
+    active = make_token(session, customer, card_last4="4242")
     subscription = make_subscription(session, customer=customer, token=own)
 
+    assert "charged with CARDS ending in 4242" in upcoming(session, subscription)["why"]
+    active.unknown_since = NOW
     assert "charged with DANA once Xendit confirms it" in upcoming(session, subscription)["why"]
 
 

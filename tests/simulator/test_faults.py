@@ -36,7 +36,32 @@ def test_a_charge_is_done_although_its_answer_is_lost(desk: Desk, outcome: str, 
     assert desk.collected() == 50_000
 
 
-@pytest.mark.parametrize("outcome", ["TIMEOUT_BEFORE", "500_BEFORE", "504_BEFORE", "429", "HTTP:400:INVALID_TOKEN"])
+@pytest.mark.parametrize(
+    ("outcome", "status", "page"),
+    [
+        ("PROXY_403_AFTER", 403, True), ("EMPTY_403_AFTER", 403, False), ("EMPTY_302_AFTER", 302, False),
+        ("PROXY_200_AFTER", 200, True),
+    ],
+)  # fmt: skip
+def test_a_proxy_answers_although_the_charge_is_done(desk: Desk, outcome: str, *, status: int, page: bool) -> None:
+    token = desk.new_token()
+    desk.script(token, outcome)
+
+    answer = desk.raw("POST", CHARGES, desk.charge_body(token))
+
+    assert answer.status == status
+    assert answer.body.startswith(b"<html>") if page else answer.body == b""
+    assert not [name for name, _ in answer.headers if name.startswith("rate-limit")], "nothing of Xendit's"
+    assert desk.collected() == 50_000
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        "TIMEOUT_BEFORE", "500_BEFORE", "504_BEFORE", "429", "HTTP:400:INVALID_TOKEN", "PROXY_403_BEFORE",
+        "EMPTY_401_BEFORE",
+    ],
+)  # fmt: skip
 def test_nothing_is_done_when_the_call_fails_before(desk: Desk, outcome: str) -> None:
     token = desk.new_token()
     desk.script(token, outcome)

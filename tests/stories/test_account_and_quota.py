@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from sqlalchemy import select, text
 
 from billing.errors import Conflict, ServiceUnavailable
+from billing.services import key
 from billing.services.parts import Rules
 from billing.store import queries
-from tests.world import CHARGE, START, Budget, World
+from billing.store.engine import make_engine, make_sessions
+from billing.store.models import ChargingStop
+from tests.world import CHARGE, SECRET_KEY, START, Budget, World
 
 
 @pytest.mark.parametrize("refusal", ["HTTP:401:INVALID_API_KEY", "HTTP:403:REQUEST_FORBIDDEN_ERROR"])
@@ -152,6 +157,79 @@ def test_a_worker_that_slept_too_long_does_not_send(world: World) -> None:
 
     assert world.calls(CHARGE) == 0
     assert ana.outcomes == ["scheduled"]
+
+
+# Another key
+
+
+REFUSALS = ["HTTP:401:INVALID_API_KEY", "HTTP:403:UNAUTHORIZED_SENDER_IP", "HTTP:403:SKIP_3DS_FORBIDDEN"]
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_a_process_with_another_key_lifts_the_stop(world: World, refusal: str) -> None:
+    """Another key is what was put right: nobody has to say so once more."""
+    subscribers = [world.subscribe_save(f"customer{number}") for number in range(3)]
+    world.break_calls(refusal)
+    world.tick()
+    (stop,) = world.all(select(ChargingStop))
+    assert stop.refused_key == key.fingerprint(SECRET_KEY)
+    assert len(stop.refused_key) == 16
+    told: list[str] = []
+
+    assert key.lift_stop_of_another_key(world.parts, told.append)
+    assert told == []
+    assert world.all(select(ChargingStop)), "it starts again with the refused key: the stop stays"
+
+    newer = replace(world.parts, key_fingerprint=key.fingerprint("xnd_development_new"))
+    assert key.lift_stop_of_another_key(newer, told.append)
+    (line,) = told
+    assert "restart the processes that still have the old key" in line
+    assert "xnd_" not in line
+    assert world.all(select(ChargingStop)) == []
+    world.run()
+    assert world.collected() == [50_000] * 3
+    assert {subscriber.status for subscriber in subscribers} == {"active"}
+
+
+def test_an_old_process_that_is_refused_again_stops_again(world: World) -> None:
+    for number in range(2):
+        world.subscribe_save(f"customer{number}")
+    world.break_calls("HTTP:401:INVALID_API_KEY", count=2)
+    world.tick()
+    newer = replace(world.parts, key_fingerprint=key.fingerprint("xnd_development_new"))
+    key.lift_stop_of_another_key(newer, lambda _: None)
+
+    world.tick()
+
+    assert [stop.refused_key for stop in world.all(select(ChargingStop))] == [key.fingerprint(SECRET_KEY)]
+
+
+def test_a_stop_by_a_person_stays_whatever_key_comes(world: World) -> None:
+    world.subscribe_save()
+    with world.parts.transaction() as session:
+        queries.stop_charging(session, "by an operator: wait", world.now)
+    world.break_calls("HTTP:401:INVALID_API_KEY")
+    world.tick()
+
+    newer = replace(world.parts, key_fingerprint=key.fingerprint("xnd_development_new"))
+    assert key.lift_stop_of_another_key(newer)
+
+    assert [stop.reason for stop in world.all(select(ChargingStop))] == ["by an operator: wait"]
+
+
+@pytest.mark.parametrize("url", ["postgresql+psycopg://nobody@127.0.0.1:1/nothing", None])
+def test_a_database_that_is_away_or_empty_keeps_no_process_from_starting(world: World, url: str | None) -> None:
+    engine = world.engine if url is None else make_engine(url, pool_size=1)
+    if url is None:
+        with engine.begin() as connection:
+            connection.execute(text("ALTER TABLE charging_stop RENAME TO not_migrated_yet"))
+    newer = replace(world.parts, sessions=make_sessions(engine), key_fingerprint=key.fingerprint("xnd_development_new"))
+
+    assert not key.lift_stop_of_another_key(newer), "to be asked again"
+
+    if url is None:
+        with engine.begin() as connection:
+            connection.execute(text("ALTER TABLE not_migrated_yet RENAME TO charging_stop"))
 
 
 def resume_charging(world: World) -> None:

@@ -428,3 +428,25 @@ def decide(world: World, payment_request_id: str | None, outcome: str) -> None:
     path = f"/_simulator/payment_requests/{payment_request_id}/resolve"
     answer = world.simulator.answer("POST", path, "", {}, b'{"outcome": "%s"}' % outcome.encode())
     assert answer.status == 200
+
+
+# Another account's key
+
+
+def test_a_charge_that_xendit_denies_is_never_presumed_lost(world: World) -> None:
+    """Xendit gave it an id, so the request did arrive: the key in use must be another account's."""
+    ana = world.subscribe_save()
+    ana.script("TIMEOUT_ERROR")
+    world.run()
+    assert ana.outcomes == ["in_doubt"]
+
+    with world.another_accounts_key():
+        world.live(days=5)
+        assert ana.outcomes == ["in_doubt"]
+        assert "BILLING_XENDIT_SECRET_KEY" in (ana.attempt.error or "")
+        assert world.calls(CHARGE) == 1
+
+    world.live(days=3)
+
+    assert ana.outcomes[0] == "failed"
+    assert world.collected() == [50_000]

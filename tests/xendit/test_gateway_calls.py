@@ -33,6 +33,7 @@ from billing.errors import (
 )
 from billing.xendit.bodies import given_names
 from billing.xendit.client import XenditGateway
+from tests.xendit.strangers import SOMEBODY_ELSE
 
 CUSTOMER = "cust-c1d2e3f4-a5b6-4c7d-8e9f-0a1b2c3d4e04"
 SESSION = "ps-6721c0ffee15dead2b00b1f6"
@@ -414,10 +415,41 @@ def test_what_xendit_does_not_know_is_not_found(
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_page_is_a_wrong_address_not_a_missing_record(xendit: Any, gateway: XenditGateway) -> None:
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"<html>nginx</html>", {"message": "no Route matched"}, {"error_code": "ROUTE_UNKNOWN"}, {"error_code": 404}],
+)
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda gateway: gateway.get_session(SESSION),
+        lambda gateway: gateway.cancel_session(SESSION),
+        lambda gateway: gateway.get_token(TOKEN),
+        lambda gateway: gateway.get_charge(PAYMENT_REQUEST),
+        lambda gateway: gateway.get_payment("py-1"),
+    ],
+)
+def test_a_missing_page_is_a_wrong_address_not_a_missing_record(
+    xendit: Any, gateway: XenditGateway, read: Callable[[XenditGateway], object], body: Any
+) -> None:
+    xendit.answers_with(404, body)
+    with pytest.raises(RequestRejected, match="check BILLING_XENDIT_BASE_URL and any proxy") as caught:
+        read(gateway)
+    assert not caught.value.stops_account
+
+
+def test_a_missing_page_does_not_make_a_customer_somebody_elses(xendit: Any, gateway: XenditGateway) -> None:
+    xendit.refuses_with(409, "DUPLICATE_ERROR")
     xendit.answers_with(404, b"<html>nginx</html>")
-    with pytest.raises(RequestRejected, match="BILLING_XENDIT_BASE_URL"):
-        gateway.get_session(SESSION)
+    with pytest.raises(RequestRejected, match="not an answer of Xendit's"):
+        gateway.create_customer(SARI)
+
+
+def test_a_key_refused_by_a_proxy_is_not_called_refused(xendit: Any, gateway: XenditGateway) -> None:
+    xendit.answers_with(401, b"<html>log in to the proxy</html>")
+    with pytest.raises(RequestRejected, match="not an answer of Xendit's") as caught:
+        gateway.get_token(TOKEN)
+    assert not caught.value.stops_account
 
 
 @pytest.mark.parametrize("record_id", ["..", "../customers", "ps 1", "", "ps-1?x=1", "ps-1#", "ü", "x" * 65])
@@ -478,6 +510,16 @@ def test_a_refund_that_fails_is_sorted_and_never_stops_charging(
         refund(gateway)
     assert type(caught.value) is expected
     assert not getattr(caught.value, "stops_account", False)
+
+
+@pytest.mark.parametrize(("status", "body"), SOMEBODY_ELSE)
+def test_an_answer_of_somebody_else_leaves_the_outcome_of_a_refund_unknown(
+    xendit: Any, gateway: XenditGateway, status: int, body: Any
+) -> None:
+    """Called refused, a person would refund it once more in the dashboard."""
+    xendit.answers_with(status, body)
+    with pytest.raises(OutcomeUnknown, match="check BILLING_XENDIT_BASE_URL and any proxy"):
+        refund(gateway)
 
 
 # Transactions

@@ -69,12 +69,14 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Disturbance:
-    """How the answer to a call that *was* carried out gets lost or spoilt."""
+    """How the answer to a call that *was* carried out gets lost or spoilt. `stranger`: the page of something that
+    answers in Xendit's place, such as a proxy; it may be empty."""
 
     drop: bool = False
     status: int | None = None
     garbage: bool = False
     delay_seconds: float = 0
+    stranger: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,17 @@ class ApiError(Exception):
         if self.errors:
             document["errors"] = self.errors
         return Reply(self.status, document)
+
+
+class AnsweredByStranger(ApiError):
+    """A proxy or a firewall refuses the call before Xendit has it."""
+
+    def __init__(self, status: int, page: bytes) -> None:
+        super().__init__(status, "SERVER_ERROR")
+        self._page = page
+
+    def reply(self) -> Reply:
+        return Reply(self.status, None, Disturbance(status=self.status, stranger=self._page))
 
 
 class ConnectionDropped(Exception):
@@ -145,11 +158,19 @@ def finish(reply: Reply, headers: Headers) -> Answer:
 def _disturbed(reply: Reply, disturbance: Disturbance, headers: Headers) -> Answer:
     if disturbance.drop:
         return Answer(reply.status, drop=True)
+    if disturbance.stranger is not None:
+        return _by_a_stranger(disturbance.status or reply.status, disturbance.stranger)
     if disturbance.status is not None:
         error = ApiError(disturbance.status, "SERVER_ERROR").reply()
         return Answer(error.status, (JSON_TYPE, *headers), encode(error.document))
     body = _GARBAGE if disturbance.garbage else encode(reply.document)
     return Answer(reply.status, (JSON_TYPE, *headers), body, disturbance.delay_seconds)
+
+
+def _by_a_stranger(status: int, page: bytes) -> Answer:
+    """None of Xendit's headers; a redirect says where to, as a captive page does."""
+    moved = (("location", "https://login.proxy.example/"),) if status // 100 == 3 else ()  # noqa: PLR2004 - HTTP
+    return Answer(status, ((HTML_TYPE,) if page else ()) + moved, page)
 
 
 def _used_up(headers: Headers) -> Headers:

@@ -151,7 +151,9 @@ def inject_fault(world: World, call: Call, endpoints: Iterable[str]) -> Reply:
         return Reply(200, {"endpoint": endpoint, "waiting": 0})
     outcome = _outcome(body.get("outcome"))
     if not outcome.is_fault:
-        raise ApiError(400, "API_VALIDATION_ERROR", "a fault is an HTTP error, 429, GARBAGE, SLOW:n or a TIMEOUT_")
+        raise ApiError(
+            400, "API_VALIDATION_ERROR", "a fault is an HTTP error, 429, GARBAGE, SLOW:n, PROXY_ or a TIMEOUT_"
+        )
     waiting.extend([outcome] * count)
     return Reply(200, {"endpoint": endpoint, "waiting": len(waiting)})
 

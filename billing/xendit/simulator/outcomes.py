@@ -9,6 +9,8 @@ LATE_CAPTURE:TIMEOUT_ERROR:3600        declined now, captured an hour later
 HTTP:503:CHANNEL_UNAVAILABLE, 429      refused, nothing done
 500_BEFORE, 502_BEFORE, TIMEOUT_BEFORE fails before anything is done
 500_AFTER, 502_AFTER, TIMEOUT_AFTER, GARBAGE   done, but the answer is lost; ":RESULT" may follow
+PROXY_403_BEFORE, EMPTY_302_BEFORE     a page, or nothing, of a proxy in Xendit's place; nothing done
+PROXY_403_AFTER, EMPTY_403_AFTER       the same after it was done; ":RESULT" may follow
 SLOW:2.5                               answers late; ":RESULT" may follow
 NO_WEBHOOK:RESULT                      the result's webhook is never sent
 """
@@ -19,7 +21,7 @@ from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 from functools import lru_cache
 
-from billing.xendit.simulator.answers import ApiError, ConnectionDropped, Disturbance
+from billing.xendit.simulator.answers import AnsweredByStranger, ApiError, ConnectionDropped, Disturbance
 
 
 class Result(StrEnum):
@@ -41,6 +43,7 @@ class Outcome:
     currency: str | None = None
     refusal: tuple[int, str] | None = None
     dropped_before: bool = False
+    stranger_before: tuple[int, bytes] | None = None
     disturbance: Disturbance | None = None
     webhook: bool = True
 
@@ -48,18 +51,22 @@ class Outcome:
         """Raises when nothing is to be done at all."""
         if self.dropped_before:
             raise ConnectionDropped
+        if self.stranger_before:
+            raise AnsweredByStranger(*self.stranger_before)
         if self.refusal:
             raise ApiError(*self.refusal)
 
     @property
     def is_fault(self) -> bool:
-        return bool(self.refusal or self.dropped_before or self.disturbance)
+        return bool(self.refusal or self.dropped_before or self.stranger_before or self.disturbance)
 
 
 SUCCESS = Outcome()
 _DEFAULT_LATE_SECONDS = 3600.0
 _FAILURE = re.compile(r"(?P<code>[A-Z][A-Z0-9_]+)(/(?P<network>[0-9A-Z]{2})?(/(?P<advice>\d{1,2}))?)?")
 _SERVER_FAULT = re.compile(r"(?P<status>5\d\d)_(?P<when>BEFORE|AFTER)")
+_STRANGER = re.compile(r"(?P<what>PROXY|EMPTY)_(?P<status>[2345]\d\d)_(?P<when>BEFORE|AFTER)")
+_PAGES = {"PROXY": b"<html><title>Attention required</title>blocked by the proxy</html>", "EMPTY": b""}
 
 
 def failure(code: str) -> Outcome:
@@ -105,11 +112,21 @@ def _fault(word: str, rest: str) -> Outcome | None:
             return replace(_followed_by(then), disturbance=Disturbance(delay_seconds=float(seconds)))
     found = _SERVER_FAULT.fullmatch(word)
     if found is None:
-        return None
+        return _stranger(word, rest)
     status = int(found["status"])
     if found["when"] == "BEFORE":
         return Outcome(refusal=(status, "SERVER_ERROR"))
     return replace(_followed_by(rest), disturbance=Disturbance(status=status))
+
+
+def _stranger(word: str, rest: str) -> Outcome | None:
+    found = _STRANGER.fullmatch(word)
+    if found is None:
+        return None
+    status, page = int(found["status"]), _PAGES[found["what"]]
+    if found["when"] == "BEFORE":
+        return Outcome(stranger_before=(status, page))
+    return replace(_followed_by(rest), disturbance=Disturbance(status=status, stranger=page))
 
 
 def _followed_by(rest: str) -> Outcome:
