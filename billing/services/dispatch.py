@@ -33,6 +33,7 @@ OPENERS = 2
 MAX_BATCHES = 400  # of openings in one tick: then the others get their turn
 AHEAD_SECONDS = 3.0  # of the quota: no more is handed out, so that a run can be stopped and a customer let in
 TICK_SECONDS = 10.0  # then the other jobs have their turn: guards, events, look-ups
+PLAN_SECONDS = 5.0  # of the first tick of a day; a plan that takes longer is not complete, and compared with nothing
 CUSTOMERS_BEYOND = 20  # so many who wait are handed out although renewals have filled the next seconds
 SHARE_OF_RETRIES = 10  # one in so many: renewals go first, and no lane starves
 
@@ -54,18 +55,20 @@ def tick(parts: Parts, send: Send) -> Done:
     due = look(parts)
     if not due:
         return done
+    until = uptime() + TICK_SECONDS
     now = parts.clock.now()
     if due.expired_submissions or due.overdue_invoices:
-        retire(parts)
+        retire(parts, until)
     if due.subscriptions or due.attempts or due.probes:
         with parts.transaction() as session:
-            run_id = guards.daily_run(session, now, parts.rules)
+            run_id, is_new = guards.take_daily_run(session, now)
             breaker.release_probes(session, now)
-        until = uptime() + TICK_SECONDS
+        if is_new:
+            guards.plan_daily_run(parts, run_id, now, uptime() + PLAN_SECONDS)
         if due.attempts or due.probes:
             done.handed_out += hand_out_charges(parts, send, run_id=run_id, only_free=True, until=until)
         if due.subscriptions:
-            for batch in opening(parts, now, run_id=run_id):
+            for batch in opening(parts, now, run_id=run_id, until=until):
                 done.opened += batch.invoices
                 # Between batches: whoever waits is not kept waiting until a hundred thousand are opened.
                 done.handed_out += hand_out_charges(parts, send, run_id=run_id, only_free=True, until=until)
@@ -79,17 +82,23 @@ def look(parts: Parts) -> queries.Due:
         return queries.what_is_due(session, parts.clock.now(), real_now())
 
 
-def opening(parts: Parts, now: datetime, *, run_id: str | None = None) -> Iterator[Opened]:
+def opening(parts: Parts, now: datetime, *, run_id: str | None = None, until: float = math.inf) -> Iterator[Opened]:
     """Batch after batch, each in its own transaction, until nothing is due. Several processes may do it at once, and
-    here two threads do: while one waits for the database the other computes."""
+    here two threads do: while one waits for the database the other computes.
+
+    `until` (uptime): begin no new batch after it, but one in any case: what is due gets done, however slowly.
+    """
     under_way: deque[Future[Opened]] = deque()
     begun, more = 0, True
-    while more or under_way:
-        while more and begun < MAX_BATCHES and len(under_way) < OPENERS:
+    while True:
+        while more and len(under_way) < OPENERS:
             under_way.append(_begin_opening(parts, now, run_id))
             begun += 1
+            more = begun < MAX_BATCHES and uptime() < until
+        if not under_way:
+            return
         batch = under_way.popleft().result()
-        more = more and batch.more and begun < MAX_BATCHES
+        more = more and batch.more and uptime() < until
         yield batch
 
 
@@ -177,14 +186,16 @@ def _claim(
     return ids
 
 
-def retire(parts: Parts) -> None:
-    """What ended without anybody noticing: calls whose process died, invoices whose grace is over."""
-    while reconciling.doubt_expired_submissions(parts, BATCH) == BATCH:
+def retire(parts: Parts, until: float = math.inf) -> None:
+    """What ended without anybody noticing: calls whose process died, invoices whose grace is over. Goes on at the next
+    turn when it is `until` (uptime)."""
+    while reconciling.doubt_expired_submissions(parts, BATCH) == BATCH and uptime() < until:
         pass
     while True:
         with parts.transaction() as session:
-            if retrying.close_overdue_invoices(session, parts.clock.now(), BATCH) < BATCH:
-                return
+            closed = retrying.close_overdue_invoices(session, parts.clock.now(), BATCH)
+        if closed < BATCH or uptime() > until:
+            return
 
 
 def hand_out_checks(parts: Parts, send: Send, due: queries.Due) -> int:

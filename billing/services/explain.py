@@ -16,13 +16,13 @@ from billing.domain import dunning
 from billing.domain.lifecycle import (
     BILLABLE,
     AttemptStatus,
+    HoldKind,
     InvoiceStatus,
     SessionStatus,
     SubscriptionStatus,
     TokenStatus,
 )
 from billing.domain.schedule import Every, Unit, describe, schedule_from_text
-from billing.services import planning
 from billing.services.parts import Rules
 from billing.services.retrying import ACTION_WINDOW
 from billing.services.story import Json, Story, read, tell_events
@@ -173,7 +173,7 @@ def _held_subscription(story: Story) -> Next | None:
     reason = story.subscription.hold_reason
     if reason is None:
         return None
-    command = "run approve" if planning.asks_for_approval(reason) else "subscription resume"
+    command = "run approve" if story.subscription.hold_kind == HoldKind.CATCH_UP else "subscription resume"
     release = f"`billing {command} {_name(story)}` bills what was missed and goes on"
     return Next("person", None, f"billing is on hold: {reason}; {release}")
 

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from billing.domain import catch_up
 from billing.domain.gateway import Lane
-from billing.domain.lifecycle import SubscriptionStatus
+from billing.domain.lifecycle import HoldKind, SubscriptionStatus
 from billing.domain.schedule import Period
 from billing.errors import BillingError
 from billing.services.parts import tell
@@ -121,7 +121,7 @@ def _open_one(
         tell(session, subscription.id, now, "periods.skipped", count=len(decision.skip), reason=reason)
         opened.skipped.append((subscription.id, f"{len(decision.skip)} period(s): {reason}"))
     if decision.hold is not None:
-        subscription.hold_reason = decision.hold
+        subscription.hold_reason, subscription.hold_kind = decision.hold, HoldKind.CATCH_UP
         tell(session, subscription.id, now, "subscription.held", reason=decision.hold)
         opened.skipped.append((subscription.id, decision.hold))
     passed = (*decision.bill, *decision.skip)
@@ -138,17 +138,20 @@ def decide(subscription: Subscription, plan: Plan, due: Sequence[Period]) -> cat
     return catch_up.decide(policy, due, limit=CATCH_UP_LIMIT)
 
 
-def due_periods(subscription: Subscription, plan: Plan, calendar: Calendar, now: datetime) -> list[Period]:
-    return _due_and_next(subscription, plan, calendar, now)[0]
+def due_periods(
+    subscription: Subscription, plan: Plan, calendar: Calendar, now: datetime, limit: int = DUE_LIMIT
+) -> list[Period]:
+    """Oldest first, at most `limit`."""
+    return _due_and_next(subscription, plan, calendar, now, limit)[0]
 
 
 def _due_and_next(
-    subscription: Subscription, plan: Plan, calendar: Calendar, now: datetime
+    subscription: Subscription, plan: Plan, calendar: Calendar, now: datetime, limit: int = DUE_LIMIT
 ) -> tuple[list[Period], Period]:
     """What is due, and the first period that is not (or that is one too many to look at at once)."""
     assert subscription.next_local is not None  # noqa: S101 - set together with next_billing_at
     due: list[Period] = []
-    left = DUE_LIMIT if plan.cycles is None else min(DUE_LIMIT, plan.cycles - subscription.billed_cycles)
+    left = limit if plan.cycles is None else min(limit, plan.cycles - subscription.billed_cycles)
     period = calendar.at(subscription.next_index, subscription.next_local)
     while period.start <= now and len(due) < left:
         due.append(period)

@@ -38,7 +38,7 @@ class Rules:
     subscriber_daily_cap: Mapping[str, int] = field(default_factory=dict)
     run_decline_jump: float = 0.4
     run_decline_sample: int = 100
-    run_forecast_share: float = 0.5
+    run_forecast_share: float = 0.0
 
     @property
     def submitted_lease(self) -> timedelta:

@@ -13,10 +13,11 @@ from typing import cast
 
 import structlog
 from sqlalchemy import ColumnElement, Table, insert, select, update
+from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.orm import Session
 
 from billing.domain.gateway import Lane
-from billing.domain.lifecycle import BILLABLE, AttemptStatus, InvoiceStatus
+from billing.domain.lifecycle import BILLABLE, AttemptStatus, HoldKind, InvoiceStatus
 from billing.domain.money import Money
 from billing.errors import IllegalTransition, NotFound
 from billing.services import invoicing, planning
@@ -193,7 +194,7 @@ def _withdraw(session: Session, run_id: str, subscriptions: Sequence[str], now: 
         .returning(ChargeAttempt.id, ChargeAttempt.invoice_id, ChargeAttempt.subscription_id)
         .execution_options(synchronize_session=False)
     ).all()
-    numbers = _hold_invoices(session, [row[1] for row in withdrawn], reason)
+    numbers = _hold_invoices(session, run_id, [row[1] for row in withdrawn], reason)
     told = [
         {"subscription_id": subscription_id, "at": now, "kind": kind, "detail": detail | {"reason": reason}}
         for attempt_id, invoice_id, subscription_id in withdrawn
@@ -207,12 +208,12 @@ def _withdraw(session: Session, run_id: str, subscriptions: Sequence[str], now: 
     return len(withdrawn)
 
 
-def _hold_invoices(session: Session, invoice_ids: Sequence[str], reason: str) -> dict[str, str]:
+def _hold_invoices(session: Session, run_id: str, invoice_ids: Sequence[str], reason: str) -> dict[str, str]:
     """Their numbers, by id."""
     held = session.execute(
         update(Invoice)
         .where(Invoice.id.in_(invoice_ids), Invoice.status == InvoiceStatus.OPEN)
-        .values(hold_reason=reason)
+        .values(hold_reason=reason, hold_kind=HoldKind.RUN_ABORTED, hold_run_id=run_id)
         .returning(Invoice.id, Invoice.number)
         .execution_options(synchronize_session=False)
     )
@@ -246,49 +247,78 @@ def waiting_for_approval(parts: Parts, names: Sequence[str]) -> list[Waiting]:
     """Of the subscriptions and runs named; without a name every subscription that its catch-up policy holds. Raises
     NotFound or IllegalTransition for a name that waits for nothing: then nothing is approved at all."""
     now = parts.clock.now()
-    with parts.reading() as session:
-        if not names:
-            return list(_all_held(session, now))
-        found: list[Waiting] = []
-        for name in dict.fromkeys(names):
+    if not names:
+        return list(_all_held(parts, now))
+    found: list[Waiting] = []
+    for name in dict.fromkeys(names):
+        with parts.reading() as session:
             run = session.get(BillingRun, name)
-            found += _left_by_run(session, run) if run is not None else [_held_subscription(session, name, now)]
-        return found
+            left = _left_by_run(session, run) if run is not None else None
+            held = _held_subscription(session, name) if run is None else None
+        found += left or []
+        if held is not None:
+            found.append(_waiting_or_refused(*held, now))
+    return found
 
 
 def approve(parts: Parts, waiting: Iterable[Waiting]) -> list[Json]:
     """A held subscription bills what it missed, oldest first; an invoice of an aborted run is charged now. What has
-    been approved or has ended meanwhile is left out."""
+    been approved or has ended meanwhile is left out, and so is one that cannot be released: it stays held."""
     now = parts.clock.now()
     approved: list[Json] = []
     for each in waiting:
-        with parts.transaction() as session:
-            subscription = lock_subscription(session, each.subscription_id)
-            if each.invoice_id is not None:
-                done = _release_invoice(session, subscription, each.invoice_id, now)
-            else:
-                done = planning.asks_for_approval(subscription.hold_reason) and subscription.status in BILLABLE
-                if done:
-                    resume(session, subscription, session.get_one(Plan, subscription.plan_id), now)
+        try:
+            with parts.transaction() as session:
+                done = _approve_one(session, each, now)
+        except (OperationalError, InterfaceError):
+            raise
+        except Exception as error:
+            log.exception("approval.failed", subscription=each.subscription_id, error=planning.in_one_line(error))
+            continue
         if done:
             approved.append(each.view())
     return approved
 
 
-def _all_held(session: Session, now: datetime) -> Iterable[Waiting]:
+def _approve_one(session: Session, each: Waiting, now: datetime) -> bool:
+    subscription = lock_subscription(session, each.subscription_id)
+    if each.invoice_id is not None:
+        return _release_invoice(session, subscription, each.invoice_id, now)
+    if subscription.hold_kind != HoldKind.CATCH_UP or subscription.status not in BILLABLE:
+        return False
+    resume(session, subscription, session.get_one(Plan, subscription.plan_id), now)
+    subscription.hold_kind = None
+    return True
+
+
+def _all_held(parts: Parts, now: datetime) -> Iterable[Waiting]:
+    """A page at a time, looked at between the pages. One that cannot be read is told of and left held."""
     query = (
         select(Subscription, Plan)
         .join(Plan, Plan.id == Subscription.plan_id)
-        .where(Subscription.status.in_(BILLABLE), Subscription.hold_reason.is_not(None))
+        .where(
+            Subscription.status.in_(BILLABLE),
+            Subscription.hold_reason.is_not(None),
+            Subscription.hold_kind == HoldKind.CATCH_UP,
+        )
         .order_by(Subscription.id)
-        .execution_options(yield_per=AT_ONCE)
+        .limit(AT_ONCE)
     )
-    for subscription, plan in session.execute(query):
-        if planning.asks_for_approval(subscription.hold_reason):
-            yield _waiting(subscription, plan, now)
+    page = query
+    while True:
+        with parts.reading() as session:
+            rows = session.execute(page).all()
+        for subscription, plan in rows:
+            try:
+                yield _waiting(subscription, plan, now)
+            except Exception as error:
+                log.exception("approval.failed", subscription=subscription.id, error=planning.in_one_line(error))
+        if len(rows) < AT_ONCE:
+            return
+        page = query.where(Subscription.id > rows[-1][0].id)
 
 
-def _held_subscription(session: Session, name: str, now: datetime) -> Waiting:
+def _held_subscription(session: Session, name: str) -> tuple[Subscription, Plan]:
     query = select(Subscription, Plan).join(Plan, Plan.id == Subscription.plan_id)
     row = session.execute(query.where((Subscription.id == name) | (Subscription.reference == name))).first()
     if row is None:
@@ -296,19 +326,32 @@ def _held_subscription(session: Session, name: str, now: datetime) -> Waiting:
     subscription, plan = row
     if subscription.hold_reason is None:
         raise IllegalTransition(f"{subscription.reference} waits for no approval: it is {subscription.status}")
-    if not planning.asks_for_approval(subscription.hold_reason):
+    if subscription.hold_kind != HoldKind.CATCH_UP:
         raise IllegalTransition(
             f"{subscription.reference} waits for no approval, it is on hold: {subscription.hold_reason};"
             f" put it right, then `billing subscription resume {subscription.reference}`"
         )
-    return _waiting(subscription, plan, now)
+    return subscription, plan
+
+
+def _waiting_or_refused(subscription: Subscription, plan: Plan, now: datetime) -> Waiting:
+    try:
+        return _waiting(subscription, plan, now)
+    except Exception as error:
+        log.exception("approval.failed", subscription=subscription.id, error=planning.in_one_line(error))
+        raise IllegalTransition(
+            f"{subscription.reference} cannot be billed: {planning.in_one_line(error)};"
+            f" see `billing explain {subscription.reference}`"
+        ) from None
 
 
 def _waiting(subscription: Subscription, plan: Plan, now: datetime) -> Waiting:
+    """What was missed, oldest first, as far as its cycles go."""
     due = invoicing.due_periods(subscription, plan, calendar_of(subscription, plan.schedule), now)
-    amount = Money(len(due) * subscription.amount_minor, subscription.currency)
+    count = len(due) if plan.cycles is None else min(len(due), max(0, plan.cycles - subscription.billed_cycles))
+    amount = Money(count * subscription.amount_minor, subscription.currency)
     reason = subscription.hold_reason or ""
-    return Waiting(subscription.id, subscription.reference, len(due), amount, reason)
+    return Waiting(subscription.id, subscription.reference, count, amount, reason)
 
 
 def _left_by_run(session: Session, run: BillingRun) -> list[Waiting]:
@@ -318,7 +361,8 @@ def _left_by_run(session: Session, run: BillingRun) -> list[Waiting]:
         .where(
             Invoice.id.in_(select(ChargeAttempt.invoice_id).where(ChargeAttempt.run_id == run.id)),
             Invoice.status == InvoiceStatus.OPEN,
-            Invoice.hold_reason == aborted_reason(run.id),
+            Invoice.hold_kind == HoldKind.RUN_ABORTED,
+            Invoice.hold_run_id == run.id,
         )
         .order_by(Invoice.id)
     )
@@ -328,7 +372,7 @@ def _left_by_run(session: Session, run: BillingRun) -> list[Waiting]:
             reference,
             1,
             Money(invoice.amount_minor - invoice.amount_paid_minor, invoice.currency),
-            aborted_reason(run.id),
+            invoice.hold_reason or aborted_reason(run.id),
             invoice.id,
         )
         for invoice, reference in session.execute(query)
@@ -340,7 +384,8 @@ def _left_by_run(session: Session, run: BillingRun) -> list[Waiting]:
 
 def _release_invoice(session: Session, subscription: Subscription, invoice_id: str, now: datetime) -> bool:
     invoice = session.get_one(Invoice, invoice_id, populate_existing=True)
-    if invoice.status != InvoiceStatus.OPEN or invoice.hold_reason is None or subscription.status not in BILLABLE:
+    held = invoice.status == InvoiceStatus.OPEN and invoice.hold_kind == HoldKind.RUN_ABORTED
+    if not held or subscription.status not in BILLABLE:
         return False
     if has_unfinished_attempt(session, invoice_id):
         return False
@@ -350,7 +395,7 @@ def _release_invoice(session: Session, subscription: Subscription, invoice_id: s
         .order_by(ChargeAttempt.number.desc())
         .limit(1)
     ).one()
-    invoice.hold_reason = None
+    invoice.hold_reason = invoice.hold_kind = invoice.hold_run_id = None
     attempt = schedule_attempt(
         session, invoice, now, origin=last.origin, payment_token_id=last.payment_token_id, replaces_at=last.replaces_at
     )
