@@ -103,7 +103,7 @@ def main() -> int:
     in_process = None if send else InProcess(app.parts, settings.run_threads)
     log.info("scheduler.started", work="workers" if send else "in this process", jobs=sorted(JOBS))
     _loop(app, send or in_process, stop)  # type: ignore[arg-type]
-    status = _close(*filter(None, (in_process, app)))
+    status = _close(app) if in_process is None else _close(in_process, app)
     log.info("scheduler.stopped", exit_status=status)
     return status
 

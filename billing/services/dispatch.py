@@ -19,7 +19,7 @@ from billing.domain.gateway import CHARGE_ENDPOINT, Lane
 from billing.services import breaker, guards, invoicing, reconciling, retrying
 from billing.services.invoicing import Opened
 from billing.services.parts import Parts, Send
-from billing.store import queries
+from billing.store import queries, run_queries
 from billing.store.clock import real_now, uptime
 
 CHARGE, CHARGE_NOW, CHARGE_AGAIN = "charge", "charge_now", "charge_again"
@@ -34,6 +34,7 @@ MAX_BATCHES = 400  # of openings in one tick: then the others get their turn
 AHEAD_SECONDS = 3.0  # of the quota: no more is handed out, so that a run can be stopped and a customer let in
 TICK_SECONDS = 10.0  # then the other jobs have their turn: guards, events, look-ups
 PLAN_SECONDS = 5.0  # of the first tick of a day; a plan that takes longer is not complete, and compared with nothing
+FIRST_WAVE = 8  # charges of a run under way until Xendit has answered one: a refused account is found out by few
 CUSTOMERS_BEYOND = 20  # so many who wait are handed out although renewals have filled the next seconds
 SHARE_OF_RETRIES = 10  # one in so many: renewals go first, and no lane starves
 
@@ -139,8 +140,8 @@ def hand_out_charges(
     while True:
         claimed: list[tuple[Lane, list[str]]] = []
         with parts.transaction() as session:
-            room, free = _room(parts, session)
-            for lane, share in _shares(room, for_customers=max(room, min(free, beyond))):
+            room, for_customers = _room(parts, session, run_id, beyond)
+            for lane, share in _shares(room, for_customers=for_customers):
                 taken = sum(len(ids) for _, ids in claimed)
                 left = share if lane == Lane.CUSTOMER else min(share, room - taken)
                 if left > 0:
@@ -156,12 +157,25 @@ def hand_out_charges(
             return handed
 
 
-def _room(parts: Parts, session: Session) -> tuple[int, int]:
-    """How many more may be handed out, by the quota; and by what workers may have in hand."""
+def _room(parts: Parts, session: Session, run_id: str | None, beyond: int) -> tuple[int, int]:
+    """How many more may be handed out, by the quota and by what workers may have in hand; and how many if customers
+    wait, who are let in `beyond` what renewals have filled."""
     waiting, sent = queries.count_in_flight(session, real_now())
     free = max(0, min(parts.rules.max_in_flight - waiting - sent, BATCH))
     outlook = parts.quota.outlook(CHARGE_ENDPOINT, AHEAD_SECONDS)
-    return (free if outlook is None else max(0, min(free, outlook - waiting))), free
+    room = free if outlook is None else max(0, min(free, outlook - waiting))
+    customers = max(room, min(free, beyond))
+    if run_id is None or _is_answered(parts, session, run_id):
+        return room, customers
+    customers_sent = queries.count_customers_in_flight(session, real_now())
+    return min(room, max(0, FIRST_WAVE - waiting - sent)), min(customers, max(0, FIRST_WAVE - customers_sent))
+
+
+def _is_answered(parts: Parts, session: Session, run_id: str) -> bool:
+    """Whether Xendit has answered a charge of this run, so that the account is known to work: asked until it has."""
+    if run_id not in parts.answered_runs and run_queries.is_answered(session, run_id, parts.clock.now()):
+        parts.answered_runs.add(run_id)
+    return run_id in parts.answered_runs
 
 
 def _shares(room: int, *, for_customers: int) -> Sequence[tuple[Lane, int]]:

@@ -54,6 +54,8 @@ class Parts:
     quota: Quota
     rules: Rules
     breakers: Breakers = field(default_factory=Breakers, kw_only=True)
+    # Runs of which this process knows that Xendit has answered a charge (services/dispatch.py).
+    answered_runs: set[str] = field(default_factory=set, kw_only=True)
     callers: Executor | None = field(
         default=None, kw_only=True
     )  # threads that call Xendit for a group of charges; None: one after the other

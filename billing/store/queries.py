@@ -354,10 +354,23 @@ _IN_FLIGHT = (
 )
 
 
+_CUSTOMERS_IN_FLIGHT = select(func.count()).where(
+    ChargeAttempt.status.in_({AttemptStatus.SCHEDULED, AttemptStatus.SUBMITTED}),
+    ChargeAttempt.lease_until.is_not(None),
+    ChargeAttempt.lease_until >= bindparam("real_now"),
+    ChargeAttempt.lane == Lane.CUSTOMER,
+)
+
+
 def count_in_flight(session: Session, real_now: datetime) -> tuple[int, int]:
     """Attempts handed out: (not begun yet, sent and not answered). What keeps claims from running ahead."""
     counted = {row[0]: row[1] for row in session.execute(_IN_FLIGHT, {"real_now": real_now})}
     return counted.get(AttemptStatus.SCHEDULED, 0), counted.get(AttemptStatus.SUBMITTED, 0)
+
+
+def count_customers_in_flight(session: Session, real_now: datetime) -> int:
+    """Of these, the attempts that a customer waits for."""
+    return session.scalar(_CUSTOMERS_IN_FLIGHT, {"real_now": real_now}) or 0
 
 
 def failed_at_gateway(session: Session, invoice_id: str) -> list[tuple[str, str, datetime]]:

@@ -27,6 +27,7 @@ from billing.store.models import (
 )
 
 RATE_WINDOW = timedelta(minutes=1)
+LATELY = timedelta(minutes=10)
 MOST_RUNS = 100  # unfinished ones looked at at once
 CHARGES_COMPARED, OF_ONE_RUN = 20_000, 2_000  # whose declines are the usual ones; a share needs no more
 
@@ -236,6 +237,24 @@ def opened_as_foreseen(session: Session, run: BillingRun, facts: int) -> dict[st
         "committed": sorted(COMMITTED),
     }
     return {row[0]: int(row[1]) for row in session.execute(_OPENED, values)}
+
+
+# What shows that the account works: whatever Xendit said of a charge itself. Not our own mistakes, nor silence.
+_ANSWER = """(a.status IN ('succeeded', 'pending', 'requires_action')
+    OR (a.status = 'failed' AND coalesce(a.decline_class, '') NOT IN ('our_fault', 'not_sent')))"""
+_IS_ANSWERED = text(
+    f"""
+    SELECT EXISTS (SELECT FROM charge_attempts a WHERE a.run_id = :run AND {_ANSWER}) OR EXISTS (
+        SELECT FROM billing_runs r JOIN charge_attempts a ON a.run_id = r.id
+        WHERE r.finished_at IS NULL AND r.state = 'running' AND a.submitted_at > :lately AND {_ANSWER}
+    ) AS answered_lately
+    """  # noqa: S608 - our own statement
+)
+
+
+def is_answered(session: Session, run_id: str, now: datetime) -> bool:
+    """Whether Xendit has answered a charge of this run, or lately of another that goes on: they share their work."""
+    return bool(session.scalar(_IS_ANSWERED, {"run": run_id, "lately": now - LATELY}))
 
 
 def last_fact(session: Session) -> int:
