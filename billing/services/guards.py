@@ -27,7 +27,7 @@ from sqlalchemy.orm import Session
 
 from billing.domain.lifecycle import AttemptStatus
 from billing.domain.money import Money, format_money
-from billing.services import planning, steering
+from billing.services import parking, planning, steering
 from billing.services.parts import Parts, Rules
 from billing.services.planning import DECLINES, FORECAST, SPENDING_CAP
 from billing.services.steering import ABORTED, ASKED, DAILY, PAUSED, RUNNING, STOPPED, waits_for
@@ -160,7 +160,8 @@ def _stop_at_cap(session: Session, run: BillingRun, claimed: Sequence[tuple[str,
     run.finished_at = None  # if it was: there is something left of it after all
     steering.mark_stopped(run, SPENDING_CAP, reason)
     session.flush()
-    run_queries.park_free(session, run.id, steering.stopped_error(run.id, reason))
+    # A portion; whoever claims more of it parks what was claimed.
+    run_queries.park_free(session, run.id, steering.stopped_error(run.id, reason), queries.PARKED_AT_ONCE)
 
 
 def may_begin(run_id: str | None, lease_until: datetime | None, rules: Rules) -> bool:
@@ -283,12 +284,10 @@ def watch(parts: Parts) -> None:
     with parts.reading() as session:
         runs = run_queries.unfinished_runs(session, (RUNNING, ABORTED, STOPPED, PAUSED))
         causes = run_queries.parked_causes(session)
-        gone = run_queries.causes_gone(session, causes) if causes else []
         aborted = run_queries.aborted_among(session, causes) if causes else []
         busy = bool(runs) and run_queries.anything_to_charge(session, now)
-    for cause in gone:
-        with parts.transaction() as session:
-            queries.unpark(session, cause)
+    if causes:
+        free_what_waits_for_nothing(parts)
     for run_id in aborted:  # set back by a worker, or opened, after the abort
         steering.withdraw_rest(parts, run_id)
     for run in runs:
@@ -298,6 +297,14 @@ def watch(parts: Parts) -> None:
             _look_after(parts, run, now, real, busy=busy)
         else:
             _let_end(parts, run, now, real)
+
+
+def free_what_waits_for_nothing(parts: Parts) -> int:
+    """Parked for a run that goes on or a channel that is back, by somebody who had not heard of it, or left so by a
+    process that died in between. Returns how many are let go."""
+    with parts.reading() as session:
+        gone = run_queries.causes_gone(session, run_queries.parked_causes(session))
+    return sum(parking.let_go(parts, cause) for cause in gone)
 
 
 def _see_off(parts: Parts, run: BillingRun, now: datetime) -> None:

@@ -52,7 +52,7 @@ def run_here(
             moved += _open(run)
             moved += dispatch.hand_out_charges(parts, run.sending(send), run_id=run.id, now=run.as_of)
             run.look()
-            if not moved:
+            if not moved and not guards.free_what_waits_for_nothing(parts):
                 if not _waits_for_quota(run):
                     break
                 time.sleep(POLL_SECONDS)

@@ -20,7 +20,7 @@ from billing.domain.gateway import Lane
 from billing.domain.lifecycle import BILLABLE, AttemptStatus, HoldKind, InvoiceStatus
 from billing.domain.money import Money
 from billing.errors import IllegalTransition, NotFound
-from billing.services import invoicing, planning
+from billing.services import invoicing, parking, planning
 from billing.services.parts import Parts, tell
 from billing.services.subscriptions import (
     calendar_of,
@@ -73,20 +73,20 @@ def pause_run(parts: Parts, run_id: str) -> None:
         run = _unfinished(session, run_id, "paused")
         if run.state == RUNNING:
             run.state, run.reason = PAUSED, reason
-    _park(parts, run_id, f"billing run {run_id} is {run.state}: {run.reason}; `billing runs resume {run_id}` goes on")
+    parking.hold_run(
+        parts, run_id, f"billing run {run_id} is {run.state}: {run.reason}; `billing runs resume {run_id}` goes on"
+    )
 
 
 def resume_run(parts: Parts, run_id: str) -> None:
-    """Goes on. The guard that stopped it is waived for this run: a person has looked."""
+    """Goes on. The guard that stopped it is waived for this run: a person has looked. What waits is let go after that;
+    the scheduler does it should this be cut short (guards.watch)."""
     with parts.transaction() as session:
         run = _unfinished(session, run_id, "resumed")
-        if run.state == RUNNING:
-            return
         if run.guard is not None and run.guard not in run.waived:
             run.waived = [*run.waived, run.guard]
         run.state, run.reason, run.guard, run.heartbeat_at = RUNNING, None, None, None
-        session.flush()
-        queries.unpark(session, waits_for(run_id))
+    parking.let_go(parts, waits_for(run_id))
 
 
 def abort_run(parts: Parts, run_id: str) -> int:
@@ -114,7 +114,7 @@ def stop_run(parts: Parts, run_id: str, guard: str, reason: str) -> bool:
         run = run_queries.lock_run(session, run_id)
         stopped = run is not None and mark_stopped(run, guard, reason)
     if stopped:
-        _park(parts, run_id, stopped_error(run_id, reason))
+        parking.hold_run(parts, run_id, stopped_error(run_id, reason))
     return stopped
 
 
@@ -129,11 +129,6 @@ def mark_stopped(run: BillingRun, guard: str, reason: str) -> bool:
 
 def stopped_error(run_id: str, reason: str) -> str:
     return f"billing run {run_id} is stopped: {reason}; `billing runs resume {run_id}` goes on"
-
-
-def _park(parts: Parts, run_id: str, error: str) -> None:
-    with parts.transaction() as session:
-        run_queries.park_free(session, run_id, error)
 
 
 def _unfinished(session: Session, run_id: str, wish: str) -> BillingRun:
@@ -187,9 +182,10 @@ def _lock_owners(session: Session, run_id: str) -> list[str]:
 
 def _withdraw(session: Session, run_id: str, subscriptions: Sequence[str], now: datetime) -> int:
     reason = aborted_reason(run_id)
+    mine = (*_not_begun(run_id), ChargeAttempt.subscription_id.in_(subscriptions))
     withdrawn = session.execute(
         update(ChargeAttempt)
-        .where(*_not_begun(run_id), ChargeAttempt.subscription_id.in_(subscriptions))
+        .where(ChargeAttempt.id.in_(queries.in_order(*mine)), *mine)
         .values(status=AttemptStatus.CANCELED, settled_at=now, lease_until=None, parked_by=None, error=reason)
         .returning(ChargeAttempt.id, ChargeAttempt.invoice_id, ChargeAttempt.subscription_id)
         .execution_options(synchronize_session=False)

@@ -326,9 +326,9 @@ def beat(session: Session, run_id: str, at: datetime | None) -> None:
 # ------------------------------------------------------------------------------------------ parking, bounded
 
 
-def park_free(session: Session, run_id: str, error: str) -> int:
-    """Everything of a run that has not begun, except where a customer waits. What another transaction has in hand is
-    not waited for (it may be waiting for us): begin parks it."""
+def park_free(session: Session, run_id: str, error: str, limit: int) -> int:
+    """At most `limit` of a run that have not begun, except where a customer waits. What another transaction has in hand
+    is not waited for (it may be waiting for us): begin parks it."""
     free = (
         select(ChargeAttempt.id)
         .where(
@@ -337,6 +337,7 @@ def park_free(session: Session, run_id: str, error: str) -> int:
             ChargeAttempt.parked_by.is_(None),
             ChargeAttempt.lane != Lane.CUSTOMER,
         )
+        .limit(limit)
         .with_for_update(skip_locked=True)
     )
     statement = (
