@@ -75,7 +75,7 @@ class Settings(BaseSettings):
     subscriber_daily_cap: str = ""
     run_decline_jump: float = Field(default=0.4, ge=0, le=1)
     run_decline_sample: int = Field(default=100, ge=1)
-    run_forecast_share: float = Field(default=0.5, ge=0)
+    run_forecast_share: float = Field(default=0, ge=0)
 
     @field_validator("database_url")
     @classmethod

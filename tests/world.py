@@ -81,7 +81,7 @@ NO_PERIOD_TWICE = "no_period_is_paid_twice"
 # What the doctor tells of and a story may well end with: something is due, or waits for a person.
 NOT_WRONG = frozenset({
     "due_attempts_on_time", "due_periods_on_time", "due_follow_ups_on_time",
-    "charging_is_allowed", "no_invoice_is_held", "no_subscription_is_held", "no_refund_is_stuck",
+    "charging_is_allowed", "no_run_is_stopped", "no_invoice_is_held", "no_subscription_is_held", "no_refund_is_stuck",
 })  # fmt: skip
 
 

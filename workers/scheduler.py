@@ -1,7 +1,8 @@
 """`python -m workers.scheduler`: cron ticks. Any number may run; for every slot one of them acts.
 
 croniter says when a job's slot begins; whoever inserts the row (job, slot) does it. Without Redis the scheduler does
-the work itself. On SIGTERM it finishes what is in hand and exits 0.
+the work itself. On SIGTERM it finishes what is in hand and exits 0, or 1 when that could not be done. No job that
+breaks ends it, nor keeps the other jobs from their turn.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from datetime import datetime
 from types import FrameType
 
 import structlog
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from billing.app import App, InProcess, build, find_sender
@@ -29,6 +30,7 @@ from billing.store import queries
 from billing.store.clock import real_now
 from billing.store.engine import database_errors_in_one_line
 
+AWAY = (BillingError, OperationalError, InterfaceError, PoolTimeout)  # the database or Redis: it will be back
 LOOP_SECONDS = 0.2
 LONGEST_PAUSE_SECONDS = 15  # between tries while the database or Redis is away
 
@@ -52,7 +54,9 @@ JOBS: Mapping[str, Job] = {
 
 
 def run_due_jobs(parts: Parts, send: Send, done: dict[str, datetime]) -> None:
-    """Each job whose slot has changed: take its tick and do it. A job that fails is tried in its next slot."""
+    """Each job whose slot has changed: take its tick and do it. A job that fails is tried in its next slot, and keeps
+    no other from its turn; that the database or Redis is away is raised when all had theirs."""
+    away: Exception | None = None
     for name, job in JOBS.items():
         slot = last_tick(job.cron, real_now())
         if done.get(name) == slot:
@@ -61,7 +65,25 @@ def run_due_jobs(parts: Parts, send: Send, done: dict[str, datetime]) -> None:
             mine = queries.take_tick(session, name, slot)
         done[name] = slot
         if mine:
-            job.work(parts, send)
+            away = _do(name, job, parts, send) or away
+    if away is not None:
+        raise away
+
+
+def _do(name: str, job: Job, parts: Parts, send: Send) -> Exception | None:
+    """The job. Returns what says that something it needs is away; what is a fault of ours is logged, with its
+    traceback in the same line."""
+    try:
+        job.work(parts, send)
+    except AWAY as error:
+        return error
+    except Exception as error:
+        log.exception("scheduler.job_failed", job=name, error=_one_line(error))
+    return None
+
+
+def _one_line(error: Exception) -> str:
+    return (str(error).splitlines() or [error.__class__.__name__])[0]
 
 
 def main() -> int:
@@ -82,11 +104,21 @@ def main() -> int:
     in_process = None if send else InProcess(app.parts, settings.run_threads)
     log.info("scheduler.started", work="workers" if send else "in this process", jobs=sorted(JOBS))
     _loop(app, send or in_process, stop)  # type: ignore[arg-type]
-    if in_process is not None:
-        in_process.close()
-    app.close()
-    log.info("scheduler.stopped")
-    return 0
+    status = _close(app) if in_process is None else _close(in_process, app)
+    log.info("scheduler.stopped", exit_status=status)
+    return status
+
+
+def _close(*opened: InProcess | App) -> int:
+    """The exit status: 0 when what was in hand is finished, 1 when that could not be done."""
+    status = 0
+    for each in opened:
+        try:
+            each.close()
+        except Exception as error:
+            log.exception("scheduler.not_closed", error=_one_line(error))
+            status = 1
+    return status
 
 
 def _loop(app: App, send: Send, stop: threading.Event) -> None:
@@ -102,7 +134,10 @@ def _loop(app: App, send: Send, stop: threading.Event) -> None:
         except (BillingError, DBAPIError, PoolTimeout) as error:
             # The database or Redis is away: what is due stays due. Ask again, less and less often.
             pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
-            log.error("scheduler.waiting", error=str(error).splitlines()[0], again_in_seconds=pause)
+            log.error("scheduler.waiting", error=_one_line(error), again_in_seconds=pause)
+        except Exception as error:
+            pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
+            log.exception("scheduler.failed", error=_one_line(error), again_in_seconds=pause)
         stop.wait(pause)
 
 

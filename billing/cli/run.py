@@ -156,8 +156,8 @@ def _run(settings: Settings, at: datetime | None, expect: Mapping[str, int] | No
                 report = runs.run_on_workers(billing.parts, send, as_of, note_id, wait=wait, expect=expect)
             else:
                 report = runs.run_here(billing.parts, send, as_of, note_id, expect=expect)
-    if report["taken_up"]:
-        output.note(f"goes on with {report['run_id']}, whose process had ended")
+    if report["taken_up"] and not report["stopped"]:
+        output.note(f"goes on with {report['run_id']}, which was left unfinished")
     if by_workers and not wait and report["state"] == steering.RUNNING:
         output.note(
             "handed to the workers; `billing run --wait` or `billing runs show --follow` follows them to the end"

@@ -17,7 +17,6 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from billing.store import queries
 from billing.store.clock import uptime
 from billing.store.engine import Sessions
 from billing.store.models import ChannelBreaker, ChargeAttempt
@@ -86,10 +85,8 @@ def note_failure(session: Session, channel_code: str, reason: str, now: datetime
 
 
 def note_answer(session: Session, channel_code: str) -> None:
-    """The channel has answered, be it with a decline: it is back, and what waited for it goes on."""
+    """The channel has answered, be it with a decline: it is back. The caller lets go what waited for it."""
     session.execute(delete(ChannelBreaker).where(ChannelBreaker.channel_code == channel_code))
-    released = queries.unpark(session, waits_for(channel_code))
-    log.info("channel.answers", channel=channel_code, released=released)
 
 
 def take_probe(session: Session, trouble: Trouble, now: datetime) -> bool:

@@ -45,7 +45,7 @@ from billing.errors import (
     RequestRejected,
     Unavailable,
 )
-from billing.services import breaker, guards, reconciling, retrying
+from billing.services import breaker, guards, parking, reconciling, retrying
 from billing.services.breaker import Trouble
 from billing.services.invoices import close_if_ended, hold_invoice, move_attempt, withdraw
 from billing.services.parts import Parts, Rules, tell
@@ -161,19 +161,34 @@ def _not_behind_a_breaker(parts: Parts, attempt_ids: Sequence[str]) -> list[str]
     if not any(trouble.probe_at for trouble in parts.breakers.known(parts.sessions).values()):
         return list(attempt_ids)
     now = parts.clock.now()
+    troubles = parts.breakers.known(parts.sessions)
     with parts.transaction() as session:
-        found = charge_path.to_begin(session, attempt_ids, now)
-        behind = {each.attempt_id for each in found if _park_behind_breaker(session, parts, each, now)}
-    return [identity for identity in attempt_ids if identity not in behind]
+        behind = [
+            (each.attempt_id, breaker.waits_for(trouble.channel_code), trouble.waits())
+            for each in charge_path.to_begin(session, attempt_ids, now)
+            if (trouble := _behind_a_breaker(each, troubles, now)) is not None
+        ]
+        _park(session, behind)
+    held = {identity for identity, _, _ in behind}
+    return [identity for identity in attempt_ids if identity not in held]
 
 
-def _park_behind_breaker(session: Session, parts: Parts, found: ToBegin, now: datetime) -> bool:
+def _behind_a_breaker(found: ToBegin, troubles: Mapping[str, Trouble], now: datetime) -> Trouble | None:
     token = _chargeable_token(found)
-    trouble = parts.breakers.known(parts.sessions).get(token.channel_code) if token is not None else None
+    trouble = troubles.get(token.channel_code) if token is not None else None
     if trouble is None or trouble.probe_at is None or trouble.probe_at <= now or found.origin == BY_HAND:
-        return False
-    queries.park_attempts(session, [found.attempt_id], breaker.waits_for(trouble.channel_code), trouble.waits())
-    return True
+        return None
+    return trouble
+
+
+def _park(session: Session, waiting: Sequence[Parking], *, with_them: Collection[str] = ()) -> None:
+    """They wait, each for its run or channel. All rows of this transaction, those `with_them` too, are locked first and
+    in one order: another group may hold some of the same."""
+    if not waiting:
+        return
+    queries.lock_attempts(session, {*with_them, *(identity for identity, _, _ in waiting)})
+    for cause, error in dict.fromkeys(each[1:] for each in waiting):
+        queries.park_attempts(session, [each[0] for each in waiting if each[1:] == (cause, error)], cause, error)
 
 
 # ------------------------------------------------------------------------------------------- send and settle
@@ -313,6 +328,8 @@ def _note_channel(parts: Parts, channel_code: str, answer: ChargeReport | Gatewa
             with parts.transaction() as session:
                 breaker.note_answer(session, channel_code)
             parts.breakers.forget()
+            released = parking.let_go(parts, breaker.waits_for(channel_code))
+            log.info("channel.answers", channel=channel_code, released=released)
         return
     opens = isinstance(answer, RateLimited)
     with parts.transaction() as session:
@@ -378,6 +395,7 @@ class EarlierTries:
 
 
 Question = EarlierTries | UnverifiedToken
+Parking = tuple[str, str, str]  # attempt, what it waits for (`run:ID`, `channel:CODE`), and that in words
 
 
 @dataclass(frozen=True, slots=True)
@@ -417,8 +435,9 @@ def begin_attempts(
     """
     started = Started([], [], [])
     chosen: dict[str, tuple[ToBegin, TokenWithDeclines]] = {}
+    waiting: list[Parking] = []
     for found in charge_path.to_begin(session, attempt_ids, now):
-        if found.status != AttemptStatus.SCHEDULED or found.scheduled_at > now or _parked(session, found):
+        if found.status != AttemptStatus.SCHEDULED or found.scheduled_at > now or _parked(found, waiting):
             continue
         if not guards.may_begin(found.run_id, found.lease_until, rules):
             continue
@@ -431,8 +450,9 @@ def begin_attempts(
             and (tries := queries.failed_at_gateway(session, found.invoice_id))
         ):
             started.questions.append(EarlierTries(found.attempt_id, tries))
-        elif not _waits_for_channel(session, found, troubles.get(token.channel_code), now):
+        elif not _waits_for_channel(session, found, troubles.get(token.channel_code), now, waiting):
             chosen[found.attempt_id] = found, token
+    _park(session, waiting, with_them=chosen)
     if chosen:
         started.begun.extend(_submit(session, chosen, now, rules))
     return started
@@ -518,18 +538,20 @@ def _over_daily_cap(session: Session, found: ToBegin, now: datetime, rules: Rule
     return guards.over_daily_cap(session, found.customer_id, found.currency, found.amount_minor, now, rules)
 
 
-def _parked(session: Session, found: ToBegin) -> bool:
+def _parked(found: ToBegin, waiting: list[Parking]) -> bool:
     """Its run is paused or stopped: it waits, wherever it was on its way. Where a customer waits, no run matters."""
     if found.run_state not in (None, guards.RUNNING) and found.lane != Lane.CUSTOMER and found.parked_by is None:
-        queries.park_attempts(session, [found.attempt_id], f"run:{found.run_id}", f"run {found.run_id} is paused")
+        waiting.append((found.attempt_id, f"run:{found.run_id}", f"run {found.run_id} is paused"))
         return True
     return found.parked_by is not None
 
 
-def _waits_for_channel(session: Session, found: ToBegin, trouble: Trouble | None, now: datetime) -> bool:
+def _waits_for_channel(
+    session: Session, found: ToBegin, trouble: Trouble | None, now: datetime, waiting: list[Parking]
+) -> bool:
     if trouble is None or found.origin == BY_HAND or breaker.take_probe(session, trouble, now):
         return False
-    queries.park_attempts(session, [found.attempt_id], breaker.waits_for(trouble.channel_code), trouble.waits())
+    waiting.append((found.attempt_id, breaker.waits_for(trouble.channel_code), trouble.waits()))
     return True
 
 

@@ -21,7 +21,7 @@ from billing.errors import ServiceUnavailable
 from billing.services import breaker, ending, guards, invoicing, reconciling
 from billing.services.invoicing import Opened
 from billing.services.parts import Parts, Send
-from billing.store import queries
+from billing.store import queries, run_queries
 from billing.store.clock import real_now, uptime
 
 CHARGE, CHARGE_NOW, CHARGE_AGAIN = "charge", "charge_now", "charge_again"
@@ -36,6 +36,8 @@ OPENERS = 2
 MAX_BATCHES = 400  # of openings in one tick: then the others get their turn
 AHEAD_SECONDS = 3.0  # of the quota: no more is handed out, so that a run can be stopped and a customer let in
 TICK_SECONDS = 10.0  # then the other jobs have their turn: guards, events, look-ups
+PLAN_SECONDS = 5.0  # of the first tick of a day; a plan that takes longer is not complete, and compared with nothing
+FIRST_WAVE = 8  # charges of a run under way until Xendit has answered one: a refused account is found out by few
 CUSTOMERS_BEYOND = 20  # so many who wait are handed out although renewals have filled the next seconds
 SHARE_OF_RETRIES = 10  # one in so many: renewals go first, and no lane starves
 
@@ -61,19 +63,21 @@ def tick(parts: Parts, send: Send) -> Done:
     due = look(parts)
     if not due:
         return done
+    until = uptime() + TICK_SECONDS
     now = parts.clock.now()
     unreachable = _unreachable(send)
     if due.expired_submissions or due.overdue_invoices or due.ends:
-        retire(parts)
+        retire(parts, until)
     if due.subscriptions or due.attempts or due.probes:
         with parts.transaction() as session:
-            run_id = guards.daily_run(session, now, parts.rules)
+            run_id, is_new = guards.take_daily_run(session, now)
             breaker.release_probes(session, now)
-        until = uptime() + TICK_SECONDS
+        if is_new:
+            guards.plan_daily_run(parts, run_id, now, uptime() + PLAN_SECONDS)
         if (due.attempts or due.probes) and unreachable is None:
             done.handed_out += hand_out_charges(parts, send, run_id=run_id, only_free=True, until=until)
         if due.subscriptions:
-            for batch in opening(parts, now, run_id=run_id):
+            for batch in opening(parts, now, run_id=run_id, until=until):
                 done.opened += batch.invoices
                 # Between batches: whoever waits is not kept waiting until a hundred thousand are opened.
                 if unreachable is None:
@@ -105,17 +109,23 @@ def look(parts: Parts) -> queries.Due:
         return queries.what_is_due(session, parts.clock.now(), real_now())
 
 
-def opening(parts: Parts, now: datetime, *, run_id: str | None = None) -> Iterator[Opened]:
+def opening(parts: Parts, now: datetime, *, run_id: str | None = None, until: float = math.inf) -> Iterator[Opened]:
     """Batch after batch, each in its own transaction, until nothing is due. Several processes may do it at once, and
-    here two threads do: while one waits for the database the other computes."""
+    here two threads do: while one waits for the database the other computes.
+
+    `until` (uptime): begin no new batch after it, but one in any case: what is due gets done, however slowly.
+    """
     under_way: deque[Future[Opened]] = deque()
     begun, more = 0, True
-    while more or under_way:
-        while more and begun < MAX_BATCHES and len(under_way) < OPENERS:
+    while True:
+        while more and len(under_way) < OPENERS:
             under_way.append(_begin_opening(parts, now, run_id))
             begun += 1
+            more = begun < MAX_BATCHES and uptime() < until
+        if not under_way:
+            return
         batch = under_way.popleft().result()
-        more = more and batch.more and begun < MAX_BATCHES
+        more = more and batch.more and uptime() < until
         yield batch
 
 
@@ -156,8 +166,8 @@ def hand_out_charges(
     while takes_more(send, CHARGE):
         claimed: list[tuple[Lane, list[str]]] = []
         with parts.transaction() as session:
-            room, free = _room(parts, session)
-            for lane, share in _shares(room, for_customers=max(room, min(free, beyond))):
+            room, for_customers = _room(parts, session, run_id, beyond)
+            for lane, share in _shares(room, for_customers=for_customers):
                 taken = sum(len(ids) for _, ids in claimed)
                 left = share if lane == Lane.CUSTOMER else min(share, room - taken)
                 if left > 0:
@@ -184,12 +194,25 @@ def _send_charges(parts: Parts, send: Send, claimed: Sequence[tuple[Lane, list[s
         raise
 
 
-def _room(parts: Parts, session: Session) -> tuple[int, int]:
-    """How many more may be handed out, by the quota; and by what workers may have in hand."""
+def _room(parts: Parts, session: Session, run_id: str | None, beyond: int) -> tuple[int, int]:
+    """How many more may be handed out, by the quota and by what workers may have in hand; and how many if customers
+    wait, who are let in `beyond` what renewals have filled."""
     waiting, sent = queries.count_in_flight(session, real_now())
     free = max(0, min(parts.rules.max_in_flight - waiting - sent, BATCH))
     outlook = parts.quota.outlook(CHARGE_ENDPOINT, AHEAD_SECONDS)
-    return (free if outlook is None else max(0, min(free, outlook - waiting))), free
+    room = free if outlook is None else max(0, min(free, outlook - waiting))
+    customers = max(room, min(free, beyond))
+    if run_id is None or _is_answered(parts, session, run_id):
+        return room, customers
+    customers_sent = queries.count_customers_in_flight(session, real_now())
+    return min(room, max(0, FIRST_WAVE - waiting - sent)), min(customers, max(0, FIRST_WAVE - customers_sent))
+
+
+def _is_answered(parts: Parts, session: Session, run_id: str) -> bool:
+    """Whether Xendit has answered a charge of this run, so that the account is known to work: asked until it has."""
+    if run_id not in parts.answered_runs and run_queries.is_answered(session, run_id, parts.clock.now()):
+        parts.answered_runs.add(run_id)
+    return run_id in parts.answered_runs
 
 
 def _shares(room: int, *, for_customers: int) -> Sequence[tuple[Lane, int]]:
@@ -214,13 +237,13 @@ def _claim(
     return ids
 
 
-def retire(parts: Parts) -> None:
+def retire(parts: Parts, until: float = math.inf) -> None:
     """What ended without anybody noticing: calls whose process died, invoices whose grace is over, subscriptions whose
-    last period is over."""
-    while reconciling.doubt_expired_submissions(parts, BATCH) == BATCH:
+    last period is over. Goes on at the next turn when it is `until` (uptime)."""
+    while reconciling.doubt_expired_submissions(parts, BATCH) == BATCH and uptime() < until:
         pass
-    ending.close_overdue_invoices(parts)
-    ending.end_subscriptions(parts)
+    ending.close_overdue_invoices(parts, until)
+    ending.end_subscriptions(parts, until)
 
 
 def hand_out_checks(parts: Parts, send: Send, due: queries.Due) -> int:

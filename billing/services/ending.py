@@ -6,6 +6,7 @@ nobody else. Called by dispatch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import structlog
@@ -17,6 +18,7 @@ from billing.services.parts import Parts
 from billing.services.retrying import close_overdue_invoice
 from billing.services.subscriptions import end_if_over, lock_subscription
 from billing.store import queries
+from billing.store.clock import uptime
 from billing.store.models import Invoice
 
 AT_ONCE = 500
@@ -24,9 +26,11 @@ AT_ONCE = 500
 log = structlog.get_logger()
 
 
-def close_overdue_invoices(parts: Parts) -> None:
-    """The customer has had the time the dunning policy gives: each is given up."""
+def close_overdue_invoices(parts: Parts, until: float = math.inf) -> None:
+    """The customer has had the time the dunning policy gives: each is given up. Not beyond `until` (uptime)."""
     for invoice_id, subscription_id in _overdue(parts):
+        if uptime() > until:
+            return
         try:
             with parts.transaction() as session:
                 close_overdue_invoice(session, invoice_id, subscription_id, parts.clock.now())
@@ -47,9 +51,11 @@ def _overdue(parts: Parts) -> Iterator[tuple[str, str]]:
         yield from page
 
 
-def end_subscriptions(parts: Parts) -> None:
+def end_subscriptions(parts: Parts, until: float = math.inf) -> None:
     """Each is canceled, or marked as over while something is still owed (services/subscriptions.py)."""
     for subscription_id in _over(parts):
+        if uptime() > until:
+            return
         try:
             with parts.transaction() as session:
                 end_if_over(session, lock_subscription(session, subscription_id), parts.clock.now())

@@ -23,7 +23,6 @@ from billing.domain.lifecycle import (
     TokenStatus,
 )
 from billing.domain.schedule import Every, Unit, describe, schedule_from_text
-from billing.services import planning
 from billing.services.parts import Rules
 from billing.services.retrying import ACTION_WINDOW
 from billing.services.story import Json, Story, read, tell_events
@@ -182,7 +181,7 @@ def _held_subscription(story: Story) -> Next | None:
     if story.subscription.hold_kind == HoldKind.TOKEN_UNKNOWN:
         again = "Xendit is asked again every day, and billing goes on by itself when it knows it"
         return Next("person", None, f"billing is on hold: {reason}; {again}")
-    command = "run approve" if planning.asks_for_approval(reason) else "subscription resume"
+    command = "run approve" if story.subscription.hold_kind == HoldKind.CATCH_UP else "subscription resume"
     release = f"`billing {command} {_name(story)}` bills what was missed and goes on"
     return Next("person", None, f"billing is on hold: {reason}; {release}")
 

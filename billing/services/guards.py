@@ -6,6 +6,9 @@ lets it go on (services/steering.py).
     decline jump          more declines than usual: looked at while the run goes on
     forecast              more money than the run had planned: looked at while the run goes on
 
+All but the decline jump are off unless they are set, and that one is silent until there is enough to compare with: a
+stop that nobody asked for must be rarer than the harm it prevents.
+
 Called by dispatch (the scheduler's run of the day, the cap), charging (the subscriber's cap), runs (a run that is
 driven) and the scheduler (`watch`, every two seconds).
 """
@@ -13,29 +16,41 @@ driven) and the scheduler (`watch`, every two seconds).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
 
 import structlog
 from sqlalchemy import func, select, update
+from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.orm import Session
 
 from billing.domain.lifecycle import AttemptStatus
 from billing.domain.money import Money, format_money
-from billing.services import planning, steering
+from billing.services import parking, planning, steering
 from billing.services.parts import Parts, Rules
 from billing.services.planning import DECLINES, FORECAST, SPENDING_CAP
-from billing.services.steering import ABORTED, ASKED, DAILY, RUNNING, waits_for
+from billing.services.steering import ABORTED, ASKED, DAILY, PAUSED, RUNNING, STOPPED, waits_for
 from billing.store import queries, run_queries
 from billing.store.clock import real_now
 from billing.store.models import BillingRun, ChargeAttempt, Customer, Subscription
 from billing.store.run_queries import Standing
 
-__all__ = ["RUNNING", "check", "daily_run", "evaluate", "hold_to_caps", "may_begin", "over_daily_cap", "watch"]
+__all__ = [
+    "RUNNING",
+    "check",
+    "daily_run",
+    "evaluate",
+    "hold_to_caps",
+    "may_begin",
+    "over_daily_cap",
+    "plan_daily_run",
+    "take_daily_run",
+    "watch",
+]
 
-USUAL_DECLINE_SHARE = 0.1  # until there are results enough to know better
-USUAL_DAYS = timedelta(days=30)
+RESULTS_NEEDED = 500  # of the last 60 days: with fewer nobody knows what is usual, and nothing is stopped
+USUAL_DAYS = timedelta(days=60)
 A_DAY = timedelta(days=1)
 HEART_STOPS = timedelta(seconds=60)
 LOOK_SECONDS = 2
@@ -48,21 +63,41 @@ log = structlog.get_logger()
 # ------------------------------------------------------------------------------------- the run of the day
 
 
-def daily_run(session: Session, now: datetime, rules: Rules | None = None) -> str:
-    """The scheduler's run of this day of billing's clock, made when something is opened or handed out. Its plan is all
-    that comes due in the day."""
+def daily_run(session: Session, now: datetime) -> str:
+    """The scheduler's run of this day of billing's clock, made when something is opened or handed out. It is there
+    before anything is opened for it; its plan follows (`plan_daily_run`)."""
+    return take_daily_run(session, now)[0]
+
+
+def take_daily_run(session: Session, now: datetime) -> tuple[str, bool]:
+    """Its id, and whether it was made just now."""
     day = now.astimezone(UTC).date()
     run_id = f"run-{day.isoformat()}"
     found = session.execute(
         select(BillingRun.state, BillingRun.finished_at).where(BillingRun.id == run_id)
     ).one_or_none()
     if found is None:
-        end_of_day = datetime.combine(day, time.max, UTC)
-        plan = planning.plan_of_run(session, end_of_day, rules or Rules())
-        run_queries.insert_run(session, id=run_id, kind=DAILY, at=now, started_at=real_now(), plan=plan)
-    elif found.state == RUNNING and found.finished_at is not None:  # the clock was set back
+        return run_id, run_queries.insert_run(session, id=run_id, kind=DAILY, at=now, started_at=real_now())
+    if found.state == RUNNING and found.finished_at is not None:  # the clock was set back
         session.execute(update(BillingRun).where(BillingRun.id == run_id).values(finished_at=None))
-    return run_id
+    return run_id, False
+
+
+def plan_daily_run(parts: Parts, run_id: str, now: datetime, until: float) -> None:
+    """All that comes due in the day, counted until `until` (uptime): the others have their turn then, and a plan that
+    is not complete is compared with nothing. Without a plan the run goes on all the same."""
+    end_of_day = datetime.combine(now.astimezone(UTC).date(), time.max, UTC)
+    try:
+        plan = planning.plan_of_run(parts, end_of_day, until=until)
+    except (OperationalError, InterfaceError):
+        raise
+    except Exception:
+        log.exception("run.not_planned", run=run_id)
+        return
+    with parts.transaction() as session:
+        if run_queries.was_opened_for(session, run_id):  # by another process, while this one counted
+            plan |= {"complete": False}
+        session.execute(update(BillingRun).where(BillingRun.id == run_id).values(plan=plan))
 
 
 # ------------------------------------------------------------------------------------------------ the caps
@@ -125,7 +160,8 @@ def _stop_at_cap(session: Session, run: BillingRun, claimed: Sequence[tuple[str,
     run.finished_at = None  # if it was: there is something left of it after all
     steering.mark_stopped(run, SPENDING_CAP, reason)
     session.flush()
-    run_queries.park_free(session, run.id, steering.stopped_error(run.id, reason))
+    # A portion; whoever claims more of it parks what was claimed.
+    run_queries.park_free(session, run.id, steering.stopped_error(run.id, reason), queries.PARKED_AT_ONCE)
 
 
 def may_begin(run_id: str | None, lease_until: datetime | None, rules: Rules) -> bool:
@@ -183,7 +219,10 @@ def check(parts: Parts, run_id: str) -> Standing:
 
 
 def evaluate(session: Session, run: BillingRun, found: Standing, now: datetime, rules: Rules) -> Alarm | None:
-    """The first guard that would stop the run now; those a person has waived keep silent."""
+    """The first guard that would stop the run now; those a person has waived keep silent. A run of which nothing waits
+    is left alone: there is nothing to stop, and a person would be asked to let it go on."""
+    if not found.own[AttemptStatus.SCHEDULED]:
+        return None
     for guard, judge in ((DECLINES, _declines_jump), (FORECAST, _leaves_forecast)):
         reason = None if guard in run.waived else judge(session, run, found, now, rules)
         if reason is not None:
@@ -192,30 +231,46 @@ def evaluate(session: Session, run: BillingRun, found: Standing, now: datetime, 
 
 
 def _declines_jump(session: Session, run: BillingRun, found: Standing, now: datetime, rules: Rules) -> str | None:
-    settled = found.own_declined + found.own[AttemptStatus.SUCCEEDED]
+    """First tries compared with first tries: what was declined yesterday is declined more often today, and that is no
+    jump."""
+    settled = found.first_declined + found.first_succeeded
     if not rules.run_decline_jump or settled < rules.run_decline_sample:
         return None
-    share = found.own_declined / settled
+    share = found.first_declined / settled
     if share <= rules.run_decline_jump:  # whatever is usual, this is no jump
         return None
-    usual = run_queries.usual_decline_share(session, run.id, now - USUAL_DAYS, rules.run_decline_sample)
-    usual = USUAL_DECLINE_SHARE if usual is None else usual
-    if share <= usual + rules.run_decline_jump:
+    usual = run_queries.usual_decline_share(session, run.id, now - USUAL_DAYS, RESULTS_NEEDED)
+    if usual is None or share <= usual + rules.run_decline_jump:
         return None
     return f"{share:.0%} of {settled:,} charges were declined, and {usual:.0%} is usual"
 
 
-def _leaves_forecast(_session: Session, run: BillingRun, found: Standing, _now: datetime, rules: Rules) -> str | None:
-    if not rules.run_forecast_share or run.plan is None or found.own.total() < rules.run_decline_sample:
+def _leaves_forecast(session: Session, run: BillingRun, found: Standing, _now: datetime, rules: Rules) -> str | None:
+    """What it opens is compared, of those who were there when it was planned. Retries, and what has waited for a
+    channel or a person, were opened long before."""
+    plan = run.plan
+    if not rules.run_forecast_share or plan is None or not plan.get("complete", True):
         return None
-    planned = planning.in_minor_units(run.plan["totals"])
-    for currency, minor in found.own_foreseen.items():
+    planned = planning.in_minor_units(plan.get("opening", plan["totals"]))
+    share, begun = rules.run_forecast_share, found.own.total()
+    if begun < rules.run_decline_sample or _beyond_forecast(found.own_foreseen, planned, share) is None:
+        return None
+    opened = run_queries.opened_as_foreseen(session, run, plan.get("facts", 0))
+    currency = _beyond_forecast(opened, planned, share)
+    if currency is None:
+        return None
+    return (
+        f"it has opened {format_money(Money(opened[currency], currency))}, and"
+        f" {format_money(Money(planned.get(currency, 0), currency))} were planned"
+    )
+
+
+def _beyond_forecast(sums: Mapping[str, int], planned: Mapping[str, int], share: float) -> str | None:
+    """The first currency of which there is more than planned, by more than the share."""
+    for currency, minor in sums.items():
         forecast = planned.get(currency, 0)
-        if (minor - forecast) * 100 > forecast * round(rules.run_forecast_share * 100):
-            return (
-                f"it has come to {format_money(Money(minor, currency))}, charged and waiting, and"
-                f" {format_money(Money(forecast, currency))} were planned"
-            )
+        if (minor - forecast) * 100 > forecast * round(share * 100):
+            return currency
     return None
 
 
@@ -227,21 +282,29 @@ def watch(parts: Parts) -> None:
     longer waits for. With no run unfinished and nothing parked it costs two questions to two indexes."""
     now, real = parts.clock.now(), real_now()
     with parts.reading() as session:
-        runs = run_queries.unfinished_runs(session, (RUNNING, ABORTED))
+        runs = run_queries.unfinished_runs(session, (RUNNING, ABORTED, STOPPED, PAUSED))
         causes = run_queries.parked_causes(session)
-        gone = run_queries.causes_gone(session, causes) if causes else []
         aborted = run_queries.aborted_among(session, causes) if causes else []
         busy = bool(runs) and run_queries.anything_to_charge(session, now)
-    for cause in gone:
-        with parts.transaction() as session:
-            queries.unpark(session, cause)
+    if causes:
+        free_what_waits_for_nothing(parts)
     for run_id in aborted:  # set back by a worker, or opened, after the abort
         steering.withdraw_rest(parts, run_id)
     for run in runs:
         if run.state == ABORTED:
             _see_off(parts, run, now)
-        else:
+        elif run.state == RUNNING:
             _look_after(parts, run, now, real, busy=busy)
+        else:
+            _let_end(parts, run, now, real)
+
+
+def free_what_waits_for_nothing(parts: Parts) -> int:
+    """Parked for a run that goes on or a channel that is back, by somebody who had not heard of it, or left so by a
+    process that died in between. Returns how many are let go."""
+    with parts.reading() as session:
+        gone = run_queries.causes_gone(session, run_queries.parked_causes(session))
+    return sum(parking.let_go(parts, cause) for cause in gone)
 
 
 def _see_off(parts: Parts, run: BillingRun, now: datetime) -> None:
@@ -264,6 +327,19 @@ def _look_after(parts: Parts, run: BillingRun, now: datetime, real: datetime, *,
     found = check(parts, run.id)
     if may_finish and not found.anything_left:
         _finish(parts, run.id)
+
+
+def _let_end(parts: Parts, run: BillingRun, now: datetime, real: datetime) -> None:
+    """A run that was stopped or paused, of which nothing is left to let go on: nobody need be asked about it."""
+    if not (_day_is_over(run, now) if run.kind == DAILY else _heart_has_stopped(run, real)):
+        return
+    with parts.transaction() as session:
+        locked = run_queries.lock_run(session, run.id)
+        if locked is None or locked.state not in (STOPPED, PAUSED) or not run_queries.was_opened_for(session, run.id):
+            return
+        if not run_queries.standing(session, run.id, now).anything_planned:
+            locked.state, locked.finished_at = RUNNING, real_now()
+            log.info("run.over", run=run.id, reason=locked.reason)
 
 
 def _heart_has_stopped(run: BillingRun, real: datetime) -> bool:

@@ -434,6 +434,13 @@ _RULES = (
         "put the account at Xendit right, then `billing charging resume`; or start with another key",
     ),
     Check(
+        "no_run_is_stopped",
+        None,
+        "billing runs that are stopped or paused and wait for a person",
+        "SELECT id FROM billing_runs WHERE finished_at IS NULL AND state IN ('stopped', 'paused')",
+        "`billing runs show` says why; `billing runs resume` lets it go on, `billing runs abort` ends it",
+    ),
+    Check(
         "no_invoice_is_held",
         None,
         "invoices that wait for a person",

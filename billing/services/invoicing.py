@@ -141,7 +141,8 @@ def _open_one(
     rows: _Rows,
     opened: Opened,
 ) -> None:
-    if _ends_before_next(subscription):
+    if ends_before_next(subscription):
+        subscription.ends_at = subscription.ends_at or subscription.next_billing_at
         subscription.next_billing_at = None
         end_if_over(session, subscription, now)
         opened.skipped.append((subscription.id, PERIOD_OVER))
@@ -173,11 +174,11 @@ def _open_one(
         rows.moves.append(_move(subscription, plan, last, following, decision))
 
 
-def _ends_before_next(subscription: Subscription) -> bool:
-    """Whether the period that is due begins after the end somebody has asked for."""
-    if subscription.cancel_at_period_end and subscription.ends_at is None:
-        subscription.ends_at = subscription.next_billing_at  # as a release that stored no end meant it
-    due_at, ends_at = subscription.next_billing_at, subscription.ends_at
+def ends_before_next(subscription: Subscription) -> bool:
+    """Whether the period that is due begins after the end somebody has asked for. (A release before stored no end: it
+    meant the next date.)"""
+    due_at = subscription.next_billing_at
+    ends_at = subscription.ends_at or (due_at if subscription.cancel_at_period_end else None)
     return ends_at is not None and due_at is not None and due_at >= ends_at
 
 

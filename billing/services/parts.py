@@ -40,7 +40,7 @@ class Rules:
     subscriber_daily_cap: Mapping[str, int] = field(default_factory=dict)
     run_decline_jump: float = 0.4
     run_decline_sample: int = 100
-    run_forecast_share: float = 0.5
+    run_forecast_share: float = 0.0
 
     @property
     def submitted_lease(self) -> timedelta:
@@ -60,6 +60,8 @@ class Parts:
     key_fingerprint: str | None = field(default=None, kw_only=True)  # of Xendit's secret key, never the key
     # Set when the process is told to end: what takes long and can be done another time ends, too.
     stopping: threading.Event = field(default_factory=threading.Event, kw_only=True)
+    # Runs of which this process knows that Xendit has answered a charge (services/dispatch.py).
+    answered_runs: set[str] = field(default_factory=set, kw_only=True)
     callers: Executor | None = field(
         default=None, kw_only=True
     )  # threads that call Xendit for a group of charges; None: one after the other

@@ -1,36 +1,42 @@
 """What a run would charge: counted before it begins, and listed line by line by `billing run --dry-run`. Read only.
 
 Both ask the same code which periods are due and what the plan's catch-up policy makes of them (services/invoicing.py).
-Where one period is due, no policy has a say, and PostgreSQL counts; the rest is read row by row, so that a hundred
-thousand due subscriptions cost neither memory nor minutes.
+Where one period is due, no policy has a say, and PostgreSQL counts; the rest is read a page at a time and looked at
+between the pages, with no transaction open, so that a hundred thousand due subscriptions cost neither memory nor a
+connection. A row that cannot be read so counts as skipped: opening holds it, and nobody else waits for it.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, bindparam, case, cast, func, or_, select, true
+from sqlalchemy import ColumnElement, Select, and_, bindparam, case, cast, func, or_, select, true, tuple_
 from sqlalchemy.dialects.postgresql import ARRAY, TIMESTAMP
 from sqlalchemy.orm import Session, aliased
 from sqlalchemy.types import Text
 
-from billing.domain.lifecycle import BILLABLE, AttemptStatus, InvoiceStatus, TokenStatus
+from billing.domain.catch_up import CatchUp, Decision
+from billing.domain.lifecycle import BILLABLE, AttemptStatus, HoldKind, InvoiceStatus, TokenStatus
 from billing.domain.money import Money, format_money
 from billing.domain.schedule import Every, Period, Unit, schedule_from_text
+from billing.errors import InvalidSchedule
 from billing.services import invoicing
 from billing.services.parts import Parts, Rules
 from billing.services.subscriptions import calendar_of
 from billing.services.views import Json, instant
 from billing.store import run_queries
+from billing.store.clock import uptime
 from billing.store.models import ChargeAttempt, Customer, Invoice, PaymentToken, Plan, Subscription
 
 MOST_LINES = 10_000  # listed; the totals cover all
 ROWS_AT_ONCE = 500
+ENOUGH = invoicing.CATCH_UP_LIMIT + 1  # due periods of one subscription: what is billed of more is the same
+EXPECTED_WITHIN = 0.5  # `--expect`, unless BILLING_RUN_FORECAST_SHARE says otherwise
 SHORTEST = {Unit.DAY: 1, Unit.WEEK: 7, Unit.MONTH: 28, Unit.YEAR: 365}  # days
 CLOCK_CHANGE = timedelta(hours=3)  # a day may be shorter than 24 hours
 SPENDING_CAP, SUBSCRIBER_CAP, DECLINES, FORECAST = "spending_cap", "subscriber_daily_cap", "decline_jump", "forecast"
@@ -45,8 +51,10 @@ class Counted:
     minor: Counter[tuple[str | None, str]] = field(default_factory=Counter)
     opened: int = 0  # of the charges: invoices to be opened; the others are planned attempts
     missed: int = 0  # of the opened: periods that should have been billed before the one that runs
+    opening: Counter[str] = field(default_factory=Counter)  # their money, by currency
     skipped: int = 0  # subscriptions not billed, in whole or in part
     held: int = 0  # of the skipped: wait for a person
+    complete: bool = True  # False: time was up before all were counted
 
     @property
     def count(self) -> int:
@@ -63,19 +71,36 @@ class Counted:
         self.minor[channel, currency] += minor
 
 
-def count_due(session: Session, now: datetime, *, without_run: str | None = None) -> Counted:
-    """Everything a run as of `now` would charge; without the planned attempts of the run `without_run`."""
+def count_due(
+    parts: Parts,
+    now: datetime,
+    *,
+    without_run: str | None = None,
+    until: float = math.inf,
+    between: Callable[[], object] = lambda: None,
+) -> Counted:
+    """Everything a run as of `now` would charge; without the planned attempts of the run `without_run`.
+
+    `until` (uptime): what is counted by then is what there is. `between` is called after every page.
+    """
     counted = Counted()
-    _count_single_periods(session, now, counted)
-    for subscription, plan, channel, _ in _due_otherwise(session, now):
-        _count_one(subscription, plan, channel, now, counted)
-    _count_planned(session, now, without_run, counted)
-    counted.held += session.scalar(select(func.count()).select_from(_held(now).subquery())) or 0
+    with parts.reading() as session:
+        calendars = _calendars(session, now)
+        _count_single_periods(session, now, calendars, counted)
+        _count_planned(session, now, without_run, counted)
+        counted.held = session.scalar(select(func.count()).select_from(_held(now).subquery())) or 0
     counted.skipped += counted.held
+    for page in _pages(parts, _due_otherwise(now), calendars):
+        for subscription, plan, channel, *_ in page:
+            _count_one(subscription, plan, channel, now, counted)
+        between()
+        if uptime() > until:
+            counted.complete = False
+            break
     return counted
 
 
-def plan_view(counted: Counted, expected_seconds: int | None) -> Json:
+def plan_view(counted: Counted, expected_seconds: int | None, facts: int) -> Json:
     """As a run keeps it (billing_runs.plan) and as scripts read it."""
     return {
         "charges": counted.count,
@@ -96,12 +121,27 @@ def plan_view(counted: Counted, expected_seconds: int | None) -> Json:
         "skipped": counted.skipped,
         "held": counted.held,
         "expected_seconds": expected_seconds,
+        "complete": counted.complete,
+        "opening": in_major_units(dict(sorted(counted.opening.items()))),
+        "facts": facts,
     }
 
 
-def plan_of_run(session: Session, now: datetime, rules: Rules, *, without_run: str | None = None) -> Json:
-    counted = count_due(session, now, without_run=without_run)
-    return plan_view(counted, expected_seconds(counted.count, quota_limit(session, rules)))
+def plan_of_run(
+    parts: Parts,
+    now: datetime,
+    *,
+    without_run: str | None = None,
+    until: float = math.inf,
+    between: Callable[[], object] = lambda: None,
+) -> Json:
+    """`facts` in it is the last line of all stories then: what a person does later is in none of its sums."""
+    with parts.reading() as session:
+        facts = run_queries.last_fact(session)
+    counted = count_due(parts, now, without_run=without_run, until=until, between=between)
+    with parts.reading() as session:
+        limit = quota_limit(session, parts.rules)
+    return plan_view(counted, expected_seconds(counted.count, limit), facts)
 
 
 def merged(plan: Mapping[str, Any] | None, more: Json) -> Json:
@@ -114,15 +154,17 @@ def merged(plan: Mapping[str, Any] | None, more: Json) -> Json:
         known = rows.setdefault(key, row | {"charges": 0, "amount": "0"})
         amount = Money.parse(known["amount"], key[1]) + Money.parse(row["amount"], key[1])
         rows[key] = known | {"charges": known["charges"] + row["charges"], "amount": str(amount)}
-    totals = in_minor_units(plan.get("totals", {}))
-    for currency, minor in in_minor_units(more["totals"]).items():
-        totals[currency] = totals.get(currency, 0) + minor
     return (
         dict(plan)
         | more
-        | {"by_channel": list(rows.values()), "totals": in_major_units(totals)}
+        | {"by_channel": list(rows.values()), "complete": plan.get("complete", True) and more["complete"]}
+        | {name: _added(plan.get(name, {}), more[name]) for name in ("totals", "opening") if name in plan}
         | {name: plan.get(name, 0) + more[name] for name in ("charges", "opened", "missed")}
     )
+
+
+def _added(totals: Mapping[str, str], more: Mapping[str, str]) -> dict[str, str]:
+    return in_major_units(dict(Counter(in_minor_units(totals)) + Counter(in_minor_units(more))))
 
 
 def in_major_units(sums: Mapping[str, int]) -> dict[str, str]:
@@ -208,7 +250,11 @@ def _calendars(session: Session, now: datetime) -> dict[str, Any]:
     plans = session.execute(select(Plan.id, Plan.schedule)).all()
     single_after: list[datetime | None] = []
     for _, written in plans:
-        schedule = schedule_from_text(written)
+        try:
+            schedule = schedule_from_text(written)
+        except InvalidSchedule:  # its subscriptions are looked at one by one, and each says so
+            single_after.append(None)
+            continue
         shortest = timedelta(days=SHORTEST[schedule.unit] * schedule.count) if isinstance(schedule, Every) else None
         single_after.append(None if shortest is None else now - shortest + CLOCK_CHANGE)
     return {"plan_ids": [row[0] for row in plans], "single_after": single_after}
@@ -222,45 +268,65 @@ def _joined(query: Select[Any]) -> Select[Any]:
     )
 
 
-def _count_single_periods(session: Session, now: datetime, counted: Counted) -> None:
+def _count_single_periods(session: Session, now: datetime, calendars: Json, counted: Counted) -> None:
     rows = _joined(
         select(_CHANNEL.label("channel"), Subscription.currency, Subscription.amount_minor).where(_due(now), _SINGLE)
     ).subquery()
     grouped = select(rows.c.channel, rows.c.currency, func.count(), func.sum(rows.c.amount_minor)).group_by(
         rows.c.channel, rows.c.currency
     )
-    for channel, currency, count, minor in session.execute(grouped, _calendars(session, now)):
+    for channel, currency, count, minor in session.execute(grouped, calendars):
         counted.add(channel, currency, count, int(minor))
         counted.opened += count
+        counted.opening[currency] += int(minor)
 
 
-def _due_otherwise(session: Session, now: datetime) -> Iterator[Any]:
-    """(subscription, plan, channel, token) of those with several periods, an end or a cron line, row by row."""
-    query = _joined(select(Subscription, Plan, _CHANNEL, _TOKEN)).where(_due(now), func.coalesce(~_SINGLE, true()))
-    return iter(session.execute(query.execution_options(yield_per=ROWS_AT_ONCE), _calendars(session, now)))
+def _due_otherwise(now: datetime) -> Select[Any]:
+    """(subscription, plan, channel, token) of those with several periods, an end or a cron line."""
+    return _joined(select(Subscription, Plan, _CHANNEL, _TOKEN)).where(_due(now), func.coalesce(~_SINGLE, true()))
+
+
+def _pages(parts: Parts, query: Select[Any], calendars: Json) -> Iterator[Sequence[Any]]:
+    """Its rows, some hundreds at a time, the longest due first. Each page is a short read of its own: no transaction
+    is open while a page is looked at. A row that moves on meanwhile is not seen twice, unless it stays due."""
+    place = tuple_(Subscription.next_billing_at, Subscription.id)
+    ordered = query.order_by(Subscription.next_billing_at, Subscription.id).limit(ROWS_AT_ONCE)
+    page = ordered
+    while True:
+        with parts.reading() as session:
+            rows = session.execute(page, calendars).all()
+        yield rows
+        if len(rows) < ROWS_AT_ONCE:
+            return
+        last = rows[-1][0]
+        page = ordered.where(place > tuple_(last.next_billing_at, last.id))
 
 
 def _count_one(subscription: Subscription, plan: Plan, channel: str | None, now: datetime, counted: Counted) -> None:
-    due = _due_periods(subscription, plan, now)
-    if not due:
+    try:
+        due = _due_periods(subscription, plan, now, ENOUGH)
+        decision = invoicing.decide(subscription, plan, due) if due else Decision()
+    except Exception:  # noqa: BLE001 - whatever is wrong with it: opening holds it with the reason
         counted.skipped += 1
         return
-    decision = invoicing.decide(subscription, plan, due)
     if decision.bill:
         count = len(decision.bill)
         counted.add(channel, subscription.currency, count, count * subscription.amount_minor)
         counted.opened += count
+        counted.opening[subscription.currency] += count * subscription.amount_minor
         counted.missed += sum(_is_missed(period, due) for period in decision.bill)
-    if decision.skip or decision.hold:
+    if decision.skip or decision.hold or not due:
         counted.skipped += 1
         counted.held += bool(decision.hold)
 
 
-def _due_periods(subscription: Subscription, plan: Plan, now: datetime) -> list[Period]:
+def _due_periods(
+    subscription: Subscription, plan: Plan, now: datetime, limit: int = invoicing.DUE_LIMIT
+) -> list[Period]:
     """None for one that ends instead of being billed."""
-    if subscription.cancel_at_period_end:
+    if invoicing.ends_before_next(subscription):
         return []
-    return invoicing.due_periods(subscription, calendar_of(subscription, plan.schedule), now)
+    return invoicing.due_periods(subscription, calendar_of(subscription, plan.schedule), now, limit)
 
 
 def _is_missed(period: Period, due: list[Period]) -> bool:
@@ -294,8 +360,8 @@ def _count_planned(session: Session, now: datetime, without_run: str | None, cou
         counted.add(channel, currency, count, int(minor))
 
 
-def _held(now: datetime) -> Select[str, str, str | None]:
-    return select(Subscription.id, Subscription.reference, Subscription.hold_reason).where(
+def _held(now: datetime) -> Select[str, str, str | None, str | None]:
+    return select(Subscription.id, Subscription.reference, Subscription.hold_reason, Subscription.hold_kind).where(
         Subscription.next_billing_at <= now,
         Subscription.status.in_(BILLABLE),
         Subscription.hold_reason.is_not(None),
@@ -307,17 +373,16 @@ def held_lines(session: Session, now: datetime) -> list[dict[str, str]]:
     return [
         {
             "subscription_id": identity,
-            "reason": f"on hold: {reason}; waits for `billing run approve {reference}`"
-            if asks_for_approval(reason)
+            "reason": f"on hold: {reason}; {waits_for_approval(reference)}"
+            if kind == HoldKind.CATCH_UP
             else f"on hold: {reason}",
         }
-        for identity, reference, reason in session.execute(_held(now).limit(MOST_LINES))
+        for identity, reference, reason, kind in session.execute(_held(now).limit(MOST_LINES))
     ]
 
 
-def asks_for_approval(hold_reason: str | None) -> bool:
-    """Held by the catch-up policy, and not because it could not be opened (domain/catch_up.py has the sentences)."""
-    return hold_reason is not None and ("catch-up is hold" in hold_reason or "waits for a person" in hold_reason)
+def waits_for_approval(name: str) -> str:
+    return f"waits for `billing run approve {name}`"
 
 
 # ------------------------------------------------------------------------------------------------- dry run
@@ -330,10 +395,11 @@ def dry_run(
     most `limit` charges; the totals cover all. Writes nothing, asks nobody."""
     now = at or parts.clock.now()
     listing = _Listing(now, limit)
+    plan = plan_of_run(parts, now)
     with parts.reading() as session:
-        plan = plan_of_run(session, now, parts.rules)
         listing.skipped.extend(held_lines(session, now))
-        _list_openings(session, listing)
+    _list_openings(parts, listing)
+    with parts.reading() as session:
         _list_planned(session, listing)
         _list_parked(session, listing)
     return {
@@ -369,12 +435,14 @@ def would_stop(plan: Json, rules: Rules, expect: Mapping[str, int] | None = None
         for currency, minor in totals.items()
         if minor > rules.run_spending_cap.get(currency, minor)
     ]
-    surprise = None if expect is None else leaves_expectation(totals, expect, rules.run_forecast_share)
+    surprise = None if expect is None else leaves_expectation(totals, expect, rules)
     return found if surprise is None else [*found, {"guard": FORECAST, "reason": surprise}]
 
 
-def leaves_expectation(totals: Mapping[str, int], expect: Mapping[str, int], share: float) -> str | None:
-    """Whether a plan leaves what somebody expects by more than the share, upward or downward."""
+def leaves_expectation(totals: Mapping[str, int], expect: Mapping[str, int], rules: Rules) -> str | None:
+    """Whether a plan leaves what somebody expects by more than the share, upward or downward. Who names an amount
+    wants it compared: without a share that is set, within half of it."""
+    share = rules.run_forecast_share or EXPECTED_WITHIN
     for currency in sorted({*totals, *expect}):
         planned, expected = totals.get(currency, 0), expect.get(currency, 0)
         if abs(planned - expected) * 100 > expected * round(share * 100):
@@ -418,32 +486,42 @@ class _Listing:
             self.skipped.append({"subscription_id": subscription.id, "reason": reason})
 
 
-def _list_openings(session: Session, listing: _Listing) -> None:
+def _list_openings(parts: Parts, listing: _Listing) -> None:
     query = (
         select(Subscription, Plan, Customer.reference, _CHANNEL, _TOKEN, _LAST4)
         .join(Plan, Plan.id == Subscription.plan_id)
         .join(Customer, Customer.id == Subscription.customer_id)
         .outerjoin(_OWN, _JOIN_OWN)
         .where(_due(listing.now))
-        .order_by(Subscription.next_billing_at, Subscription.id)
-        .limit(listing.limit)
-        .execution_options(yield_per=ROWS_AT_ONCE)
     )
-    for subscription, plan, customer, *method in session.execute(query):
-        due = _due_periods(subscription, plan, listing.now)
-        if not due:
-            ends = "the period it was canceled for is over"
-            listing.skip(subscription, ends if subscription.cancel_at_period_end else "all cycles billed")
-            continue
-        decision = invoicing.decide(subscription, plan, due)
-        amount = Money(subscription.amount_minor, subscription.currency)
-        for period in decision.bill[: listing.room]:
-            line = _line(subscription.id, customer, amount, period.start, *method)
-            listing.planned.append(line | _catch_up(plan, missed=_is_missed(period, due)))
-        if decision.skip:
-            listing.skip(subscription, f"{len(decision.skip)} missed period(s); catch-up policy {plan.catch_up}")
-        if decision.hold:
-            listing.skip(subscription, f"{decision.hold}; waits for `billing run approve {subscription.reference}`")
+    left = listing.limit
+    for page in _pages(parts, query, {}):
+        for row in page[:left]:
+            try:
+                _list_one(listing, *row)
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with it: opening holds it with the reason
+                listing.skip(row[0], f"cannot be billed: {invoicing.in_one_line(error)}")
+        left -= len(page)
+        if left <= 0:
+            return
+
+
+def _list_one(listing: _Listing, subscription: Subscription, plan: Plan, customer: str, *method: str | None) -> None:
+    enough = ENOUGH if plan.catch_up == CatchUp.ALL else invoicing.DUE_LIMIT
+    due = _due_periods(subscription, plan, listing.now, enough)
+    if not due:
+        ends = "the period it was canceled for is over"
+        listing.skip(subscription, ends if subscription.cancel_at_period_end else "all cycles billed")
+        return
+    decision = invoicing.decide(subscription, plan, due)
+    amount = Money(subscription.amount_minor, subscription.currency)
+    for period in decision.bill[: listing.room]:
+        line = _line(subscription.id, customer, amount, period.start, *method)
+        listing.planned.append(line | _catch_up(plan, missed=_is_missed(period, due)))
+    if decision.skip:
+        listing.skip(subscription, f"{len(decision.skip)} missed period(s); catch-up policy {plan.catch_up}")
+    if decision.hold:
+        listing.skip(subscription, f"{decision.hold}; {waits_for_approval(subscription.reference)}")
 
 
 def _catch_up(plan: Plan, *, missed: bool) -> Json:

@@ -194,7 +194,7 @@ def guards_near(run: BillingRun, found: Standing, rules: Rules) -> list[Json]:
 
 def against_plan(run: BillingRun, found: Standing) -> Json | None:
     """What was charged, less what was planned: {"charges", "totals"}."""
-    if run.plan is None:
+    if run.plan is None or not run.plan.get("complete", True):
         return None
     planned, collected = planning.in_minor_units(run.plan["totals"]), found.collected
     return {

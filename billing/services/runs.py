@@ -17,17 +17,17 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from billing.domain.gateway import CHARGE_ENDPOINT
-from billing.domain.lifecycle import AttemptStatus
-from billing.errors import InvalidInput, ServiceUnavailable
+from billing.domain.lifecycle import AttemptStatus, HoldKind
+from billing.errors import ServiceUnavailable
 from billing.services import dispatch, guards, invoicing, planning, steering
-from billing.services.parts import Parts, Send
+from billing.services.parts import Parts, Rules, Send
 from billing.services.planning import FORECAST, dry_run
 from billing.services.progress import run_view, totals
 from billing.services.steering import RUNNING
 from billing.services.views import Json, instant
 from billing.store import queries, run_queries
 from billing.store.clock import real_now, uptime
-from billing.store.models import BillingRun, ChargeAttempt, new_id
+from billing.store.models import BillingRun, ChargeAttempt, Subscription, new_id
 from billing.store.run_queries import Standing
 
 __all__ = ["dry_run", "forget_old_ticks", "run_here", "run_on_workers"]
@@ -53,7 +53,7 @@ def run_here(
             moved += _open(run)
             moved += dispatch.hand_out_charges(parts, run.sending(send), run_id=run.id, now=run.as_of)
             run.look()
-            if not moved:
+            if not moved and not guards.free_what_waits_for_nothing(parts):
                 if not _waits_for_quota(run):
                     break
                 time.sleep(POLL_SECONDS)
@@ -136,6 +136,11 @@ class _Run:
     def as_of(self) -> datetime:
         return self.at or self.parts.clock.now()
 
+    def beat(self) -> None:
+        """A sign of life: it is not taken over by another process."""
+        with self.parts.transaction() as session:
+            run_queries.beat(session, self.id, real_now())
+
     def goes_on(self) -> bool:
         with self.parts.reading() as session:
             return session.scalar(select(BillingRun.state).where(BillingRun.id == self.id)) == RUNNING
@@ -145,8 +150,7 @@ class _Run:
         before = uptime()
         if before < self._rest_until and not always:
             return self._seen
-        with self.parts.transaction() as session:
-            run_queries.beat(session, self.id, real_now())
+        self.beat()
         self._seen = guards.check(self.parts, self.id)
         self.progress({"run_id": self.id} | totals(self._seen, _opened(self)))
         took = uptime() - before if self._seen.by_status.total() > LARGE else 0.0
@@ -172,29 +176,42 @@ class _Run:
 
 
 def _start(parts: Parts, at: datetime | None, expect: Mapping[str, int] | None, progress: Progress) -> _Run:
-    """A run of its own, or one that nobody drives any more: then with what has become due meanwhile."""
-    if expect is not None and not parts.rules.run_forecast_share:
-        raise InvalidInput("--expect compares within BILLING_RUN_FORECAST_SHARE, which is 0; set it, such as to 0.5")
+    """A run of its own, or one that nobody drives any more: then with what has become due meanwhile. Charging may be
+    stopped: what is due is opened all the same, and waits."""
     now = at or parts.clock.now()
-    with parts.transaction() as session:
-        stop = run_queries.charging_stop_reason(session)
-        if stop is not None:
-            raise ServiceUnavailable(f"charging is stopped: {stop}; put it right, then `billing charging resume`")
+    with parts.reading() as session:
         skipped = planning.held_lines(session, now)
-        may_take_up = at is None and expect is None
-        orphan = run_queries.orphan_run(session, real_now() - guards.HEART_STOPS) if may_take_up else None
-        if orphan is not None:
-            more = planning.plan_of_run(session, now, parts.rules, without_run=orphan.id)
-            orphan.plan, orphan.heartbeat_at = planning.merged(orphan.plan, more), real_now()
-            return _Run(parts, orphan.id, now, at, progress, skipped, taken_up=True)
-        run = _Run(parts, new_id("run"), now, at, progress, skipped)
-        _record(session, run, planning.plan_of_run(session, now, parts.rules), expect)
+    if at is None and expect is None and (orphan := _take_up(parts)) is not None:
+        run = _Run(parts, orphan, now, at, progress, skipped, taken_up=True)
+        more = planning.plan_of_run(parts, now, without_run=orphan, between=run.beat)
+        with parts.transaction() as session:
+            row = run_queries.lock_run(session, orphan)
+            if row is not None:
+                row.plan = planning.merged(row.plan, more)
+        return run
+    plan = planning.plan_of_run(parts, now)
+    run = _Run(parts, new_id("run"), now, at, progress, skipped)
+    with parts.transaction() as session:
+        _record(session, run, plan, expect)
     return run
 
 
+def _take_up(parts: Parts) -> str | None:
+    """The run that this process drives from here on, if one was left."""
+    with parts.transaction() as session:
+        orphan = run_queries.orphan_run(session, real_now() - guards.HEART_STOPS)
+        if orphan is None:
+            return None
+        orphan.heartbeat_at = real_now()
+        return orphan.id
+
+
 def _record(session: Session, run: _Run, plan: Json, expect: Mapping[str, int] | None) -> None:
-    """On record before anything is opened; stopped at once when its plan is not what somebody expects."""
-    surprise = _surprise(plan, expect, run.parts.rules.run_forecast_share)
+    """On record before anything is opened; stopped at once when its plan is not what somebody expects. One that begins
+    charges what those before it were stopped from, and a person need not be asked about them any more."""
+    surprise = _surprise(plan, expect, run.parts.rules)
+    if surprise is None:
+        run_queries.end_unbegun(session, f"not begun; {run.id} charges what was due", real_now())
     run_queries.insert_run(
         session,
         id=run.id,
@@ -208,31 +225,39 @@ def _record(session: Session, run: _Run, plan: Json, expect: Mapping[str, int] |
     )
 
 
-def _surprise(plan: Json, expect: Mapping[str, int] | None, share: float) -> str | None:
+def _surprise(plan: Json, expect: Mapping[str, int] | None, rules: Rules) -> str | None:
     if expect is None:
         return None
-    return planning.leaves_expectation(planning.in_minor_units(plan["totals"]), expect, share)
+    return planning.leaves_expectation(planning.in_minor_units(plan["totals"]), expect, rules)
 
 
 def _open(run: _Run) -> int:
-    batches = []
+    opened = 0
     for batch in dispatch.opening(run.parts, run.opening_at, run_id=run.id):
-        batches.append(batch)
+        opened += batch.invoices
+        if batch.skipped:
+            with run.parts.reading() as session:
+                run.skipped.extend(_with_advice(session, invoicing.skipped_ids([batch])))
         run.look()  # the heart beats, and somebody may have stopped it
         if not run.goes_on():
             break
-    run.skipped.extend(_with_advice(line) for line in invoicing.skipped_ids(batches))
-    opened = sum(batch.invoices for batch in batches)
     if opened:
         with run.parts.transaction() as session:
             session.execute(update(BillingRun).where(BillingRun.id == run.id).values(opened=BillingRun.opened + opened))
     return opened
 
 
-def _with_advice(line: dict[str, str]) -> dict[str, str]:
-    if not planning.asks_for_approval(line["reason"]):
-        return line
-    return line | {"reason": f"{line['reason']}; waits for `billing run approve {line['subscription_id']}`"}
+def _with_advice(session: Session, lines: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """Those of which a person has to say so are told with the command."""
+    ids = [line["subscription_id"] for line in lines]
+    held = select(Subscription.id).where(Subscription.id.in_(ids), Subscription.hold_kind == HoldKind.CATCH_UP)
+    asks = set(session.scalars(held))
+    return [
+        line | {"reason": f"{line['reason']}; {planning.waits_for_approval(line['subscription_id'])}"}
+        if line["subscription_id"] in asks
+        else line
+        for line in lines
+    ]
 
 
 def _opened(run: _Run) -> int:

@@ -13,13 +13,14 @@ from typing import cast
 
 import structlog
 from sqlalchemy import ColumnElement, Table, insert, select, update
+from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.orm import Session
 
 from billing.domain.gateway import Lane
-from billing.domain.lifecycle import BILLABLE, AttemptStatus, InvoiceStatus
+from billing.domain.lifecycle import BILLABLE, AttemptStatus, HoldKind, InvoiceStatus
 from billing.domain.money import Money
 from billing.errors import IllegalTransition, NotFound
-from billing.services import invoicing, planning
+from billing.services import invoicing, parking
 from billing.services.invoices import has_unfinished_attempt, schedule_attempt
 from billing.services.parts import Parts, tell
 from billing.services.subscriptions import calendar_of, lock_subscription, resume
@@ -67,20 +68,20 @@ def pause_run(parts: Parts, run_id: str) -> None:
         run = _unfinished(session, run_id, "paused")
         if run.state == RUNNING:
             run.state, run.reason = PAUSED, reason
-    _park(parts, run_id, f"billing run {run_id} is {run.state}: {run.reason}; `billing runs resume {run_id}` goes on")
+    parking.hold_run(
+        parts, run_id, f"billing run {run_id} is {run.state}: {run.reason}; `billing runs resume {run_id}` goes on"
+    )
 
 
 def resume_run(parts: Parts, run_id: str) -> None:
-    """Goes on. The guard that stopped it is waived for this run: a person has looked."""
+    """Goes on. The guard that stopped it is waived for this run: a person has looked. What waits is let go after that;
+    the scheduler does it should this be cut short (guards.watch)."""
     with parts.transaction() as session:
         run = _unfinished(session, run_id, "resumed")
-        if run.state == RUNNING:
-            return
         if run.guard is not None and run.guard not in run.waived:
             run.waived = [*run.waived, run.guard]
         run.state, run.reason, run.guard, run.heartbeat_at = RUNNING, None, None, None
-        session.flush()
-        queries.unpark(session, waits_for(run_id))
+    parking.let_go(parts, waits_for(run_id))
 
 
 def abort_run(parts: Parts, run_id: str) -> int:
@@ -108,7 +109,7 @@ def stop_run(parts: Parts, run_id: str, guard: str, reason: str) -> bool:
         run = run_queries.lock_run(session, run_id)
         stopped = run is not None and mark_stopped(run, guard, reason)
     if stopped:
-        _park(parts, run_id, stopped_error(run_id, reason))
+        parking.hold_run(parts, run_id, stopped_error(run_id, reason))
     return stopped
 
 
@@ -123,11 +124,6 @@ def mark_stopped(run: BillingRun, guard: str, reason: str) -> bool:
 
 def stopped_error(run_id: str, reason: str) -> str:
     return f"billing run {run_id} is stopped: {reason}; `billing runs resume {run_id}` goes on"
-
-
-def _park(parts: Parts, run_id: str, error: str) -> None:
-    with parts.transaction() as session:
-        run_queries.park_free(session, run_id, error)
 
 
 def _unfinished(session: Session, run_id: str, wish: str) -> BillingRun:
@@ -181,14 +177,15 @@ def _lock_owners(session: Session, run_id: str) -> list[str]:
 
 def _withdraw(session: Session, run_id: str, subscriptions: Sequence[str], now: datetime) -> int:
     reason = aborted_reason(run_id)
+    mine = (*_not_begun(run_id), ChargeAttempt.subscription_id.in_(subscriptions))
     withdrawn = session.execute(
         update(ChargeAttempt)
-        .where(*_not_begun(run_id), ChargeAttempt.subscription_id.in_(subscriptions))
+        .where(ChargeAttempt.id.in_(queries.in_order(*mine)), *mine)
         .values(status=AttemptStatus.CANCELED, settled_at=now, lease_until=None, parked_by=None, error=reason)
         .returning(ChargeAttempt.id, ChargeAttempt.invoice_id, ChargeAttempt.subscription_id)
         .execution_options(synchronize_session=False)
     ).all()
-    numbers = _hold_invoices(session, [row[1] for row in withdrawn], reason)
+    numbers = _hold_invoices(session, run_id, [row[1] for row in withdrawn], reason)
     told = [
         {"subscription_id": subscription_id, "at": now, "kind": kind, "detail": detail | {"reason": reason}}
         for attempt_id, invoice_id, subscription_id in withdrawn
@@ -202,12 +199,12 @@ def _withdraw(session: Session, run_id: str, subscriptions: Sequence[str], now: 
     return len(withdrawn)
 
 
-def _hold_invoices(session: Session, invoice_ids: Sequence[str], reason: str) -> dict[str, str]:
+def _hold_invoices(session: Session, run_id: str, invoice_ids: Sequence[str], reason: str) -> dict[str, str]:
     """Their numbers, by id."""
     held = session.execute(
         update(Invoice)
         .where(Invoice.id.in_(invoice_ids), Invoice.status == InvoiceStatus.OPEN)
-        .values(hold_reason=reason)
+        .values(hold_reason=reason, hold_kind=HoldKind.RUN_ABORTED, hold_run_id=run_id)
         .returning(Invoice.id, Invoice.number)
         .execution_options(synchronize_session=False)
     )
@@ -241,49 +238,78 @@ def waiting_for_approval(parts: Parts, names: Sequence[str]) -> list[Waiting]:
     """Of the subscriptions and runs named; without a name every subscription that its catch-up policy holds. Raises
     NotFound or IllegalTransition for a name that waits for nothing: then nothing is approved at all."""
     now = parts.clock.now()
-    with parts.reading() as session:
-        if not names:
-            return list(_all_held(session, now))
-        found: list[Waiting] = []
-        for name in dict.fromkeys(names):
+    if not names:
+        return list(_all_held(parts, now))
+    found: list[Waiting] = []
+    for name in dict.fromkeys(names):
+        with parts.reading() as session:
             run = session.get(BillingRun, name)
-            found += _left_by_run(session, run) if run is not None else [_held_subscription(session, name, now)]
-        return found
+            left = _left_by_run(session, run) if run is not None else None
+            held = _held_subscription(session, name) if run is None else None
+        found += left or []
+        if held is not None:
+            found.append(_waiting_or_refused(*held, now))
+    return found
 
 
 def approve(parts: Parts, waiting: Iterable[Waiting]) -> list[Json]:
     """A held subscription bills what it missed, oldest first; an invoice of an aborted run is charged now. What has
-    been approved or has ended meanwhile is left out."""
+    been approved or has ended meanwhile is left out, and so is one that cannot be released: it stays held."""
     now = parts.clock.now()
     approved: list[Json] = []
     for each in waiting:
-        with parts.transaction() as session:
-            subscription = lock_subscription(session, each.subscription_id)
-            if each.invoice_id is not None:
-                done = _release_invoice(session, subscription, each.invoice_id, now)
-            else:
-                done = planning.asks_for_approval(subscription.hold_reason) and subscription.status in BILLABLE
-                if done:
-                    resume(session, subscription, session.get_one(Plan, subscription.plan_id), now)
+        try:
+            with parts.transaction() as session:
+                done = _approve_one(session, each, now)
+        except (OperationalError, InterfaceError):
+            raise
+        except Exception as error:
+            log.exception("approval.failed", subscription=each.subscription_id, error=invoicing.in_one_line(error))
+            continue
         if done:
             approved.append(each.view())
     return approved
 
 
-def _all_held(session: Session, now: datetime) -> Iterable[Waiting]:
+def _approve_one(session: Session, each: Waiting, now: datetime) -> bool:
+    subscription = lock_subscription(session, each.subscription_id)
+    if each.invoice_id is not None:
+        return _release_invoice(session, subscription, each.invoice_id, now)
+    if subscription.hold_kind != HoldKind.CATCH_UP or subscription.status not in BILLABLE:
+        return False
+    resume(session, subscription, session.get_one(Plan, subscription.plan_id), now)
+    subscription.hold_kind = None
+    return True
+
+
+def _all_held(parts: Parts, now: datetime) -> Iterable[Waiting]:
+    """A page at a time, looked at between the pages. One that cannot be read is told of and left held."""
     query = (
         select(Subscription, Plan)
         .join(Plan, Plan.id == Subscription.plan_id)
-        .where(Subscription.status.in_(BILLABLE), Subscription.hold_reason.is_not(None))
+        .where(
+            Subscription.status.in_(BILLABLE),
+            Subscription.hold_reason.is_not(None),
+            Subscription.hold_kind == HoldKind.CATCH_UP,
+        )
         .order_by(Subscription.id)
-        .execution_options(yield_per=AT_ONCE)
+        .limit(AT_ONCE)
     )
-    for subscription, plan in session.execute(query):
-        if planning.asks_for_approval(subscription.hold_reason):
-            yield _waiting(subscription, plan, now)
+    page = query
+    while True:
+        with parts.reading() as session:
+            rows = session.execute(page).all()
+        for subscription, plan in rows:
+            try:
+                yield _waiting(subscription, plan, now)
+            except Exception as error:
+                log.exception("approval.failed", subscription=subscription.id, error=invoicing.in_one_line(error))
+        if len(rows) < AT_ONCE:
+            return
+        page = query.where(Subscription.id > rows[-1][0].id)
 
 
-def _held_subscription(session: Session, name: str, now: datetime) -> Waiting:
+def _held_subscription(session: Session, name: str) -> tuple[Subscription, Plan]:
     query = select(Subscription, Plan).join(Plan, Plan.id == Subscription.plan_id)
     row = session.execute(query.where((Subscription.id == name) | (Subscription.reference == name))).first()
     if row is None:
@@ -291,19 +317,32 @@ def _held_subscription(session: Session, name: str, now: datetime) -> Waiting:
     subscription, plan = row
     if subscription.hold_reason is None:
         raise IllegalTransition(f"{subscription.reference} waits for no approval: it is {subscription.status}")
-    if not planning.asks_for_approval(subscription.hold_reason):
+    if subscription.hold_kind != HoldKind.CATCH_UP:
         raise IllegalTransition(
             f"{subscription.reference} waits for no approval, it is on hold: {subscription.hold_reason};"
             f" put it right, then `billing subscription resume {subscription.reference}`"
         )
-    return _waiting(subscription, plan, now)
+    return subscription, plan
+
+
+def _waiting_or_refused(subscription: Subscription, plan: Plan, now: datetime) -> Waiting:
+    try:
+        return _waiting(subscription, plan, now)
+    except Exception as error:
+        log.exception("approval.failed", subscription=subscription.id, error=invoicing.in_one_line(error))
+        raise IllegalTransition(
+            f"{subscription.reference} cannot be billed: {invoicing.in_one_line(error)};"
+            f" see `billing explain {subscription.reference}`"
+        ) from None
 
 
 def _waiting(subscription: Subscription, plan: Plan, now: datetime) -> Waiting:
+    """What was missed, oldest first, as far as its cycles go."""
     due = invoicing.due_periods(subscription, calendar_of(subscription, plan.schedule), now)
-    amount = Money(len(due) * subscription.amount_minor, subscription.currency)
+    count = len(due) if plan.cycles is None else min(len(due), max(0, plan.cycles - subscription.billed_cycles))
+    amount = Money(count * subscription.amount_minor, subscription.currency)
     reason = subscription.hold_reason or ""
-    return Waiting(subscription.id, subscription.reference, len(due), amount, reason)
+    return Waiting(subscription.id, subscription.reference, count, amount, reason)
 
 
 def _left_by_run(session: Session, run: BillingRun) -> list[Waiting]:
@@ -313,7 +352,8 @@ def _left_by_run(session: Session, run: BillingRun) -> list[Waiting]:
         .where(
             Invoice.id.in_(select(ChargeAttempt.invoice_id).where(ChargeAttempt.run_id == run.id)),
             Invoice.status == InvoiceStatus.OPEN,
-            Invoice.hold_reason == aborted_reason(run.id),
+            Invoice.hold_kind == HoldKind.RUN_ABORTED,
+            Invoice.hold_run_id == run.id,
         )
         .order_by(Invoice.id)
     )
@@ -323,7 +363,7 @@ def _left_by_run(session: Session, run: BillingRun) -> list[Waiting]:
             reference,
             1,
             Money(invoice.amount_minor - invoice.amount_paid_minor, invoice.currency),
-            aborted_reason(run.id),
+            invoice.hold_reason or aborted_reason(run.id),
             invoice.id,
         )
         for invoice, reference in session.execute(query)
@@ -335,7 +375,8 @@ def _left_by_run(session: Session, run: BillingRun) -> list[Waiting]:
 
 def _release_invoice(session: Session, subscription: Subscription, invoice_id: str, now: datetime) -> bool:
     invoice = session.get_one(Invoice, invoice_id, populate_existing=True)
-    if invoice.status != InvoiceStatus.OPEN or invoice.hold_reason is None or subscription.status not in BILLABLE:
+    held = invoice.status == InvoiceStatus.OPEN and invoice.hold_kind == HoldKind.RUN_ABORTED
+    if not held or subscription.status not in BILLABLE:
         return False
     if has_unfinished_attempt(session, invoice_id):
         return False
@@ -345,7 +386,7 @@ def _release_invoice(session: Session, subscription: Subscription, invoice_id: s
         .order_by(ChargeAttempt.number.desc())
         .limit(1)
     ).one()
-    invoice.hold_reason = None
+    invoice.hold_reason = invoice.hold_kind = invoice.hold_run_id = None
     attempt = schedule_attempt(
         session, invoice, now, origin=last.origin, payment_token_id=last.payment_token_id, replaces_at=last.replaces_at
     )

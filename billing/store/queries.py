@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, cast
@@ -50,6 +50,8 @@ from billing.store.models import (
 
 # A claimed row nobody began: the message was lost or its worker died. Taken up again after this, in real time.
 CLAIM_LEASE = timedelta(seconds=120)
+PARKED_AT_ONCE = 1_000  # attempts parked or let go in one transaction
+_IS_SCHEDULED = ChargeAttempt.status == AttemptStatus.SCHEDULED
 
 
 @dataclass(slots=True)
@@ -388,10 +390,23 @@ _IN_FLIGHT = (
 )
 
 
+_CUSTOMERS_IN_FLIGHT = select(func.count()).where(
+    ChargeAttempt.status.in_({AttemptStatus.SCHEDULED, AttemptStatus.SUBMITTED}),
+    ChargeAttempt.lease_until.is_not(None),
+    ChargeAttempt.lease_until >= bindparam("real_now"),
+    ChargeAttempt.lane == Lane.CUSTOMER,
+)
+
+
 def count_in_flight(session: Session, real_now: datetime) -> tuple[int, int]:
     """Attempts handed out: (not begun yet, sent and not answered). What keeps claims from running ahead."""
     counted = {row[0]: row[1] for row in session.execute(_IN_FLIGHT, {"real_now": real_now})}
     return counted.get(AttemptStatus.SCHEDULED, 0), counted.get(AttemptStatus.SUBMITTED, 0)
+
+
+def count_customers_in_flight(session: Session, real_now: datetime) -> int:
+    """Of these, the attempts that a customer waits for."""
+    return session.scalar(_CUSTOMERS_IN_FLIGHT, {"real_now": real_now}) or 0
 
 
 def failed_at_gateway(session: Session, invoice_id: str) -> list[tuple[str, str, datetime]]:
@@ -402,11 +417,22 @@ def failed_at_gateway(session: Session, invoice_id: str) -> list[tuple[str, str,
     return [(row[0], row[1], row[2]) for row in session.execute(query) if row[1] is not None and row[2] is not None]
 
 
+def in_order(*which: ColumnElement[bool]) -> Select[Any]:
+    """The ids of these attempts, locked in their order, as by all who take several: nobody waits in a circle."""
+    rows = select(ChargeAttempt.id).where(*which).order_by(ChargeAttempt.id).with_for_update(key_share=True)
+    return select(rows.cte("mine").c.id)
+
+
+def lock_attempts(session: Session, ids: Collection[str]) -> None:
+    """Before several of them are moved by several statements."""
+    session.execute(in_order(ChargeAttempt.id.in_(ids))).all()
+
+
 def release_leases(session: Session, attempt_ids: Sequence[str]) -> None:
     """Claimed and not begun: whoever claims next takes them."""
     session.execute(
         update(ChargeAttempt)
-        .where(ChargeAttempt.id.in_(attempt_ids), ChargeAttempt.status == AttemptStatus.SCHEDULED)
+        .where(ChargeAttempt.id.in_(in_order(ChargeAttempt.id.in_(attempt_ids))), _IS_SCHEDULED)
         .values(lease_until=None)
         .execution_options(synchronize_session=False)
     )
@@ -427,24 +453,22 @@ def park_attempts(session: Session, ids: Sequence[str], waits_for: str, error: s
     or `token:CUSTOMER`; `error` says it in words."""
     session.execute(
         update(ChargeAttempt)
-        .where(ChargeAttempt.id.in_(ids), ChargeAttempt.status == AttemptStatus.SCHEDULED)
+        .where(ChargeAttempt.id.in_(in_order(ChargeAttempt.id.in_(ids))), _IS_SCHEDULED)
         .values(parked_by=waits_for, lease_until=None, error=error)
         .execution_options(synchronize_session=False)
     )
 
 
 def unpark(session: Session, waited_for: str) -> int:
-    """What waited for this may be claimed again. Returns how many."""
-    mine = select(ChargeAttempt.id).where(ChargeAttempt.parked_by == waited_for)
-    mine = mine.order_by(ChargeAttempt.id).with_for_update(key_share=True)
+    """A portion of what waited for this may be claimed again. Returns how many: fewer than `PARKED_AT_ONCE`, and that
+    was all (services/parking.py)."""
+    waits = ChargeAttempt.parked_by == waited_for
+    some = select(ChargeAttempt.id).where(waits).limit(PARKED_AT_ONCE)
     statement = (
         update(ChargeAttempt)
-        .where(ChargeAttempt.id.in_(select(mine.cte("mine").c.id)))
+        .where(ChargeAttempt.id.in_(in_order(ChargeAttempt.id.in_(some), waits)))
         # One that was withdrawn meanwhile keeps the reason of that.
-        .values(
-            parked_by=None,
-            error=case((ChargeAttempt.status == AttemptStatus.SCHEDULED, None), else_=ChargeAttempt.error),
-        )
+        .values(parked_by=None, error=case((_IS_SCHEDULED, None), else_=ChargeAttempt.error))
         .execution_options(synchronize_session=False)
     )
     return cast("CursorResult[Any]", session.execute(statement)).rowcount

@@ -21,14 +21,16 @@ from billing.store.models import (
     ChannelBreaker,
     ChargeAttempt,
     ChargingStop,
+    Fact,
     PaymentToken,
     QuotaBudget,
     Subscription,
 )
 
 RATE_WINDOW = timedelta(minutes=1)
+LATELY = timedelta(minutes=10)
 MOST_RUNS = 100  # unfinished ones looked at at once
-RUNS_COMPARED, CHARGES_COMPARED = 50, 2_000  # runs whose declines are the usual ones, and charges of each
+CHARGES_COMPARED, OF_ONE_RUN = 20_000, 2_000  # whose declines are the usual ones; a share needs no more
 
 # Money that is gone, or may be.
 COMMITTED = frozenset(
@@ -56,7 +58,8 @@ class Standing:
     # Without what a customer waited for: the guards judge what the run does by itself.
     own: Counter[str] = field(default_factory=Counter)
     own_money: Counter[tuple[str, str]] = field(default_factory=Counter)
-    own_declined: int = 0
+    first_succeeded: int = 0  # of its own: results of first tries
+    first_declined: int = 0
 
     @property
     def sent(self) -> int:
@@ -70,6 +73,10 @@ class Standing:
     @property
     def anything_left(self) -> bool:
         return bool(self.due or self.parked or self.by_status[AttemptStatus.SUBMITTED])
+
+    @property
+    def anything_planned(self) -> bool:
+        return bool(self.waiting or self.by_status[AttemptStatus.SUBMITTED])
 
     @property
     def collected(self) -> dict[str, int]:
@@ -111,13 +118,14 @@ def standing(session: Session, run_id: str, now: datetime) -> Standing:
             func.count().filter(scheduled, free, attempt.scheduled_at <= now),
             func.count().filter(scheduled, ~free),
             func.count().filter(attempt.submitted_at > now - RATE_WINDOW),
-            func.count().filter(declined),
+            func.count().filter(attempt.number == 1, attempt.status == AttemptStatus.SUCCEEDED),
+            func.count().filter(attempt.number == 1, declined),
         )
         .where(attempt.run_id == run_id)
         .group_by(attempt.status, attempt.currency, own)
     )
     found = Standing()
-    for status, currency, is_own, count, minor, due, parked, last_minute, failed in rows:
+    for status, currency, is_own, count, minor, due, parked, last_minute, succeeded, failed in rows:
         found.by_status[status] += count
         found.money[status, currency] += int(minor)
         found.due += due
@@ -126,7 +134,8 @@ def standing(session: Session, run_id: str, now: datetime) -> Standing:
         if is_own:
             found.own[status] += count
             found.own_money[status, currency] += int(minor)
-            found.own_declined += failed
+            found.first_succeeded += succeeded
+            found.first_declined += failed
     return found
 
 
@@ -176,26 +185,86 @@ def results_by_channel(session: Session, run_id: str) -> list[tuple[str | None, 
     return [(row[0], row[1], row[2], row[3], int(row[4])) for row in rows]
 
 
-def usual_decline_share(session: Session, run_id: str, since: datetime, sample: int) -> float | None:
-    """Of the latest other runs that charged anything; None with fewer than `sample` results. Bounded on purpose: a
-    share needs thousands of charges, not all of a month's."""
+def usual_decline_share(session: Session, run_id: str, since: datetime, needed: int) -> float | None:
+    """Of first tries in the latest other runs; None with fewer than `needed` results since then. Bounded on purpose:
+    a share needs thousands of charges, not all of two months'."""
     rows = session.execute(
         text(
             """
-            SELECT count(*), count(*) FILTER (WHERE settled.status = 'failed') FROM (
-                SELECT id FROM billing_runs WHERE id <> :run AND at > :since AND (plan ->> 'charges')::bigint > 0
-                ORDER BY started_at DESC LIMIT :runs
-            ) r CROSS JOIN LATERAL (
-                SELECT a.status FROM charge_attempts a
-                WHERE a.run_id = r.id AND a.status IN ('succeeded', 'failed') AND a.settled_at > :since
-                    AND coalesce(a.decline_class, '') NOT IN ('our_fault', 'not_sent')
+            SELECT count(*), count(*) FILTER (WHERE status = 'failed') FROM (
+                SELECT settled.status FROM (
+                    SELECT id FROM billing_runs WHERE id <> :run ORDER BY started_at DESC
+                ) r CROSS JOIN LATERAL (
+                    SELECT a.status FROM charge_attempts a
+                    WHERE a.run_id = r.id AND a.number = 1 AND a.status IN ('succeeded', 'failed')
+                        AND a.settled_at > :since AND coalesce(a.decline_class, '') NOT IN ('our_fault', 'not_sent')
+                    LIMIT :of_one_run
+                ) settled
                 LIMIT :most
-            ) settled
+            ) compared
             """
         ),
-        {"run": run_id, "since": since, "runs": RUNS_COMPARED, "most": CHARGES_COMPARED},
+        {"run": run_id, "since": since, "of_one_run": OF_ONE_RUN, "most": CHARGES_COMPARED},
     ).one()
-    return rows[1] / rows[0] if rows[0] >= sample else None
+    return rows[1] / rows[0] if rows[0] >= needed else None
+
+
+# What a person, a customer or an import did: none of it was to be foreseen, all of it was meant.
+_MEANT = (
+    "'subscription.created', 'subscription.imported', 'subscription.activated', 'subscription.trialing',"
+    " 'subscription.resumed', 'subscription.released'"
+)
+_OPENED = text(
+    f"""
+    SELECT a.currency, sum(a.amount_minor) FROM charge_attempts a
+    WHERE a.run_id = :run AND a.origin = 'schedule' AND a.number = 1 AND a.lane <> :customer
+        AND (a.status = 'scheduled' OR a.status = ANY(CAST(:committed AS text[])))
+        AND a.created_at >= :began
+        AND NOT EXISTS (SELECT FROM facts f
+            WHERE f.subscription_id = a.subscription_id AND f.id > :facts AND f.kind IN ({_MEANT}))
+    GROUP BY a.currency ORDER BY a.currency
+    """  # noqa: S608 - our own names
+)
+
+
+def opened_as_foreseen(session: Session, run: BillingRun, facts: int) -> dict[str, int]:
+    """What the run has opened, charged or still waiting, by currency in minor units: of those who were there when it
+    was planned (`facts` is the last line of all stories then) and whom nobody has touched since."""
+    values = {
+        "run": run.id,
+        "facts": facts,
+        "began": run.at,
+        "customer": int(Lane.CUSTOMER),
+        "committed": sorted(COMMITTED),
+    }
+    return {row[0]: int(row[1]) for row in session.execute(_OPENED, values)}
+
+
+# What shows that the account works: whatever Xendit said of a charge itself. Not our own mistakes, nor silence.
+_ANSWER = """(a.status IN ('succeeded', 'pending', 'requires_action')
+    OR (a.status = 'failed' AND coalesce(a.decline_class, '') NOT IN ('our_fault', 'not_sent')))"""
+_IS_ANSWERED = text(
+    f"""
+    SELECT EXISTS (SELECT FROM charge_attempts a WHERE a.run_id = :run AND {_ANSWER}) OR EXISTS (
+        SELECT FROM billing_runs r JOIN charge_attempts a ON a.run_id = r.id
+        WHERE r.finished_at IS NULL AND r.state = 'running' AND a.submitted_at > :lately AND {_ANSWER}
+    ) AS answered_lately
+    """  # noqa: S608 - our own statement
+)
+
+
+def is_answered(session: Session, run_id: str, now: datetime) -> bool:
+    """Whether Xendit has answered a charge of this run, or lately of another that goes on: they share their work."""
+    return bool(session.scalar(_IS_ANSWERED, {"run": run_id, "lately": now - LATELY}))
+
+
+def last_fact(session: Session) -> int:
+    """The number of the last line of all stories."""
+    return session.scalar(select(func.max(Fact.id))) or 0
+
+
+def was_opened_for(session: Session, run_id: str) -> bool:
+    return bool(session.scalar(select(exists().where(ChargeAttempt.run_id == run_id))))
 
 
 # ------------------------------------------------------------------------------------------------ the rows
@@ -229,6 +298,23 @@ def orphan_run(session: Session, heart_stopped_before: datetime) -> BillingRun |
     return session.scalar(query)
 
 
+def end_unbegun(session: Session, reason: str, real: datetime) -> None:
+    """Runs that were stopped before they opened anything, because their plan was not what somebody expected."""
+    begun = exists().where(ChargeAttempt.run_id == BillingRun.id)
+    session.execute(
+        update(BillingRun)
+        .where(
+            BillingRun.finished_at.is_(None),
+            BillingRun.kind == "asked",
+            BillingRun.state == "stopped",
+            BillingRun.opened == 0,
+            ~begun,
+        )
+        .values(state="aborted", reason=reason, finished_at=real)
+        .execution_options(synchronize_session=False)
+    )
+
+
 def unfinished_runs(session: Session, states: Sequence[str]) -> list[BillingRun]:
     query = select(BillingRun).where(BillingRun.finished_at.is_(None), BillingRun.state.in_(states))
     return list(session.scalars(query.order_by(BillingRun.started_at).limit(MOST_RUNS)))
@@ -241,9 +327,9 @@ def beat(session: Session, run_id: str, at: datetime | None) -> None:
 # ------------------------------------------------------------------------------------------ parking, bounded
 
 
-def park_free(session: Session, run_id: str, error: str) -> int:
-    """Everything of a run that has not begun, except where a customer waits. What another transaction has in hand is
-    not waited for (it may be waiting for us): begin parks it."""
+def park_free(session: Session, run_id: str, error: str, limit: int) -> int:
+    """At most `limit` of a run that have not begun, except where a customer waits. What another transaction has in hand
+    is not waited for (it may be waiting for us): begin parks it."""
     free = (
         select(ChargeAttempt.id)
         .where(
@@ -252,6 +338,7 @@ def park_free(session: Session, run_id: str, error: str) -> int:
             ChargeAttempt.parked_by.is_(None),
             ChargeAttempt.lane != Lane.CUSTOMER,
         )
+        .limit(limit)
         .with_for_update(skip_locked=True)
     )
     statement = (

@@ -393,6 +393,7 @@ SCENARIOS: Mapping[str, Scenario] = {
         (
             "workers.scheduler.run_due_jobs#1",
             "dispatch.tick#1",
+            "guards.plan_daily_run#1",
             "dispatch._open_batch#1",
             "dispatch.hand_out_charges#1",
             "quota.SharedQuota._reserve#1",
@@ -401,7 +402,7 @@ SCENARIOS: Mapping[str, Scenario] = {
             "runs.forget_old_ticks#1",
         ),
     ),
-    "billing_run": Scenario(ana_is_due, billing_run, ("runs._start#1", "runs._open#1", *PAID, "runs._finish#1")),
+    "billing_run": Scenario(ana_is_due, billing_run, ("runs._start#2", "runs._open#1", *PAID, "runs._finish#1")),
     "months_behind": Scenario(
         three_months_without_a_scheduler,
         tick,

@@ -539,6 +539,18 @@ def _(session: Session) -> None:
     make_attempt(session, scheduled_at=LONG_AGO)  # late for that reason: not reported twice
 
 
+@fault("no_run_is_stopped")
+def _(session: Session) -> None:
+    values = {"at": NOW, "started_at": real_now(), "kind": "asked"}
+    session.add(BillingRun(id="run-paused", state="paused", reason="paused by a person", **values))
+
+
+@fault("no_run_is_stopped")
+def _(session: Session) -> None:
+    values = {"at": NOW, "started_at": real_now(), "kind": "daily", "guard": "spending_cap"}
+    session.add(BillingRun(id="run-2026-01-30", state="stopped", reason="the cap", **values))
+
+
 @fault("no_invoice_is_held")
 def _(session: Session) -> None:
     make_invoice(session, hold_reason="captured less than the amount due")

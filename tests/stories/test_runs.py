@@ -423,19 +423,6 @@ def test_a_subscriber_is_not_charged_beyond_the_daily_cap(new_world: NewWorld) -
     assert ana.invoice.status == "paid", "a person may charge him all the same"
 
 
-def test_a_jump_of_declines_stops_the_run(new_world: NewWorld) -> None:
-    world = new_world(rules=Rules(run_decline_sample=5, max_in_flight=5))
-    for one in renewals(world, 20):
-        one.script("INSUFFICIENT_BALANCE")
-
-    report = world.run()
-
-    assert (report["state"], report["guard"]) == ("stopped", "decline_jump")
-    assert "100% of 5 charges were declined, and 10% is usual" in report["reason"]
-    assert (report["failed"], report["parked"]) == (5, 15)
-    assert report["declines"] == [{"failure_code": "INSUFFICIENT_BALANCE", "decline_class": "retry_later", "count": 5}]
-
-
 def test_declines_that_are_usual_stop_nothing(new_world: NewWorld) -> None:
     world = new_world(rules=Rules(run_decline_sample=5, run_decline_jump=0.5, max_in_flight=5))
     for number, one in enumerate(renewals(world, 10)):
@@ -449,21 +436,6 @@ def test_declines_that_are_usual_stop_nothing(new_world: NewWorld) -> None:
 
     assert report["failed"] == 8, "80 % is not 50 points above the usual 50 %"
     assert report["guard"] is None
-
-
-def test_a_run_that_leaves_its_forecast_is_stopped(new_world: NewWorld) -> None:
-    world = new_world(rules=Rules(run_decline_sample=5, max_in_flight=2))
-    renewals(world, 4)
-
-    def an_import_goes_wrong(sent: int) -> None:
-        if sent == 1:
-            renewals(world, 8, named="surprise")
-
-    report = run_with(world, an_import_goes_wrong)
-
-    assert (report["state"], report["guard"]) == ("stopped", "forecast")
-    assert "IDR 200,000 were planned" in report["reason"]
-    assert report["parked"] > 0
 
 
 def test_a_guard_of_zero_is_off(new_world: NewWorld) -> None:
@@ -525,20 +497,6 @@ def test_the_watch_finishes_what_a_dead_process_left_done(world: World) -> None:
     guards.watch(world.parts)
 
     assert the_run(world).finished_at is not None
-
-
-def test_the_watch_stops_a_run_that_only_workers_drive(new_world: NewWorld) -> None:
-    world = new_world(rules=Rules(run_decline_sample=3))
-    declined, waiting = renewals(world, 3), renewals(world, 2, named="waiting")
-    for one in declined:
-        one.script("INSUFFICIENT_BALANCE")
-    day = open_for_the_day(world)
-    world.send("charge", [one.attempt.id for one in declined])
-
-    guards.watch(world.parts)
-
-    assert (the_run(world).state, the_run(world).guard) == ("stopped", "decline_jump")
-    assert {one.attempt.parked_by for one in waiting} == {f"run:{day}"}
 
 
 def test_the_watch_lets_go_what_waits_for_nothing_any_more(world: World) -> None:

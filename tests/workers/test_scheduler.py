@@ -1,0 +1,123 @@
+"""The scheduler's loop: a job that breaks keeps neither the others from their turn nor the scheduler from its next."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from sqlalchemy.exc import OperationalError
+from structlog.testing import capture_logs
+
+from billing.app import App
+from billing.errors import ServiceUnavailable
+from billing.store.clock import real_now
+from tests.world import World
+from workers import scheduler
+from workers.scheduler import Job, run_due_jobs
+
+
+@pytest.fixture
+def world(database_url: str) -> Iterator[World]:
+    with World(database_url) as world:
+        yield world
+
+
+@pytest.fixture
+def next_slot(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """A second passes."""
+    now = [real_now()]
+    monkeypatch.setattr(scheduler, "real_now", lambda: now[0])
+
+    def pass_on() -> None:
+        now[0] += timedelta(seconds=1)
+
+    return pass_on
+
+
+def jobs(monkeypatch: pytest.MonkeyPatch, *works: Callable[[], object]) -> None:
+    made = {
+        f"job{number}": Job("* * * * * *", lambda _parts, _send, work=work: work())  # type: ignore[misc]
+        for number, work in enumerate(works)
+    }
+    monkeypatch.setattr(scheduler, "JOBS", made)
+
+
+def breaks() -> None:
+    raise IndexError("list index out of range")
+
+
+def nobody(_kind: str, _ids: Any) -> None:
+    raise AssertionError("nothing is handed out here")
+
+
+def test_a_job_that_breaks_is_logged_once_with_its_traceback_and_the_others_run(
+    world: World, monkeypatch: pytest.MonkeyPatch, next_slot: Callable[[], None]
+) -> None:
+    ran: list[str] = []
+    jobs(monkeypatch, breaks, lambda: ran.append("other"))
+    done: dict[str, Any] = {}
+
+    with capture_logs() as logged:
+        run_due_jobs(world.parts, nobody, done)
+    next_slot()
+    run_due_jobs(world.parts, nobody, done)
+
+    assert ran == ["other", "other"]
+    [line] = [line for line in logged if line["log_level"] == "error"]
+    assert (line["event"], line["job"], line["error"]) == ("scheduler.job_failed", "job0", "list index out of range")
+    assert line["exc_info"]
+
+
+@pytest.mark.parametrize(
+    "away",
+    [ServiceUnavailable("Redis does not answer"), OperationalError("SELECT", {}, Exception("deadlock detected"))],
+)
+def test_what_is_away_is_told_to_the_loop_after_the_others_have_run(
+    world: World, monkeypatch: pytest.MonkeyPatch, away: Exception
+) -> None:
+    ran: list[str] = []
+
+    def work() -> None:
+        raise away
+
+    jobs(monkeypatch, work, lambda: ran.append("other"))
+
+    with pytest.raises(type(away)):
+        run_due_jobs(world.parts, nobody, {})
+
+    assert ran == ["other"]
+
+
+def test_the_loop_goes_on_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop, turns = threading.Event(), []
+
+    def turn(*_: object) -> None:
+        turns.append(1)
+        if len(turns) == 3:
+            stop.set()
+        raise IndexError("not even a job of ours")
+
+    monkeypatch.setattr(scheduler, "run_due_jobs", turn)
+    monkeypatch.setattr(stop, "wait", lambda _seconds: None)
+
+    with capture_logs() as logged:
+        scheduler._loop(cast(App, SimpleNamespace(parts=None)), nobody, stop)
+
+    assert len(turns) == 3
+    assert {line["event"] for line in logged} == {"scheduler.failed"}
+
+
+def test_the_exit_status_says_whether_what_was_in_hand_was_finished() -> None:
+    def cannot_close() -> None:
+        raise RuntimeError("a thread of ours is stuck")
+
+    closes = cast(App, SimpleNamespace(close=lambda: None))
+
+    assert scheduler._close(closes, closes) == 0
+    with capture_logs() as logged:
+        assert scheduler._close(cast(App, SimpleNamespace(close=cannot_close)), closes) == 1
+    assert [line["event"] for line in logged] == ["scheduler.not_closed"]
