@@ -1,4 +1,4 @@
-"""Who lives in a simulated world: plans, subscribers and how they came in; and what they and the operators do.
+"""What the subscribers and the operators of a world do (who they are: population.py).
 
 An act is what a command or the return page would do, no more: it calls the same services, and a refusal is an answer
 like any other.
@@ -7,9 +7,10 @@ like any other.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import simplejson
@@ -18,7 +19,7 @@ from sqlalchemy import select
 from billing.domain.gateway import Lane, SessionMode, SessionType
 from billing.domain.lifecycle import SubscriptionStatus
 from billing.domain.schedule import schedule_from_text
-from billing.errors import BillingError, NotFound
+from billing.errors import BillingError, IllegalTransition, NotFound
 from billing.services import (
     catalog,
     charging,
@@ -30,90 +31,51 @@ from billing.services import (
     resolving,
     runs,
     sessions,
+    steering,
 )
 from billing.services import subscriptions as lives
 from billing.services.parts import Parts
 from billing.services.tokens import make_first, refresh_token
 from billing.simulation.fate import Fate
-from billing.store.models import Customer, Invoice, PaymentSession, PaymentToken, Plan, Subscription
+from billing.simulation.population import CARDS, Subscriber
+from billing.store import queries
+from billing.store.models import BillingRun, Customer, Invoice, PaymentSession, PaymentToken, Plan, Subscription
 from billing.xendit.simulator import Simulator
 
-AMOUNT = 50_000  # IDR, for every plan
-CARDS = ("4000000000001091", "4000000000001000", "5200000000001096")
-WALLETS = ("OVO", "DANA", "SHOPEEPAY", "GOPAY_RECURRING")
-ZONES = ("Asia/Jakarta", "Asia/Manila", "Asia/Kolkata", "America/New_York", "Australia/Lord_Howe")
-
-
-@dataclass(frozen=True, slots=True)
-class Rhythm:
-    """How often a plan bills: as the product is told, and as the oracle counts."""
-
-    told: str  # to the product
-    months: int = 0
-    days: int = 0
-    first_of_month_at: int | None = None  # hour
-
-
-# A merchant's mix: most pay by the month, many by the quarter or the year.
-RHYTHMS = (
-    (Rhythm("every 1:month", months=1), 30),
-    (Rhythm("every 3:month", months=3), 25),
-    (Rhythm("every 6:month", months=6), 15),
-    (Rhythm("every 1:year", months=12), 20),
-    (Rhythm("cron 0 9 1 * *", months=1, first_of_month_at=9), 7),
-    (Rhythm("every 3:week", days=21), 3),
-)
+AFTER_3DS = ("SUCCEEDED", "PENDING:SUCCEEDED", "TIMEOUT_ERROR", "AUTHENTICATION_FAILED")
+BY_A_PERSON = "stopped by a person"
 # What people do, and how often beside each other.
 ACTS = {
     "adds a payment method": 6, "pays the newest invoice by hand": 6, "pauses": 2, "resumes": 3,
     "cancels at the end of the period": 1, "cancels at once": 1, "prefers a token": 2, "opens the return page": 3,
     "refreshes a token": 2,
 }  # fmt: skip
-CATCH_UPS = ("all", "all", "all", "latest", "skip", "hold")
-DUNNINGS = ("standard", "standard", "strict", "gentle", "pause")
 
 
-@dataclass(slots=True)
-class Subscriber:
-    """`start_at`: when the first period was asked to begin; None: when the first payment is captured."""
+@dataclass(frozen=True, slots=True)
+class Cancellation:
+    """Somebody asked for it; a process may have died over it."""
 
-    reference: str
-    rhythm: Rhythm
-    zone: str
-    via: str
-    catch_up: str
-    start_at: datetime | None
-    wallet: str | None
-    card: str
-
-
-def draw_subscriber(fate: Fate, number: int, start: datetime) -> Subscriber:
-    rhythm = fate.choose([rhythm for rhythm, weight in RHYTHMS for _ in range(weight)])
-    via = fate.choose(("save", "save", "pay", "import"))
-    if rhythm.first_of_month_at is not None:
-        via = "save"
-    day = fate.choose((0, 0, 1, 2, 3)) * 7 + (3 if fate.coin(0.2) else 0)
-    begins = start + timedelta(days=day, hours=int(fate.between(0, 24)), minutes=30)
-    if fate.coin(0.2):
-        begins = datetime(start.year, 1, 31, 2, 30, tzinfo=start.tzinfo)
-    return Subscriber(
-        reference=f"sub-{number}",
-        rhythm=rhythm,
-        zone=fate.choose(ZONES) if fate.coin(0.4) else ZONES[0],
-        via=via,
-        catch_up=fate.choose(CATCH_UPS),
-        start_at=None if via == "pay" else begins,
-        wallet=fate.choose(WALLETS) if fate.coin() else None,
-        card=fate.choose(CARDS),
-    )
+    at: datetime
+    at_once: bool
+    idle: bool  # it was paused or had not begun, so it ended at once in any case
 
 
 class People:
     """Everybody who does something by hand. `parts` are those of the terminal or page it is done at."""
 
-    def __init__(self, fate: Fate, simulator: Simulator, send: Callable[[str, list[str]], None]) -> None:
-        self._fate, self._simulator, self._send = fate, simulator, send
-        self.cancellations: dict[str, datetime] = {}  # when each was last asked for
+    def __init__(
+        self,
+        fate: Fate,
+        simulator: Simulator,
+        send: Callable[[str, list[str]], None],
+        subscribers: Sequence[Subscriber],
+    ) -> None:
+        self._fate, self._simulator, self._send, self._subscribers = fate, simulator, send, subscribers
+        # What each was asked to do, by reference: what is judged at the end is what was asked, not what was made of it.
+        self.starts: dict[str, datetime | None] = {}
+        self.cancellations: dict[str, list[Cancellation]] = defaultdict(list)
+        self._tokens_to_import: dict[str, Any] = {}
 
     def control(self, path: str, body: dict[str, Any] | None = None) -> Any:
         """What only a customer or a bank can do. None when it cannot be done now."""
@@ -123,29 +85,32 @@ class People:
     # Coming in ---------------------------------------------------------------------------------------------
 
     def create(self, parts: Parts, who: Subscriber) -> None:
-        """The plan and the customer."""
+        """The plan, and the customer who is not there yet."""
         now = parts.clock.now()
         with parts.transaction() as session:
             catalog.create_plan(
-                session, code=f"plan-{who.reference}", name="Gold", amount=str(AMOUNT), currency="IDR",
-                schedule=schedule_from_text(who.rhythm.told), timezone=who.zone, trial_days=0, cycles=None,
-                catch_up=who.catch_up, dunning=self._fate.choose(DUNNINGS), now=now,
+                session, code=f"plan-{who.reference}", name="Gold", amount=who.market.amount,
+                currency=who.market.currency, schedule=schedule_from_text(who.rhythm.told), timezone=who.zone,
+                trial_days=who.trial_days, cycles=who.cycles, catch_up=who.catch_up, dunning=who.dunning, now=now,
             )  # fmt: skip
-            if who.via != "import":
+            known = session.scalar(select(Customer.id).where(Customer.reference == who.customer))
+            if known is None and who.via != "import":
                 catalog.create_customer(
-                    session, reference=who.reference, name="Ana", email="ana@example.com", country="ID", mobile=None,
-                    timezone=None, now=now,
+                    session, reference=who.customer, name="Ana", email="ana@example.com", country=who.market.country,
+                    mobile=None, timezone=None, now=now,
                 )  # fmt: skip
 
     def come_in(self, parts: Parts, who: Subscriber) -> None:
-        """One try to subscribe, as far as it goes; or to be imported."""
+        """One try to subscribe, as far as it goes; or to be imported. The link is followed when its time has come."""
         if who.via == "import":
             self._import(parts, who)
             return
         existing = self._subscription(parts, who.reference)
         if existing is None:
             self._subscribe(parts, who)
-        elif existing.status == SubscriptionStatus.INCOMPLETE:
+        if parts.clock.now() < who.comes_at:
+            return
+        if existing is not None and existing.status == SubscriptionStatus.INCOMPLETE:
             self._start_again(parts, who, existing)
         row = self._open_session(parts, who.reference)
         if row is not None and row.xendit_session_id is not None:
@@ -153,11 +118,13 @@ class People:
 
     def _subscribe(self, parts: Parts, who: Subscriber) -> None:
         with parts.reading() as session:
-            customer = session.scalars(select(Customer).where(Customer.reference == who.reference)).one()
+            customer = session.scalars(select(Customer).where(Customer.reference == who.customer)).one()
             plan = session.scalars(select(Plan).where(Plan.code == f"plan-{who.reference}")).one()
+        passed = who.start_at is not None and who.start_at <= parts.clock.now()  # it is refused now
+        self.starts[who.reference] = start_at = None if passed else who.start_at
         onboarding.subscribe(
             parts, customer, plan, via=SessionType(who.via.upper()), mode=SessionMode.PAYMENT_LINK,
-            start_at=who.start_at, reference=who.reference,
+            start_at=start_at, reference=who.reference,
         )  # fmt: skip
 
     def _start_again(self, parts: Parts, who: Subscriber, subscription: Subscription) -> None:
@@ -178,21 +145,32 @@ class People:
         self.control(f"/sessions/{row.xendit_session_id}/complete", body)
 
     def _import(self, parts: Parts, who: Subscriber) -> None:
-        token = self.control("/tokens", {"channel_code": who.wallet} if who.wallet else {})
+        token = self._tokens_to_import.get(who.reference) or self.control("/tokens", self._token_of(who))
+        self._tokens_to_import[who.reference] = token
         assert who.start_at is not None  # noqa: S101 - imports begin when they are told to
+        self.starts[who.reference] = who.start_at
         line = {
-            "customer_reference": who.reference, "name": "Ana", "email": "ana@example.com", "country": "ID",
-            "plan": f"plan-{who.reference}", "subscription_reference": who.reference,
+            "customer_reference": who.customer, "name": "Ana", "email": "ana@example.com",
+            "country": who.market.country, "plan": f"plan-{who.reference}", "subscription_reference": who.reference,
             "payment_token_id": token["payment_token_id"], "channel_code": token["channel_code"],
             "next_billing_at": who.start_at.isoformat(),
         }  # fmt: skip
-        verify = self._fate.coin()
-        importing.import_rows(parts, [json.dumps(line)], dry_run=False, verify_with_gateway=verify)
+        if who.anchor_day is not None:
+            line["anchor_day"] = who.anchor_day
+        importing.import_rows(parts, [json.dumps(line)], dry_run=False, verify_with_gateway=who.verify)
+
+    def _token_of(self, who: Subscriber) -> dict[str, str]:
+        body = {"country": who.market.country, "currency": who.market.currency}
+        return body | ({"channel_code": who.wallet} if who.wallet else {"card_number": who.card})
 
     # Acting ------------------------------------------------------------------------------------------------
 
     def act(self, parts: Parts, who: Subscriber) -> str:
         """One thing a customer or an operator might do at the worst moment. Returns it in words."""
+        return self.do(parts, who, self._fate.choose([act for act, weight in ACTS.items() for _ in range(weight)]))
+
+    def do(self, parts: Parts, who: Subscriber, what: str) -> str:
+        """One of ACTS. Returns it in words."""
         acts: dict[str, Callable[[Parts, Subscription], None]] = {
             "adds a payment method": self._add_method,
             "pays the newest invoice by hand": self._pay,
@@ -204,12 +182,70 @@ class People:
             "opens the return page": self._refresh_session,
             "refreshes a token": self._refresh_token,
         }
-        what = self._fate.choose([act for act, weight in ACTS.items() for _ in range(weight)])
         subscription = self._subscription(parts, who.reference)
         if subscription is None:
             return f"{who.reference} has not come in yet"
         acts[what](parts, subscription)
         return f"{who.reference} {what}"
+
+    def leave(self, parts: Parts, who: Subscriber) -> None:
+        subscription = self._subscription(parts, who.reference)
+        if subscription is None:
+            raise NotFound("has not come in yet")
+        self._cancel(parts, subscription, at_once=who.leaves == "cancels at once")
+
+    # The operator at runs, holds and charging ---------------------------------------------------------------
+
+    def stop_charging(self, parts: Parts) -> None:
+        with parts.transaction() as session:
+            queries.stop_charging(session, BY_A_PERSON, parts.clock.now())
+
+    def resume_charging(self, parts: Parts) -> None:
+        with parts.transaction() as session:
+            queries.lift_charging_stop(session)
+
+    def steer_run(self, parts: Parts) -> str:
+        """Pause or abort the latest run; somebody else lets it go on later."""
+        with parts.reading() as session:
+            run_id = steering.find_run(session, None).id
+        if self._fate.coin(0.7):
+            steering.pause_run(parts, run_id)
+            return f"pauses {run_id}"
+        steering.abort_run(parts, run_id)
+        return f"aborts {run_id}"
+
+    def resume_runs(self, parts: Parts) -> None:
+        with parts.reading() as session:
+            waiting = select(BillingRun.id).where(BillingRun.state.in_((steering.PAUSED, steering.STOPPED)))
+            ids = list(session.scalars(waiting.order_by(BillingRun.id)))
+        for run_id in ids:
+            steering.resume_run(parts, run_id)
+
+    def approve_holds(self, parts: Parts) -> None:
+        """Yes to every subscription that its catch-up policy holds."""
+        steering.approve(parts, steering.waiting_for_approval(parts, []))
+
+    def approve_aborted_runs(self, parts: Parts) -> None:
+        """Yes to what aborted runs have left, as far as it is open."""
+        with parts.reading() as session:
+            aborted = select(BillingRun.id).where(BillingRun.state == steering.ABORTED)
+            ids = list(session.scalars(aborted.order_by(BillingRun.id)))
+        for run_id in ids:
+            try:
+                steering.approve(parts, steering.waiting_for_approval(parts, [run_id]))
+            except IllegalTransition:
+                continue  # it left nothing that waits
+
+    def pay_what_is_held(self, parts: Parts) -> None:
+        """`billing invoice pay` of every invoice that waits for a person."""
+        held = select(Invoice.id).where(Invoice.status == "open", Invoice.hold_reason.is_not(None))
+        with parts.reading() as session:
+            ids = list(session.scalars(held.order_by(Invoice.id)))
+        for invoice_id in ids:
+            try:
+                charging.charge(parts, [paying.pay_invoice(parts, invoice_id, None)], Lane.CUSTOMER)
+            except BillingError:
+                continue  # its subscription is paused or has ended, or nobody knows yet what became of the last try
 
     def resume_if_paused(self, parts: Parts, who: Subscriber) -> None:
         subscription = self._subscription(parts, who.reference)
@@ -229,7 +265,9 @@ class People:
         with parts.reading() as session:
             customer = session.get_one(Customer, subscription.customer_id)
         row = onboarding.open_session(parts, customer, mode=SessionMode.PAYMENT_LINK)
-        body = {"channel_code": self._fate.choose(WALLETS)} if self._fate.coin(0.3) else {"card_number": CARDS[1]}
+        wallets = next((who.market.wallets for who in self._subscribers if who.reference == subscription.reference), ())
+        by_wallet = bool(wallets) and self._fate.coin(0.3)
+        body = {"channel_code": self._fate.choose(wallets)} if by_wallet else {"card_number": CARDS[1]}
         self.control(f"/sessions/{row.xendit_session_id}/complete", body)
 
     def _pay(self, parts: Parts, subscription: Subscription) -> None:
@@ -256,7 +294,10 @@ class People:
             lives.resume(session, row, session.get_one(Plan, row.plan_id), parts.clock.now())
 
     def _cancel(self, parts: Parts, subscription: Subscription, *, at_once: bool) -> None:
-        self.cancellations[subscription.reference] = parts.clock.now()
+        # What is idle ends at once, whatever was asked for.
+        idle = subscription.status in (SubscriptionStatus.INCOMPLETE, SubscriptionStatus.PAUSED)
+        asked = Cancellation(parts.clock.now(), at_once=at_once or idle, idle=idle)
+        self.cancellations[subscription.reference].append(asked)
         with parts.transaction() as session:
             row = lives.lock_subscription(session, subscription.id)
             lives.cancel(session, row, parts.clock.now(), at_once=at_once, reason="by request")
@@ -278,6 +319,11 @@ class People:
         if row is None:
             raise NotFound("no open session")
         sessions.refresh_session(parts, row.id)
+
+    def answer_bank(self, request_id: str) -> None:
+        """Whoever is asked by a bank (3DS) answers; what comes of it is up to the bank."""
+        if self._simulator.world.requests[request_id].status == "REQUIRES_ACTION":
+            self.control(f"/payment_requests/{request_id}/resolve", {"outcome": self._fate.choose(AFTER_3DS)})
 
     # Looking -----------------------------------------------------------------------------------------------
 

@@ -20,17 +20,19 @@ from itertools import count
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from billing.app import work_on
+from billing.app import units, work_on
 from billing.domain.gateway import EventKind
 from billing.errors import BillingError
-from billing.quota import Unlimited
 from billing.services import dispatch, webhooks
 from billing.services import guards as runs_of_the_day
-from billing.services.parts import Parts, Rules
-from billing.simulation import guards, oracle
+from billing.services.parts import Parts
+from billing.simulation import coverage, guards, oracle
 from billing.simulation.fate import Fate
 from billing.simulation.line import Line
-from billing.simulation.people import People, Subscriber, draw_subscriber
+from billing.simulation.merchant import SmallBudget, rules_of
+from billing.simulation.money import put_between
+from billing.simulation.people import People
+from billing.simulation.population import Merchant, Subscriber, draw_merchant, draw_subscribers
 from billing.simulation.stage import ConnectionLost, Process, Stage, SteppedParts
 from billing.store.clock import machine_time
 from billing.store.engine import make_sessions
@@ -49,6 +51,13 @@ LOOK_AGAIN = timedelta(seconds=2)  # a scheduler's tick
 COMPARED_AT = time(3, 17)  # each day with Xendit's list
 NOBODY_LOOKS = timedelta(minutes=5)  # all are down or busy
 SHOWN = 60  # lines of history under a failure
+WEEKS_OF_NOBODY = (3, 6, 9, 14)
+PENDING_FOR = (60, 60, 3 * 3600, 30 * 3600)  # seconds that a bank takes to decide
+ANSWERED_WITHIN = 30 * 3600  # a customer who is asked by his bank; after a day it is too late
+LOOKED_AFTER_EVERY = 4  # days
+OF_A_CHARGE = frozenset({"payment.capture", "payment.failure"})
+# The guards of a run (services/guards.py) that a merchant's settings put in place, by the name of the choice.
+GUARDS_THAT_ARE_SET = {"run spending cap": frozenset({"spending_cap"})}
 STEPS_AT_ONE_INSTANT = 20_000  # more than that, and something goes round in circles
 
 # When a scheduler would find something to do, after some instant. One statement: it is asked at every standstill.
@@ -64,11 +73,27 @@ SELECT min(due) FROM (
     UNION ALL SELECT min(grace_ends_at) FROM invoices WHERE status = 'open' AND grace_ends_at > :after
     UNION ALL SELECT min(next_check_at) FROM payment_sessions WHERE next_check_at > :after
     UNION ALL SELECT min(next_check_at) FROM payment_tokens WHERE next_check_at > :after
+    UNION ALL SELECT min(ends_at) FROM subscriptions WHERE ends_at > :after AND NOT calendar_over
+        AND status IN ('trialing', 'active', 'past_due')
+    UNION ALL SELECT min(probe_at) FROM channel_breakers WHERE probe_at > :after
     UNION ALL SELECT min(greatest(next_try_at, lease_until)) FROM webhook_events
         WHERE greatest(next_try_at, lease_until) > :after AND next_try_at IS NOT NULL
     UNION ALL SELECT min(greatest(next_try_at, lease_until)) FROM refunds
         WHERE greatest(next_try_at, lease_until) > :after AND next_try_at IS NOT NULL
 ) AS dues
+""")
+
+
+_STANDS_STILL = text("""
+SELECT (SELECT min(reason) FROM charging_stop), (SELECT array_agg(guard) FROM billing_runs WHERE state = 'stopped')
+""")
+_SHIFT = text("""
+WITH shifted AS (
+    UPDATE subscriptions SET next_billing_at = next_billing_at + :by, current_period_end = current_period_end + :by
+    WHERE reference = :reference AND next_billing_at > :after RETURNING id, next_billing_at
+)
+UPDATE invoices SET period_end = period_end + :by FROM shifted
+WHERE subscription_id = shifted.id AND period_end + :by = next_billing_at
 """)
 
 
@@ -87,13 +112,31 @@ class Year:
     collected: int
     refunded: int
     faults: Counter[str]
+    coverage: Counter[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """A scheduler has found nothing to do before `until`, as things stood after so many units of work."""
+
+    until: datetime
+    units_done: int
 
 
 class Play:
     def __init__(
-        self, seed: int, engine: Engine, *, subscribers: int = 2, days: int = 365, gentle: bool = False
+        self,
+        seed: int,
+        engine: Engine,
+        *,
+        subscribers: int | Callable[[datetime], Sequence[Subscriber]] = 2,
+        days: int = 365,
+        gentle: bool = False,
     ) -> None:
-        self.fate = Fate(seed, gentle=gentle)
+        """`subscribers`: how many to draw, or those there are, by the instant at which the world begins. `gentle`:
+        nothing goes wrong but what is planned with `later`."""
+        self.fate: Fate = Fate(seed, gentle=gentle)
+        self._gentle = gentle
         start = BEGINS + timedelta(hours=self.fate.between(0, 24))
         self.stage = Stage(self.fate, start)
         self.end = start + timedelta(days=days)
@@ -102,7 +145,15 @@ class Play:
         self._database = engine.execution_options(isolation_level="AUTOCOMMIT")
         self.simulator = Simulator(self._xendits_time, seed=seed, config=self._simulator_config())
         self.simulator.world.webhooks.faults.without_payment_failure = self.fate.no_failure_webhooks
+        put_between(self.simulator.world, self.fate)
         self.line = Line(self.stage, self.simulator, engine)
+        self.line.asks_customer = self._customer_is_asked
+        self.merchant: Merchant = draw_merchant(self.fate)
+        if isinstance(subscribers, int):
+            self.subscribers = draw_subscribers(self.fate, subscribers, start, self.calm_from)
+        else:
+            self.subscribers = list(subscribers(start))
+        self.budget = SmallBudget(self.stage, self.merchant.charges_in_ten_minutes)
         self.parts = SteppedParts(
             sessions=make_sessions(engine),
             clock=self,
@@ -110,23 +161,27 @@ class Play:
                 base_url="https://xendit.example", secret_key="xnd_development_simulated", timeout_seconds=30,
                 transport=self.line,
             ),
-            quota=Unlimited(),
-            rules=Rules(hold_in_doubt=self.fate.coin(0.1), refund_overpayments=not self.fate.coin(0.1)),
+            quota=self.budget,
+            rules=rules_of(self.merchant, self.subscribers),
             stage=self.stage,
         )  # fmt: skip
         self.has_redis = not self.fate.coin(0.2)
-        self.people = People(self.fate, self.simulator, self._send)
-        self.subscribers = [draw_subscriber(self.fate, number, start) for number in range(subscribers)]
+        self.people = People(self.fate, self.simulator, self._send, self.subscribers)
         self._cast()
         self._sequence = count()
-        self._queue: list[tuple[datetime, int, str, str]] = []  # Redis
+        self._queue: list[tuple[datetime, int, str, tuple[str, ...]]] = []  # Redis
         self._on_the_way: list[tuple[datetime, int, Delivery]] = []
         self._plans: list[tuple[datetime, int, Callable[[], None]]] = []
         self._ticks_at = start
-        self._rest_until: datetime | None = None  # a scheduler found nothing to do before then
+        self._rests: dict[str, Rest] = {}  # of schedulers that found nothing to do
+        self._units_done = 0
         self._runs_watched = start.date()
         self._days_compared = start.date()
         self._chance = random.Random(f"ids:{seed}")
+        self.heard: Counter[str] = Counter()  # in which order answers and webhooks came
+        self.wrong: list[str] = []  # seen on the way, judged at the end of the year
+        self.shifted: set[str] = set()  # subscribers whose time zone has changed its rules
+        self._stopped_by_hand = False
 
     def now(self) -> datetime:
         """The clock of billing, which is that of our machines."""
@@ -138,7 +193,12 @@ class Play:
     def _simulator_config(self) -> SimulatorConfig:
         # How soon a payment shows up in Xendit's list is not documented: at once in some worlds, in others hours later.
         lag = self.fate.between(60, 20 * 3600) if self.fate.coin(0.3) else 0
-        return SimulatorConfig(requests_per_minute=NO_LIMIT, decide=self.fate.decide, transactions_lag_seconds=lag)
+        return SimulatorConfig(
+            requests_per_minute=NO_LIMIT,
+            decide=self.fate.decide,
+            transactions_lag_seconds=lag,
+            pending_seconds=random.Random(f"pending:{self.fate.seed}").choice(PENDING_FOR),
+        )
 
     def _cast(self) -> None:
         self.schedulers = [Process("scheduler-1"), Process("scheduler-2")]
@@ -159,7 +219,7 @@ class Play:
                 self._live(self.calm_from)
                 self._calm()
                 self._live(self.end)
-                self._check(oracle.judge(self))
+                self._check([*dict.fromkeys(self.wrong), *oracle.judge(self)])
             except Failed:
                 raise
             except BaseException as error:
@@ -176,9 +236,19 @@ class Play:
         plain = Parts(given.sessions, given.clock, given.gateway, given.quota, given.rules)  # before the first fault
         for who in self.subscribers:
             self.people.create(plain, who)
-            self._at(self.stage.now, partial(self._come_in, who))
+            self._at(max(who.created_at, self.stage.now), partial(self._come_in, who))
+            if who.leaves_at is not None:
+                self._at(who.leaves_at, partial(self._leaves, who))
+            for at, what in who.moments:
+                self._at(at, partial(self._acts, who, what))
         for at, kind in self.fate.happenings(self.stage.now, self.calm_from):
             self._at(at, getattr(self, f"_{kind}"))
+        for look in range(3, (self.calm_from - self.stage.now).days, LOOKED_AFTER_EVERY):
+            self._at(self.stage.now + timedelta(days=look), self._somebody_looks)
+
+    def later(self, days: float, act: Callable[[], None]) -> None:
+        """Planned before the year is lived through: what happens so many days after its beginning."""
+        self._at(self.stage.now + timedelta(days=days), act)
 
     def _at(self, instant: datetime, act: Callable[[], None]) -> None:
         heapq.heappush(self._plans, (instant, next(self._sequence), act))
@@ -189,10 +259,19 @@ class Play:
         self.fate.calm = True
         self.stage.skew = timedelta()
         self.simulator.world.webhooks.faults.without_payment_failure = False
+        self.line.tokens_unknown_until = None
         for process in self._processes():
             process.alive, process.leaving, process.back_at = True, False, None
         for who in self.subscribers:
-            self._by_hand(partial(self.people.resume_if_paused, who=who))
+            self.by_hand(partial(self.people.resume_if_paused, who=who))
+        # Whatever waits for a person's word gets it; half a day later again, for what was still under way.
+        for hours in (1, 12, 36):
+            self._at(self.stage.now + timedelta(hours=hours), self._tidy_up)
+
+    def _tidy_up(self) -> None:
+        self._somebody_looks()
+        for act in (self.people.approve_aborted_runs, self.people.approve_holds, self.people.pay_what_is_held):
+            self.by_hand(act)
 
     def _processes(self) -> list[Process]:
         return [*self.schedulers, *self.workers, *self.webs, self.terminal]
@@ -255,14 +334,18 @@ class Play:
 
     def _one_tick(self, scheduler: Process) -> None:
         send = self._send if self.has_redis else partial(self._do_each, scheduler)
+        units_done = self._units_done
         done = dispatch.tick(self.parts, send)
-        if self.now().date() > self._runs_watched:  # the real ones look every two seconds
+        # The real ones look every two seconds. Without a guard nothing can come of it but the end of a run.
+        if self.now().date() > self._runs_watched or (done and self.merchant.guards != "none"):
             self._runs_watched = self.now().date()
             runs_of_the_day.watch(self.parts)
         if done:
             self.stage.note(f"tick: opened {done.opened}, handed out {done.handed_out}")
         else:
-            self._rest_until = self._next_due(after=self.now())  # what is due has to wait for something else
+            # What is due has to wait for something else.
+            until = min(self._next_due(after=self.now()), self.budget.next_permit_at() or self.end)
+            self._rests[scheduler.name] = Rest(until, units_done)
 
     def _next_due(self, *, after: datetime) -> datetime:
         """In the world's time."""
@@ -299,7 +382,8 @@ class Play:
         """As the edges of the real processes do: refusals and a lost database end this unit of work, nothing else
         may come out of it. Whatever happened, the schedulers look again."""
         try:
-            work()
+            with self.stage.doing(label):
+                work()
         except BillingError as error:
             self.stage.note(f"{label}: {error}")
         except ConnectionLost:
@@ -309,34 +393,37 @@ class Play:
         except Exception as error:  # noqa: BLE001 - a traceback in a log: the play ends with it
             self.stage.violations.append(f"{process.name}, {label}: {error.__class__.__name__}: {error}")
         finally:
-            rest, self._rest_until = self._rest_until, None
-            self._ticks_at = rest or min(self._ticks_at, self.stage.now + LOOK_AGAIN)
+            self._units_done += 1
+            self._ticks_at = min(self._ticks_at, self.stage.now + LOOK_AGAIN)
+            rest = self._rests.pop(process.name, None)
+            if rest is not None and rest.units_done == self._units_done - 1:  # nobody has changed anything meanwhile
+                self._ticks_at = rest.until
 
     # Redis -------------------------------------------------------------------------------------------------
 
     def _send(self, kind: str, ids: Sequence[str]) -> None:
-        for identity in ids:
+        for unit in units(kind, ids, self.parts.rules.charges_at_once):
             if self.fate.happens("message_lost"):
                 continue
             at = self.stage.now
             if self.fate.happens("message_late"):
                 at += timedelta(seconds=self.fate.between(60, 12 * 3600))
             for _ in range(2 if self.fate.happens("message_doubled") else 1):
-                heapq.heappush(self._queue, (at, next(self._sequence), kind, identity))
+                heapq.heappush(self._queue, (at, next(self._sequence), kind, tuple(unit)))
 
     def _hand_out_messages(self, now: datetime) -> None:
         while self._queue and self._queue[0][0] <= now:
             idle = [w for w in self.workers if w.alive and not w.leaving and len(w.tasks) < WORKER_THREADS]
             if not idle:
                 return
-            _, _, kind, identity = heapq.heappop(self._queue)
+            _, _, kind, unit = heapq.heappop(self._queue)
             worker = self.fate.choose(idle)
-            self._begin(worker, f"{kind} {identity}", partial(work_on, self.parts, kind, identity))
+            self._begin(worker, f"{kind} {' '.join(unit)}", partial(work_on, self.parts, kind, *unit))
 
     def _do_each(self, process: Process, kind: str, ids: Sequence[str]) -> None:
         """Without Redis: whoever found the work does it."""
-        for identity in ids:
-            self._carefully(process, f"{kind} {identity}", partial(work_on, self.parts, kind, identity))
+        for unit in units(kind, ids, self.parts.rules.charges_at_once):
+            self._carefully(process, f"{kind} {' '.join(unit)}", partial(work_on, self.parts, kind, *unit))
 
     # Webhooks ----------------------------------------------------------------------------------------------
 
@@ -344,6 +431,8 @@ class Play:
         for delivery in self.simulator.due_deliveries(now):
             if self.fate.happens("webhook_lost"):
                 self.stage.note(f"{delivery.event}: lost for good")
+                if delivery.event in OF_A_CHARGE:
+                    self.heard["webhook lost"] += 1
                 self.simulator.delivery_result(delivery, 200)
                 continue
             at = now
@@ -373,6 +462,9 @@ class Play:
             answered = True
         finally:
             self.simulator.delivery_result(delivery, 200 if answered else None)
+        if stored is not None and delivery.event in OF_A_CHARGE:
+            answered_before = str(payload["data"].get("reference_id")) in self.line.answered
+            self.heard["answer before webhook" if answered_before else "webhook before answer"] += 1
         if stored is not None and event.kind != EventKind.OTHER:
             if self.has_redis:
                 self._send(dispatch.EVENT, [stored])
@@ -381,16 +473,32 @@ class Play:
 
     # By hand -----------------------------------------------------------------------------------------------
 
-    def _by_hand(self, act: Callable[[SteppedParts], object]) -> None:
+    def by_hand(self, act: Callable[[SteppedParts], object]) -> None:
         self.terminal.alive = True  # the next command is a new process
         self._begin(self.terminal, "by hand", lambda: act(self.parts))
 
     def _come_in(self, who: Subscriber) -> None:
-        """Whoever does not get in, or whose terminal dies, comes again."""
-        if oracle.has_come_in(self.engine, who.reference):
+        """Whoever does not get in, or whose terminal dies, comes again; a link is followed when its time has come."""
+        status = oracle.status_of(self.engine, who.reference)
+        if status not in (None, "incomplete"):
             return
-        self._by_hand(lambda parts: self.people.come_in(parts, who))
+        if status == "incomplete" and self.now() < who.comes_at:
+            self._at(who.comes_at + timedelta(minutes=16), partial(self._come_in, who))  # whatever our clocks say
+            return
+        self.by_hand(lambda parts: self.people.come_in(parts, who))
         self._at(self.stage.now + timedelta(hours=self.fate.between(1, 30)), partial(self._come_in, who))
+
+    def _acts(self, who: Subscriber, what: str) -> None:
+        self.by_hand(lambda parts: self.stage.note(self.people.do(parts, who, what)))
+
+    def _customer_is_asked(self, request_id: str) -> None:
+        """A charge waits for the customer at his bank: half of them answer."""
+        if self.fate.coin():
+            at = self.stage.now + timedelta(seconds=self.fate.between(60, ANSWERED_WITHIN))
+            self._at(at, partial(self.people.answer_bank, request_id))
+
+    def _leaves(self, who: Subscriber) -> None:
+        self.by_hand(partial(self.people.leave, who=who))
 
     # What befalls the world ----------------------------------------------------------------------------------
 
@@ -418,8 +526,13 @@ class Play:
             processes[0].leaving = True
 
     def _outage(self) -> None:
-        """Everything is down for hours."""
-        seconds = self.fate.between(600, 4 * 86400)
+        self.everything_is_down(self.fate.between(600, 4 * 86400))
+
+    def _nobody_at_work(self) -> None:
+        """For weeks: nothing runs, and nobody notices."""
+        self.everything_is_down(self.fate.choose(WEEKS_OF_NOBODY) * 7 * 86_400.0)
+
+    def everything_is_down(self, seconds: float) -> None:
         self.stage.note(f"everything is down for {seconds / 3600:.1f} hours")
         for process in self._processes():
             self.stage.kill(process, back_in_seconds=seconds)
@@ -427,19 +540,88 @@ class Play:
 
     def _person_acts(self) -> None:
         who = self.fate.choose(self.subscribers)
-        self._by_hand(lambda parts: self.stage.note(self.people.act(parts, who)))
+        self.by_hand(lambda parts: self.stage.note(self.people.act(parts, who)))
 
     def _doctor_repairs(self) -> None:
         self.stage.note("billing doctor --repair")
-        self._by_hand(self.people.repair)
+        self.by_hand(self.people.repair)
 
     def _somebody_reconciles(self) -> None:
         self.stage.note("billing reconcile")
-        self._by_hand(self.people.reconcile)
+        self.by_hand(self.people.reconcile)
 
     def _somebody_runs_billing(self) -> None:
         self.stage.note("billing run")
-        self._by_hand(lambda parts: self.people.run_billing(parts, partial(self._do_each, self.terminal)))
+        self.by_hand(lambda parts: self.people.run_billing(parts, partial(self._do_each, self.terminal)))
+
+    def _charging_is_stopped(self) -> None:
+        self.stop_charging(hours=self.fate.between(1, 20 * 24))
+
+    def stop_charging(self, hours: float) -> None:
+        self.stage.note("billing charging stop")
+        self._stopped_by_hand = True
+        self.by_hand(self.people.stop_charging)
+        self._at(self.stage.now + timedelta(hours=hours), self._charging_resumes)
+
+    def _charging_resumes(self) -> None:
+        self.stage.note("billing charging resume")
+        self._stopped_by_hand, self.line.key_refused_at = False, None
+        self.by_hand(self.people.resume_charging)
+
+    def _run_is_steered(self) -> None:
+        self.by_hand(lambda parts: self.stage.note(self.people.steer_run(parts)))
+        for days in (self.fate.between(0, 4), 10):
+            self._at(self.stage.now + timedelta(days=days, hours=1), self._runs_go_on)
+
+    def _runs_go_on(self) -> None:
+        self.stage.note("billing runs resume; billing run approve of what was aborted")
+        self.by_hand(self.people.resume_runs)
+        self.by_hand(self.people.approve_aborted_runs)
+
+    def _holds_are_approved(self) -> None:
+        self.stage.note("billing run approve")
+        self.by_hand(self.people.approve_holds)
+
+    def _channel_is_down(self) -> None:
+        channels = sorted({str(token.document["channel_code"]) for token in self.simulator.world.tokens.values()})
+        if channels:
+            channel, hours = self.fate.choose(channels), self.fate.between(0.5, 30)
+            self.stage.note(f"{channel} is down for {hours:.1f} hours")
+            self.fate.channels_down[channel] = self.stage.now + timedelta(hours=hours)
+
+    def _wrong_key(self) -> None:
+        hours = self.fate.between(1, 60)
+        self.stage.note(f"the key of another account for {hours:.1f} hours: it knows none of the tokens")
+        self.line.tokens_unknown_until = self.stage.now + timedelta(hours=hours)
+
+    def _zone_rules_change(self) -> None:
+        """The instants that are stored were computed with the rules of yesterday: an hour beside those of today."""
+        who, hours = self.fate.choose(self.subscribers), self.fate.choose((-1, 1))
+        self.stage.note(f"the time zone of {who.reference} changes its rules by {hours:+d} h")
+        self.shifted.add(who.reference)
+        values = {"reference": who.reference, "by": timedelta(hours=hours), "after": self.now() + timedelta(hours=3)}
+        with self.engine.begin() as connection:
+            connection.execute(text("SET LOCAL session_replication_role = replica"))  # nobody of ours does this
+            connection.execute(_SHIFT, values)
+
+    def _somebody_looks(self) -> None:
+        """Every few days somebody looks at what stands still: a run that was stopped, or charging."""
+        with self._database.connect() as connection:
+            stop, guards_at_work = connection.execute(_STANDS_STILL).one()
+        if stop is not None and not self._stopped_by_hand:
+            if self.line.key_refused_at is None:
+                self.wrong.append(f"all charging was stopped though Xendit had not refused the account: {stop}")
+            self._charging_resumes()
+        for who in self.subscribers:
+            if who.pauses_when_past_due and oracle.status_of(self.engine, who.reference) == "past_due":
+                self._acts(who, "pauses")
+                self._at(self.stage.now + timedelta(days=2), partial(self._acts, who, "resumes"))
+        unset = set(guards_at_work or ()) - GUARDS_THAT_ARE_SET.get(self.merchant.guards, frozenset())
+        self.wrong += [
+            f"a billing run was stopped by the guard {guard}, which nobody has set" for guard in sorted(unset)
+        ]
+        if guards_at_work:
+            self._runs_go_on()
 
     # The end -------------------------------------------------------------------------------------------------
 
@@ -450,9 +632,11 @@ class Play:
     def _history(self, why: str) -> str:
         lines = [f"{at:%Y-%m-%d %H:%M:%S} {who:<12} {what}" for at, who, what in self.stage.told]
         head = f"seed {self.fate.seed}: {why}"
-        kinds = ", ".join(sorted(kind for kind, rate in self.fate.rates.items() if rate))
+        kinds = "none" if self._gentle else ", ".join(sorted(kind for kind, rate in self.fate.rates.items() if rate))
+        who = [f"  {subscriber.in_words()}" for subscriber in self.subscribers]
         more = [f"  ... {len(lines) - SHOWN} lines before"] if len(lines) > SHOWN else []
-        return "\n".join([head, f"  faults of this seed: {kinds}", *more, *(f"  {line}" for line in lines[-SHOWN:])])
+        head += f"\n  faults of this seed: {kinds}\n  the merchant: {self.merchant.in_words()}"
+        return "\n".join([head, *who, *more, *(f"  {line}" for line in lines[-SHOWN:])])
 
     def _year(self) -> Year:
         payments = self.simulator.world.payments.values()
@@ -464,4 +648,5 @@ class Play:
             collected=sum(1 for payment in payments if payment.captured),
             refunded=sum(1 for payment in payments if payment.refunded),
             faults=self.fate.happened,
+            coverage=coverage.of_year(self),
         )

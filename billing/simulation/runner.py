@@ -39,6 +39,7 @@ class Totals:
     collected: int = 0
     refunded: int = 0
     faults: Counter[str] = field(default_factory=Counter)
+    coverage: Counter[tuple[str, str]] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -53,6 +54,7 @@ class Totals:
         self.collected += year.collected
         self.refunded += year.refunded
         self.faults += year.faults
+        self.coverage += year.coverage
 
 
 def simulate(
@@ -139,7 +141,7 @@ def simulated_database(url: str) -> Iterator[Engine]:
 
 def empty(engine: Engine) -> None:
     """As new: the same seed finds the same rows in the same places."""
-    names = ", ".join(table.name for table in Base.metadata.sorted_tables)
+    names = ", ".join([*(table.name for table in Base.metadata.sorted_tables), guards.MOVES_TABLE])
     with engine.begin() as connection:
         connection.execute(text(f"TRUNCATE {names} RESTART IDENTITY"))
 

@@ -150,6 +150,24 @@ class Stage:
     def tell(self, who: str, what: str) -> None:
         self.told.append((self.now, who, what))
 
+    @contextmanager
+    def doing(self, label: str) -> Iterator[None]:
+        """For the time of the block the task at work does this."""
+        task = self._current
+        if task is None:
+            yield
+            return
+        before, task.label = task.label, label
+        try:
+            yield
+        finally:
+            task.label = before
+
+    @property
+    def work(self) -> str:
+        """What the task at work does, in words."""
+        return self._current.label if self._current else ""
+
     def note(self, what: str) -> None:
         """Told by the task that runs (or by the play)."""
         self.tell(self._current.process.name if self._current else "-", what)

@@ -4,15 +4,17 @@ the seed beside it is a year that does not survive it."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, update
+from sqlalchemy import Engine, text, update
 
 from billing.domain import schedule
-from billing.domain.gateway import Lane
-from billing.domain.lifecycle import AttemptStatus
+from billing.domain.gateway import ChargeReport, Lane
+from billing.domain.lifecycle import AttemptStatus, TokenStatus
+from billing.domain.money import Money
 from billing.services import (
     charging,
     dispatch,
@@ -25,23 +27,47 @@ from billing.services import (
     subscriptions,
 )
 from billing.services.parts import Parts
-from billing.simulation import fate, people
+from billing.simulation import fate, people, population
 from billing.simulation.fate import Fate
 from billing.simulation.runner import play_seed
 from billing.store import queries
+from billing.store.clock import real_now
 from billing.store.models import ChargeAttempt
+from billing.xendit import refusals
 
 Plant = Callable[[pytest.MonkeyPatch], None]
-PLANTS: dict[str, tuple[Plant, int, dict[str, float], dict[str, int]]] = {}
+
+
+@dataclass(frozen=True)
+class Planted:
+    """`often`: faults under which the bug shows, more frequent here than a seed would have them, so that a few years
+    are enough; `acts`: what people then do; `drawn`: choices of the population that are made more often than by their
+    shares; `first`: the seed to begin with, which saves years that find nothing; `says`: words of the finding, where
+    another finding would prove nothing."""
+
+    put: Plant
+    first: int
+    often: dict[str, float]
+    acts: dict[str, int]
+    drawn: dict[str, Any]
+    says: str
+
+
+PLANTS: dict[str, Planted] = {}
 YEARS = 60  # to try before a bug counts as not found
 
 
-def plant(name: str, acts: dict[str, int] | None = None, *, first: int = 0, **often: float) -> Callable[[Plant], Plant]:
-    """`often`: faults under which the bug shows, more frequent here than a seed would have them, so that a few years
-    are enough; `acts`: what people then do; `first`: the seed to begin with, which saves years that find nothing."""
-
+def plant(
+    name: str,
+    acts: dict[str, int] | None = None,
+    *,
+    first: int = 0,
+    drawn: dict[str, Any] | None = None,
+    says: str = "",
+    **often: float,
+) -> Callable[[Plant], Plant]:
     def remember(put: Plant) -> Plant:
-        PLANTS[name] = (put, first, often, acts or {})
+        PLANTS[name] = Planted(put, first, often, acts or {}, drawn or {}, says)
         return put
 
     return remember
@@ -176,13 +202,136 @@ def _(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(charging, "_why_not_chargeable", lambda _found: None)
 
 
+# ------------------------------------------------------------------------------- at the edges of a plan's life
+
+
+_OVER = """
+    SELECT s.id FROM subscriptions s JOIN plans p ON p.id = s.plan_id
+    WHERE s.billed_cycles >= p.cycles AND s.current_period_end <= :now
+        AND s.status IN ('trialing', 'active', 'past_due')
+        AND EXISTS (SELECT 1 FROM invoices i WHERE i.subscription_id = s.id AND i.status = 'open')
+"""
+_FORGIVE = (
+    f"UPDATE charge_attempts SET status = 'canceled', settled_at = :now, lease_until = NULL"
+    f" WHERE status = 'scheduled' AND subscription_id IN ({_OVER})",
+    f"UPDATE invoices SET status = 'void', closed_at = :now, grace_ends_at = NULL"
+    f" WHERE status = 'open' AND subscription_id IN ({_OVER})",
+)
+WITH_AN_END = {"CYCLES": ((1, 1), (2, 1)), "CYCLES_OF_SHORT": ((1, 1), (2, 1))}
+
+
+@plant("an end by cycles voids what is open", drawn=WITH_AN_END, says="only `cancel --now` forgives", decline=0.6)
+def _(patch: pytest.MonkeyPatch) -> None:
+    tick = dispatch.tick
+
+    def forgiving(parts: Parts, send: Any) -> Any:
+        with parts.transaction() as session:
+            for statement in _FORGIVE:
+                session.execute(text(statement), {"now": parts.clock.now()})
+        return tick(parts, send)
+
+    patch.setattr(dispatch, "tick", forgiving)
+
+
+@plant("the start in the past is billed", drawn={"STARTS": (("has passed", 1),)}, says="its first period begins at")
+def _(patch: pytest.MonkeyPatch) -> None:
+    def anchored_in_the_past(subscription: Any, plan: Any, now: Any, *_: Any) -> None:
+        zone = schedule.parse_zone(subscription.timezone)
+        local = schedule.to_local(subscription.start_at or now, zone) + timedelta(days=plan.trial_days)
+        subscription.anchor_local, subscription.anchor_day = local, local.day
+
+    patch.setattr(subscriptions, "set_anchor", anchored_in_the_past)
+
+
+@plant(
+    "the first page-paid period begins when we hear of it",
+    drawn={"VIAS": (("pay", 1),), "STARTS": (("now", 1),)},
+    says="its first period begins at",
+    webhook_lost=0.5,
+)
+def _(patch: pytest.MonkeyPatch) -> None:
+    set_anchor = subscriptions.set_anchor
+    patch.setattr(subscriptions, "set_anchor", lambda who, plan, _at, *more: set_anchor(who, plan, real_now(), *more))
+
+
+@plant("HTML with status 403 counts as refused", says="nobody knows what became of it", stranger_after=0.3)
+def _(patch: pytest.MonkeyPatch) -> None:
+    refusal = refusals.refusal
+
+    def taken_for_xendits(call: Any, answer: Any, subject: str) -> Any:
+        if call.is_charge and answer.error_code is None and 300 <= answer.status < 500:
+            return refusals._rejected(call, answer)
+        return refusal(call, answer, subject)
+
+    def stops_all(call: Any, *_: Any) -> bool:
+        return bool(call.is_charge)
+
+    patch.setattr(refusals, "refusal", taken_for_xendits)
+    patch.setattr(refusals, "_stops_account", stops_all)
+    patch.setattr("billing.xendit.client.refusal", taken_for_xendits, raising=False)
+
+
+@plant(
+    "a period that is skipped counts as a cycle",
+    drawn={"CYCLES": ((6, 1),), "CATCH_UPS": (("latest", 1), ("skip", 1))},
+    says="was forgotten",
+)
+def _(patch: pytest.MonkeyPatch) -> None:
+    move = invoicing._move
+
+    def counting_all(subscription: Any, last: Any, following: Any, **more: Any) -> Any:
+        more.pop("billed")
+        return move(subscription, last, following, billed=last.index + 1 - subscription.next_index, **more)
+
+    patch.setattr(invoicing, "_move", counting_all)
+
+
+@plant("a partial capture counts as paid in full", says="collected and kept", partial_capture=0.4)
+def _(patch: pytest.MonkeyPatch) -> None:
+    record = settling._record_capture
+
+    def in_full(session: Any, found: Any, report: ChargeReport, *more: Any, **named: Any) -> Any:
+        return record(session, found, replace(report, amount=None), *more, **named)
+
+    patch.setattr(settling, "_record_capture", in_full)
+    patch.setattr(settling, "_captured_again", lambda *_, **__: None)
+
+
+@plant("another currency pays", says="another currency", other_currency=0.4)
+def _(patch: pytest.MonkeyPatch) -> None:
+    succeeded = settling._succeeded
+
+    def whatever_it_is(session: Any, found: Any, report: ChargeReport, *more: Any, **named: Any) -> Any:
+        owed = Money(found.attempt.amount_minor, found.attempt.currency)
+        return succeeded(session, found, replace(report, amount=report.amount and owed), *more, **named)
+
+    patch.setattr(settling, "_succeeded", whatever_it_is)
+
+
+@plant(
+    "a token that is not verified goes first",
+    {"adds a payment method": 1},
+    drawn={"VIAS": (("import", 1),), "VERIFIED": ((False, 1),)},
+    says="though",
+)
+def _(patch: pytest.MonkeyPatch) -> None:
+    in_order = retrying._in_order
+
+    def unverified_first(found: Any) -> list[Any]:
+        return sorted(in_order(found), key=lambda each: each.status != TokenStatus.PENDING)
+
+    patch.setattr(retrying, "_in_order", unverified_first)
+
+
 @pytest.fixture
-def unlucky(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, float], dict[str, int]], None]:
-    def make(often: dict[str, float], acts: dict[str, int]) -> None:
+def unlucky(monkeypatch: pytest.MonkeyPatch) -> Callable[[Planted], None]:
+    def make(planted: Planted) -> None:
         draw = Fate._draw_rates
-        monkeypatch.setattr(Fate, "_draw_rates", lambda self: draw(self) | often)
-        if acts:
-            monkeypatch.setattr(people, "ACTS", acts)
+        monkeypatch.setattr(Fate, "_draw_rates", lambda self: draw(self) | planted.often)
+        for name, shares in planted.drawn.items():
+            monkeypatch.setattr(population, name, shares)
+        if planted.acts:
+            monkeypatch.setattr(people, "ACTS", planted.acts)
             monkeypatch.setitem(fate.HAPPENINGS, "person_acts", 60)
 
     return make
@@ -193,12 +342,14 @@ def unlucky(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, float], dict
 def test_a_planted_bug_is_found(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, unlucky: Callable[..., None], name: str
 ) -> None:
-    put, first, often, acts = PLANTS[name]
-    unlucky(often, acts)
-    put(monkeypatch)
+    planted = PLANTS[name]
+    unlucky(planted)
+    planted.put(monkeypatch)
 
-    seeds = range(first, first + YEARS)
-    assert any(isinstance(play_seed(engine, seed), str) for seed in seeds), f"none of {seeds} found it"
+    seeds = range(planted.first, planted.first + YEARS)
+    lives = (play_seed(engine, seed) for seed in seeds)
+    found = (life.splitlines()[0] for life in lives if isinstance(life, str))
+    assert any(planted.says in finding for finding in found), f"none of {seeds} found it"
 
 
 @pytest.mark.parametrize("name", PLANTS)
@@ -206,9 +357,9 @@ def test_without_the_bug_the_same_misfortune_is_survived(
     engine: Engine, unlucky: Callable[..., None], name: str
 ) -> None:
     """Otherwise it might be the misfortune that was found."""
-    _, first, often, acts = PLANTS[name]
-    unlucky(often, acts)
+    planted = PLANTS[name]
+    unlucky(planted)
 
-    for seed in range(first, first + 3):
+    for seed in range(planted.first, planted.first + 3):
         lived = play_seed(engine, seed)
         assert not isinstance(lived, str), lived

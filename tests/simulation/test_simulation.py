@@ -10,13 +10,15 @@ import json
 import os
 import subprocess
 import sys
-from datetime import UTC, datetime
+from collections import Counter
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import Engine
 
-from billing.simulation import oracle
-from billing.simulation.people import Rhythm
+from billing.simulation import coverage, population
+from billing.simulation.fate import Fate
+from billing.simulation.periods import LAST_DAY, CronRule, Rhythm, period_starts
 from billing.simulation.play import Play
 from billing.simulation.runner import empty, play_seed
 
@@ -55,13 +57,19 @@ def test_the_command_tells_what_was_lived_through() -> None:
     document = json.loads(done.stdout)
     assert (document["seeds"], document["subscriber_years"], document["failures"]) == (4, 8, [])
     assert document["charges"] > 0
+    assert {row["what"] for row in document["coverage"]} >= {
+        "subscription",
+        "invoice",
+        "attempt",
+        "decline class",
+    }
 
 
 # -------------------------------------------------------------------------------------------- the oracle itself
 
 
 def starts(rhythm: Rhythm, anchor: datetime, zone: str, count: int) -> list[str]:
-    found = oracle.period_starts(rhythm, anchor, zone)
+    found = period_starts(rhythm, anchor, zone)
     return [next(found).isoformat() for _ in range(count)]
 
 
@@ -82,3 +90,49 @@ def test_the_oracle_knows_that_clocks_change() -> None:
         "2027-03-14T07:30:00+00:00",
         "2027-03-21T06:30:00+00:00",
     ]
+
+
+def test_the_oracle_knows_the_last_day_of_a_month() -> None:
+    """From a calendar: 02:30 in Jakarta is 19:30 the day before in UTC."""
+    rhythm = Rhythm("cron 30 2 L * *", cron=CronRule(2, 30, days=(LAST_DAY,)))
+
+    assert starts(rhythm, datetime(2027, 1, 31, 0, tzinfo=UTC), "Asia/Jakarta", 3) == [
+        "2027-02-27T19:30:00+00:00",
+        "2027-03-30T19:30:00+00:00",
+        "2027-04-29T19:30:00+00:00",
+    ]
+
+
+def test_an_import_may_have_an_anchor_day_of_its_own() -> None:
+    found = period_starts(Rhythm("", months=1), datetime(2027, 2, 28, 2, tzinfo=UTC), "Asia/Jakarta", 31)
+
+    assert [next(found).isoformat()[:10] for _ in range(4)] == ["2027-02-28", "2027-03-31", "2027-04-30", "2027-05-31"]
+
+
+# ------------------------------------------------------------------------------------------------ the table
+
+
+def test_what_is_drawn_is_in_the_table() -> None:
+    """Whatever a thousand worlds are made of has a cell, and every cell of what can be drawn is drawn."""
+    drawn: set[tuple[str, str]] = set()
+    for seed in range(1_000):
+        fate = Fate(seed)
+        population.draw_merchant(fate)
+        begin = datetime(2027, 1, 1, tzinfo=UTC)
+        population.draw_subscribers(fate, 2, begin, begin + timedelta(days=240))
+        drawn |= {(f"drawn: {kind}", option) for kind, option in fate.drawn}
+
+    assert drawn == {cell for cell in coverage.cells() if cell[0].startswith("drawn: ")}
+
+
+def test_an_empty_cell_is_named() -> None:
+    counts = Counter(dict.fromkeys(coverage.cells(), 1))
+    assert coverage.empty_cells(counts) == []
+
+    counts["invoice", "open -> void"] = 0
+    assert coverage.empty_cells(counts) == [("invoice", "open -> void")]
+
+
+def test_what_cannot_happen_is_legal_and_has_a_reason() -> None:
+    assert set(coverage.CANNOT_HAPPEN) <= set(coverage.cells())
+    assert all(coverage.CANNOT_HAPPEN.values())
