@@ -206,7 +206,7 @@ def test_the_return_page_may_be_faster_than_any_webhook(world: World) -> None:
 
 
 def test_a_session_that_xendit_has_forgotten_ends_when_its_time_is_over(world: World) -> None:
-    """Its 404 is no end while the link may still work; afterwards it is asked about for some days, should our key be wrong."""
+    """Its 404 is no end while the link may work; afterwards it is asked for some days, should our key be wrong."""
     ana = world.subscribe(via=SessionType.SAVE)
     world.simulator.world.sessions.clear()
     with pytest.raises(NotFound):
