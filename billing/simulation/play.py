@@ -49,6 +49,7 @@ NO_LIMIT = 1_000_000_000
 WORKER_THREADS = 3
 LOOK_AGAIN = timedelta(seconds=2)  # a scheduler's tick
 COMPARED_AT = time(3, 17)  # each day with Xendit's list
+LOOK_ANYWAY = timedelta(hours=1)
 NOBODY_LOOKS = timedelta(minutes=5)  # all are down or busy
 SHOWN = 60  # lines of history under a failure
 WEEKS_OF_NOBODY = (3, 6, 9, 14)
@@ -345,6 +346,8 @@ class Play:
         else:
             # What is due has to wait for something else.
             until = min(self._next_due(after=self.now()), self.budget.next_permit_at() or self.end)
+            if self._next_due(after=_LONG_AGO) <= self.stage.now:
+                until = min(until, self.stage.now + LOOK_ANYWAY)  # it is due still, and time alone may help it
             self._rests[scheduler.name] = Rest(until, units_done)
 
     def _next_due(self, *, after: datetime) -> datetime:

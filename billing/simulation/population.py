@@ -278,7 +278,7 @@ def _draw_beginning(
             return Beginning(later, created_at, later + timedelta(days=fate.between(1, 100)))
         case "has just passed":
             return Beginning(created_at - timedelta(hours=fate.between(1, 20)), created_at, created_at)
-        case "on a busy day" if neighbour is not None:
+        case "on a busy day" if neighbour is not None and neighbour.comes_at >= created_at:
             # The run of this day has begun, with a plan of its own; what comes now is no deviation from it.
             begins = max(neighbour.start_at or neighbour.comes_at, neighbour.comes_at) + timedelta(minutes=30)
             return Beginning(begins + timedelta(hours=2), begins, begins)
