@@ -187,9 +187,12 @@ def close_if_ended(session: Session, subscription: Subscription, invoices: Itera
 
 
 def _closed_as(subscription: Subscription, invoice: Invoice) -> InvoiceStatus:
-    """Only a person who ends a subscription at once forgives what is open; a draft was never owed."""
+    """Only a person who ends a subscription at once forgives what is open; a draft was never owed. Where a part is paid
+    that part stays, and the rest is given up: of a void invoice no money is kept."""
+    if invoice.status == InvoiceStatus.DRAFT:
+        return InvoiceStatus.VOID
     forgiven = subscription.end_kind in (None, EndKind.NOW)  # None: ended by a release that knew no other way
-    return InvoiceStatus.VOID if forgiven or invoice.status == InvoiceStatus.DRAFT else InvoiceStatus.UNCOLLECTIBLE
+    return InvoiceStatus.VOID if forgiven and invoice.amount_paid_minor == 0 else InvoiceStatus.UNCOLLECTIBLE
 
 
 _REASONS = {

@@ -6,7 +6,7 @@ Any number of times, in any order: saying it twice changes nothing, and `succeed
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import structlog
 from sqlalchemy.orm import Session
@@ -21,6 +21,8 @@ from billing.services.parts import Rules, tell
 from billing.services.subscriptions import end_if_over, invoice_number, prepaid_first_period
 from billing.store import queries
 from billing.store.models import Capture, ChargeAttempt, Invoice, new_id
+
+CLOCKS_DIFFER = timedelta(hours=1)  # at most, ours and Xendit's
 
 log = structlog.get_logger()
 
@@ -238,8 +240,10 @@ def _is_not_owed(found: queries.Found, currency: str) -> bool:
 
 def _begin_prepaid(session: Session, found: queries.Found, capture: Capture, now: datetime) -> None:
     """The payment session collected the first period: it runs from the capture on, whatever the session's own fate.
-    Xendit's time of it is taken between the opening of the session and now: a clock of theirs cannot be far off."""
-    begins = max(min(capture.captured_at, now), found.attempt.created_at)
+    Xendit's clock and ours may differ a little; a time that is far from what can be true is not taken as it is."""
+    opened = found.attempt.created_at
+    possible = opened - CLOCKS_DIFFER <= capture.captured_at <= now + CLOCKS_DIFFER
+    begins = capture.captured_at if possible else max(min(capture.captured_at, now), opened)
     period = prepaid_first_period(session, found.subscription, found.plan, begins, now)
     found.invoice.number = invoice_number(found.subscription, period)
     found.invoice.period_key = period.key
