@@ -68,7 +68,7 @@ def waves_of(world: World) -> tuple[list[int], Hand]:
 
 @pytest.fixture
 def world(database_url: str) -> Iterator[World]:
-    with World(database_url, made_up=True) as world:
+    with World(database_url) as world:
         yield world
 
 

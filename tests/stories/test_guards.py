@@ -49,6 +49,7 @@ def past_results(world: World, count: int, *, declined: int = 0, days_ago: float
     (model,) = renewals(world, 1, named=f"model{days_ago}-{declined}-")
     earlier = world.run()["run_id"]
     assert model.outcomes == ["succeeded"]
+    world.waive("captures_have_their_attempt", "lines_add_up", "paid_stays_paid", "payments_add_up", "periods_tile")
     with world.parts.transaction() as session:
         for table, columns in (
             ("invoices", "'id', t.id || '-' || g, 'number', t.number || '-' || g, 'period_key', t.period_key || g"),
@@ -123,7 +124,7 @@ def test_nothing_but_the_decline_guard_is_on_unless_it_is_set() -> None:
 
 def test_the_first_import_of_a_new_merchant_is_charged(database_url: str) -> None:
     """One subscriber was billed in the morning; at noon the whole base is imported, and is due the same day."""
-    with World(database_url, made_up=True) as world:
+    with World(database_url) as world:
         world.subscribe_save("ana", start_at=world.now)
         world.settle_down()
         import_due(world, 120)
@@ -164,7 +165,7 @@ def test_what_is_expected_is_compared_within_the_share_that_is_set(new_world: Ne
 
 
 def test_without_enough_results_of_the_last_60_days_declines_stop_nothing(database_url: str) -> None:
-    with World(database_url, made_up=True, rules=Rules(run_decline_sample=5, max_in_flight=5)) as world:
+    with World(database_url, rules=Rules(run_decline_sample=5, max_in_flight=5)) as world:
         past_results(world, RESULTS_NEEDED - 1)
         past_results(world, 200, days_ago=61)
         all_declined(world, 15)
@@ -175,7 +176,7 @@ def test_without_enough_results_of_the_last_60_days_declines_stop_nothing(databa
 
 
 def test_with_500_results_a_jump_of_declines_stops_the_run(database_url: str) -> None:
-    with World(database_url, made_up=True, rules=Rules(run_decline_sample=5, max_in_flight=5)) as world:
+    with World(database_url, rules=Rules(run_decline_sample=5, max_in_flight=5)) as world:
         past_results(world, RESULTS_NEEDED, declined=50, days_ago=59)
         all_declined(world, 15)
 
@@ -188,7 +189,7 @@ def test_with_500_results_a_jump_of_declines_stops_the_run(database_url: str) ->
 
 def test_a_day_of_retries_is_not_judged_by_first_tries(database_url: str) -> None:
     """What was declined yesterday is declined more often than what is charged for the first time."""
-    with World(database_url, made_up=True, rules=Rules(run_decline_sample=5, max_in_flight=5)) as world:
+    with World(database_url, rules=Rules(run_decline_sample=5, max_in_flight=5)) as world:
         past_results(world, RESULTS_NEEDED)
         for one in renewals(world, 12):
             one.script("INSUFFICIENT_BALANCE", "INSUFFICIENT_BALANCE", "SUCCEEDED")
@@ -207,7 +208,7 @@ def test_a_day_of_retries_is_not_judged_by_first_tries(database_url: str) -> Non
 
 def test_a_run_with_nothing_left_to_send_is_not_stopped(database_url: str) -> None:
     """A person would be asked to let go on what has ended."""
-    with World(database_url, made_up=True, rules=Rules(run_decline_sample=5)) as world:
+    with World(database_url, rules=Rules(run_decline_sample=5)) as world:
         past_results(world, RESULTS_NEEDED)
         all_declined(world, 8)
 
@@ -217,7 +218,7 @@ def test_a_run_with_nothing_left_to_send_is_not_stopped(database_url: str) -> No
 
 
 def test_the_watch_stops_a_run_that_only_workers_drive(database_url: str) -> None:
-    with World(database_url, made_up=True, rules=Rules(run_decline_sample=3)) as world:
+    with World(database_url, rules=Rules(run_decline_sample=3)) as world:
         past_results(world, RESULTS_NEEDED)
         declined, waiting = all_declined(world, 3), renewals(world, 2, named="waiting")
         world.tick_with_workers_that_die()
@@ -237,7 +238,7 @@ FORECAST = Rules(run_decline_sample=5, run_forecast_share=0.5)
 
 
 def test_what_is_imported_after_a_run_began_is_no_deviation(database_url: str) -> None:
-    with World(database_url, made_up=True, rules=FORECAST) as world:
+    with World(database_url, rules=FORECAST) as world:
         renewals(world, 2)
         world.settle_down()
         import_due(world, 30)
@@ -251,7 +252,7 @@ def test_what_is_imported_after_a_run_began_is_no_deviation(database_url: str) -
 
 def test_who_subscribes_after_a_run_began_is_no_deviation(database_url: str) -> None:
     """With a link that was sent before it began, and followed after the date that was agreed."""
-    with World(database_url, made_up=True, rules=FORECAST) as world:
+    with World(database_url, rules=FORECAST) as world:
         waiting = [world.subscribe(f"late{number}", start_at=world.now + timedelta(hours=1)) for number in range(12)]
         renewals(world, 2)
         world.settle_down()
@@ -268,7 +269,7 @@ def test_who_subscribes_after_a_run_began_is_no_deviation(database_url: str) -> 
 
 
 def test_what_a_person_approves_is_no_deviation(database_url: str) -> None:
-    with World(database_url, made_up=True, rules=FORECAST) as world:
+    with World(database_url, rules=FORECAST) as world:
         held = renewals(world, 3, plan=world.plan("held", catch_up="hold"))
         world.run()
         world.advance(days=200)
@@ -285,7 +286,7 @@ def test_what_a_person_approves_is_no_deviation(database_url: str) -> None:
 
 
 def test_who_is_charged_more_than_was_planned_stops_the_run(database_url: str) -> None:
-    with World(database_url, made_up=True, rules=FORECAST) as world:
+    with World(database_url, rules=FORECAST) as world:
         for one in renewals(world, 10):
             with world.parts.transaction() as session:
                 later = world.now + timedelta(hours=1)
@@ -309,7 +310,7 @@ def test_who_is_charged_more_than_was_planned_stops_the_run(database_url: str) -
 
 @pytest.mark.parametrize("state", ["paused", "stopped"])
 def test_a_run_that_waits_for_a_person_is_a_finding_of_the_doctor(database_url: str, state: str) -> None:
-    with World(database_url, made_up=True) as world:
+    with World(database_url) as world:
         renewals(world, 3)
         world.tick_with_workers_that_die()
         assert told(world, "no_run_is_stopped")["ok"]
@@ -339,7 +340,7 @@ def test_a_run_that_was_not_begun_is_over_when_another_has_begun(world: World) -
 
 
 def test_a_stopped_run_of_which_nothing_is_left_is_over(database_url: str) -> None:
-    with World(database_url, made_up=True, rules=Rules(run_spending_cap={"IDR": 50_000})) as world:
+    with World(database_url, rules=Rules(run_spending_cap={"IDR": 50_000})) as world:
         first, second = renewals(world, 2)
         world.settle_down()
         assert the_run(world).state == "stopped"

@@ -21,7 +21,7 @@ DOWN = "channel:OVO"
 
 @pytest.fixture
 def world(database_url: str) -> Iterator[World]:
-    with World(database_url, made_up=True) as world:
+    with World(database_url) as world:
         yield world
 
 
