@@ -120,6 +120,7 @@ def hot() -> dict[str, tuple[str, Callable[[Session], object]]]:
     """What is asked every few seconds, and of which table."""
     return {
         "due subscriptions": ("subscriptions", lambda s: queries.claim_due_subscriptions(s, NOW, 500)),
+        "due last": ("subscriptions", lambda s: queries.claim_due_subscriptions(s, NOW, 500, newest_first=True)),
         "what is due": ("charge_attempts", lambda s: queries.what_is_due(s, NOW, NOW)),
         "due attempts": ("charge_attempts", lambda s: queries.claim_due_attempts(s, NOW, NOW, 500, lane=Lane.RENEWAL)),
         "due attempts of a run": (

@@ -113,13 +113,15 @@ def opening(parts: Parts, now: datetime, *, run_id: str | None = None, until: fl
     """Batch after batch, each in its own transaction, until nothing is due. Several processes may do it at once, and
     here two threads do: while one waits for the database the other computes.
 
-    `until` (uptime): begin no new batch after it, but one in any case: what is due gets done, however slowly.
+    Every other batch takes what has become due last: whoever is due now does not wait behind those that are years
+    behind. `until` (uptime): begin no new batch after it, but one in any case: what is due gets done, however slowly.
     """
     under_way: deque[Future[Opened]] = deque()
-    begun, more = 0, True
+    begun, more, turn = 0, True, int(uptime())
     while True:
         while more and len(under_way) < OPENERS:
-            under_way.append(_begin_opening(parts, now, run_id))
+            newest_first = (begun + turn) % 2 == 1
+            under_way.append(_begin_opening(parts, now, run_id, newest_first=newest_first))
             begun += 1
             more = begun < MAX_BATCHES and uptime() < until
         if not under_way:
@@ -129,17 +131,17 @@ def opening(parts: Parts, now: datetime, *, run_id: str | None = None, until: fl
         yield batch
 
 
-def _begin_opening(parts: Parts, now: datetime, run_id: str | None) -> Future[Opened]:
+def _begin_opening(parts: Parts, now: datetime, run_id: str | None, *, newest_first: bool) -> Future[Opened]:
     if parts.callers is not None:
-        return parts.callers.submit(_open_batch, parts, now, run_id)
+        return parts.callers.submit(_open_batch, parts, now, run_id, newest_first=newest_first)
     done: Future[Opened] = Future()
-    done.set_result(_open_batch(parts, now, run_id))
+    done.set_result(_open_batch(parts, now, run_id, newest_first=newest_first))
     return done
 
 
-def _open_batch(parts: Parts, now: datetime, run_id: str | None) -> Opened:
+def _open_batch(parts: Parts, now: datetime, run_id: str | None, *, newest_first: bool) -> Opened:
     with parts.transaction() as session:
-        return invoicing.open_due_invoices(session, now, run_id=run_id, limit=BATCH)
+        return invoicing.open_due_invoices(session, now, run_id=run_id, limit=BATCH, newest_first=newest_first)
 
 
 def open_all_due(parts: Parts, now: datetime, *, run_id: str | None = None) -> list[Opened]:

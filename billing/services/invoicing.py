@@ -64,9 +64,11 @@ class _Rows:
     moves: list[Move] = field(default_factory=list)
 
 
-def open_due_invoices(session: Session, now: datetime, *, run_id: str | None = None, limit: int = BATCH) -> Opened:
+def open_due_invoices(
+    session: Session, now: datetime, *, run_id: str | None = None, limit: int = BATCH, newest_first: bool = False
+) -> Opened:
     """Open what is due, at most `limit` subscriptions. Call again while `more`."""
-    claimed = queries.claim_due_subscriptions(session, now, limit)
+    claimed = queries.claim_due_subscriptions(session, now, limit, newest_first=newest_first)
     until = uptime() + LONGEST_SECONDS
     opened = Opened(more=len(claimed) == limit)
     try:

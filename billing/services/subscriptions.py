@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from functools import cache
+from typing import cast
 
-from sqlalchemy import select, update
+from sqlalchemy import Table, insert, select, update
 from sqlalchemy.orm import Session
 
 from billing.domain.dunning import policy
@@ -390,6 +391,9 @@ def _is_to_be_tried(session: Session, subscription: Subscription) -> bool:
     return subscription.hold_reason is None and (unopened or session.scalar(first_try.limit(1)) is not None)
 
 
+_RECORD_SKIPPED = insert(cast(Table, SkippedPeriod.__table__))  # the table: a thousand rows are one statement
+
+
 def record_skipped(
     session: Session,
     subscription_id: str,
@@ -398,19 +402,21 @@ def record_skipped(
     now: datetime,
     run_id: str | None = None,
 ) -> None:
-    session.add_all(
-        SkippedPeriod(
-            subscription_id=subscription_id,
-            period_key=period.key,
-            period_index=period.index,
-            period_start=period.start,
-            period_end=period.end,
-            reason=reason,
-            run_id=run_id,
-            created_at=now,
-        )
+    rows = [
+        {
+            "subscription_id": subscription_id,
+            "period_key": period.key,
+            "period_index": period.index,
+            "period_start": period.start,
+            "period_end": period.end,
+            "reason": reason,
+            "run_id": run_id,
+            "created_at": now,
+        }
         for period in periods
-    )
+    ]
+    if rows:
+        session.execute(_RECORD_SKIPPED, rows)
 
 
 def _iso(instant: datetime | None) -> str | None:

@@ -184,7 +184,7 @@ def what_is_due(session: Session, now: datetime, real_now: datetime) -> Due:
     return Due(*session.execute(_DUE, {"now": now, "real_now": real_now}).one())
 
 
-_CLAIM_SUBSCRIPTIONS = (
+_DUE_SUBSCRIPTIONS = (
     select(Subscription, Plan)
     .join(Plan, Plan.id == Subscription.plan_id)
     .where(
@@ -192,7 +192,6 @@ _CLAIM_SUBSCRIPTIONS = (
         Subscription.status.in_(BILLABLE),
         Subscription.hold_reason.is_(None),
     )
-    .order_by(Subscription.next_billing_at)
     .limit(bindparam("most"))
     .options(
         load_only(
@@ -219,9 +218,16 @@ _CLAIM_SUBSCRIPTIONS = (
 )
 
 
-def claim_due_subscriptions(session: Session, now: datetime, limit: int) -> list[tuple[Subscription, Plan]]:
+_OLDEST_DUE = _DUE_SUBSCRIPTIONS.order_by(Subscription.next_billing_at)
+_NEWEST_DUE = _DUE_SUBSCRIPTIONS.order_by(Subscription.next_billing_at.desc())
+
+
+def claim_due_subscriptions(
+    session: Session, now: datetime, limit: int, *, newest_first: bool = False
+) -> list[tuple[Subscription, Plan]]:
     """Due = next_billing_at <= now, never "today equals the anchor" (M1). Rows stay locked until the commit."""
-    return [(row[0], row[1]) for row in session.execute(_CLAIM_SUBSCRIPTIONS, {"now": now, "most": limit})]
+    claim = _NEWEST_DUE if newest_first else _OLDEST_DUE
+    return [(row[0], row[1]) for row in session.execute(claim, {"now": now, "most": limit})]
 
 
 _OVER = (

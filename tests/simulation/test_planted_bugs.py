@@ -111,8 +111,8 @@ def _(patch: pytest.MonkeyPatch) -> None:
 def _(patch: pytest.MonkeyPatch) -> None:
     claim = queries.claim_due_subscriptions
 
-    def only_today(session: Any, now: Any, limit: int) -> Any:
-        return [row for row in claim(session, now, limit) if row[0].next_billing_at.date() == now.date()]
+    def only_today(session: Any, now: Any, limit: int, **how: Any) -> Any:
+        return [row for row in claim(session, now, limit, **how) if row[0].next_billing_at.date() == now.date()]
 
     patch.setattr(queries, "claim_due_subscriptions", only_today)
     patch.setattr(invoicing.queries, "claim_due_subscriptions", only_today)

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import select, text, update
 
 from billing.errors import IllegalTransition
-from billing.services import dispatch, planning, progress, runs, steering, subscriptions
+from billing.services import dispatch, invoicing, planning, progress, runs, steering, subscriptions
 from billing.services.parts import Rules
 from billing.services.views import Json
 from billing.store.models import BillingRun, Plan, Subscription
@@ -271,10 +271,10 @@ def test_a_turn_begins_no_batch_after_its_time_and_the_next_turn_goes_on(
         renewals(world, 12)
         open_batch, begun = dispatch._open_batch, []
 
-        def slowly(*values: Any) -> Any:
+        def slowly(*values: Any, **how: Any) -> Any:
             begun.append(seconds[0])
             seconds[0] += dispatch.TICK_SECONDS * 0.6
-            return open_batch(*values)
+            return open_batch(*values, **how)
 
         monkeypatch.setattr(dispatch, "_open_batch", slowly)
 
@@ -296,3 +296,19 @@ def test_a_turn_that_has_no_time_left_opens_one_batch_all_the_same(world: World,
     batches = list(dispatch.opening(world.parts, world.now, until=seconds[0] - 1))
 
     assert sum(batch.invoices for batch in batches) == 3
+
+
+def test_whoever_is_due_now_does_not_wait_behind_those_that_are_years_behind(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A transaction has time for one of them; there are forty, and one subscriber of today."""
+    with World(database_url) as world:
+        far_behind(world, 40)
+        (ana,) = renewals(world, 1, named="ana")
+        monkeypatch.setattr(invoicing, "LONGEST_SECONDS", 0.0)
+        monkeypatch.setattr(dispatch, "MAX_BATCHES", 2)
+
+        dispatch.tick(world.parts, world.send)
+
+        assert [invoice.status for invoice in ana.invoices] == ["paid"]
+        assert dispatch.look(world.parts).subscriptions, "the others are not through yet"
