@@ -77,7 +77,7 @@ def open_due_invoices(
     except Exception as error:  # noqa: BLE001 - whatever it is, it is one row's
         # One of them cannot be opened, and nobody else may suffer for it (M3): one by one, the bad one is held.
         raise_if_database_is_away(error)
-        opened = Opened(more=len(claimed) == limit)
+        opened, until = Opened(more=len(claimed) == limit), uptime() + LONGEST_SECONDS
         for number, each in enumerate(claimed):
             if number and uptime() > until:
                 opened.more = True

@@ -214,6 +214,8 @@ def resume(session: Session, subscription: Subscription, plan: Plan, now: dateti
     if cycles_left(subscription, plan) != 0:
         skipped = _pass_over(session, subscription, plan, now, "paused", now)
         subscription.next_billing_at = _next_period(subscription, plan).start
+    elif subscription.ends_at is None:  # left by a release that stored no end
+        no_more_periods(subscription, subscription.current_period_end or now)
     unpaid = [invoice for invoice in open_invoices(session, subscription.id) if invoice.status == InvoiceStatus.OPEN]
     in_trial = subscription.current_period_start is None and plan.trial_days > 0 and not skipped
     status = (

@@ -99,11 +99,13 @@ def subscription_view(subscription: Subscription, customer_reference: str, plan_
         "current_period_end": instant(subscription.current_period_end),
         "next_billing_at": instant(subscription.next_billing_at),
         "cancel_at_period_end": subscription.cancel_at_period_end,
+        "ends_at": instant(subscription.ends_at),
         "canceled_at": instant(subscription.canceled_at),
         "payment_token_id": subscription.payment_token_id,
         "anchor_day": subscription.anchor_day,
         "billed_cycles": subscription.billed_cycles,
         "hold_reason": subscription.hold_reason,
+        "hold_kind": subscription.hold_kind,
         "created_at": instant(subscription.created_at),
     }
 
@@ -167,6 +169,7 @@ def invoice_view(invoice: Invoice, attempts: list[ChargeAttempt]) -> Json:
         "currency": invoice.currency,
         "status": invoice.status,
         "hold_reason": invoice.hold_reason,
+        "hold_kind": invoice.hold_kind,
         "grace_ends_at": instant(invoice.grace_ends_at),
         "opened_at": instant(invoice.opened_at),
         "closed_at": instant(invoice.closed_at),
