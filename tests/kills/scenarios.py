@@ -147,6 +147,13 @@ def declined_and_her_grace_is_over(world: ServedWorld) -> None:
     world.clock.instant = world.subscriber().invoice.grace_ends_at or world.now
 
 
+def ana_has_paid_her_last_period(world: ServedWorld) -> None:
+    ana = world.subscribe_save(plan=world.plan(cycles=1))
+    world.run()
+    world.deliver_webhooks()
+    world.clock.instant = ana.subscription.ends_at or world.now
+
+
 def three_months_without_a_scheduler(world: ServedWorld) -> None:
     ana_is_due(world)
     world.advance(days=75)
@@ -560,8 +567,14 @@ SCENARIOS: Mapping[str, Scenario] = {
     "grace_is_over": Scenario(
         declined_and_her_grace_is_over,
         tick,
-        ("dispatch.retire#1",),
+        ("ending.close_overdue_invoices#1",),
         ends=("ana is canceled", "period 1 is uncollectible: collected 0x, kept 0"),
+    ),
+    "last_period_is_over": Scenario(
+        ana_has_paid_her_last_period,
+        tick,
+        ("ending.end_subscriptions#1",),
+        ends=("ana is canceled", "period 1 is paid: collected 1x, kept 50000"),
     ),
     # Onboarding
     "pays_on_the_page": Scenario(partial(ana_completes, via=SessionType.PAY), web, INBOX),
