@@ -16,7 +16,7 @@ from datetime import datetime
 from types import FrameType
 
 import structlog
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from billing.app import App, InProcess, build, find_sender
@@ -28,9 +28,8 @@ from billing.services.parts import Parts, Send
 from billing.settings import load_settings
 from billing.store import queries
 from billing.store.clock import real_now
-from billing.store.engine import database_errors_in_one_line
+from billing.store.engine import database_errors_in_one_line, is_databases_trouble
 
-AWAY = (BillingError, OperationalError, InterfaceError, PoolTimeout)  # the database or Redis: it will be back
 LOOP_SECONDS = 0.2
 LONGEST_PAUSE_SECONDS = 15  # between tries while the database or Redis is away
 
@@ -75,9 +74,9 @@ def _do(name: str, job: Job, parts: Parts, send: Send) -> Exception | None:
     traceback in the same line."""
     try:
         job.work(parts, send)
-    except AWAY as error:
-        return error
     except Exception as error:
+        if isinstance(error, BillingError) or is_databases_trouble(error):
+            return error
         log.exception("scheduler.job_failed", job=name, error=_one_line(error))
     return None
 

@@ -13,12 +13,13 @@ import structlog
 
 from billing.domain.lifecycle import HoldKind
 from billing.services.invoices import hold_invoice
-from billing.services.invoicing import hold_subscription, in_one_line, raise_if_database_is_away
+from billing.services.invoicing import hold_subscription, in_one_line
 from billing.services.parts import Parts
 from billing.services.retrying import close_overdue_invoice
 from billing.services.subscriptions import end_if_over, lock_subscription
 from billing.store import queries
 from billing.store.clock import uptime
+from billing.store.engine import raise_if_databases_trouble
 from billing.store.models import Invoice
 
 AT_ONCE = 500
@@ -35,7 +36,7 @@ def close_overdue_invoices(parts: Parts, until: float = math.inf) -> None:
             with parts.transaction() as session:
                 close_overdue_invoice(session, invoice_id, subscription_id, parts.clock.now())
         except Exception as error:  # noqa: BLE001 - it holds this row, with its words
-            raise_if_database_is_away(error)
+            raise_if_databases_trouble(error)
             reason = f"it cannot be given up: {in_one_line(error)}"
             with parts.transaction() as session:
                 lock_subscription(session, subscription_id)
@@ -60,7 +61,7 @@ def end_subscriptions(parts: Parts, until: float = math.inf) -> None:
             with parts.transaction() as session:
                 end_if_over(session, lock_subscription(session, subscription_id), parts.clock.now())
         except Exception as error:  # noqa: BLE001 - it holds this row, with its words
-            raise_if_database_is_away(error)
+            raise_if_databases_trouble(error)
             reason = f"it cannot be ended: {in_one_line(error)}"
             with parts.transaction() as session:
                 subscription = lock_subscription(session, subscription_id)

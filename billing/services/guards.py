@@ -22,7 +22,6 @@ from datetime import UTC, datetime, time, timedelta
 
 import structlog
 from sqlalchemy import func, select, update
-from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.orm import Session
 
 from billing.domain.lifecycle import AttemptStatus
@@ -33,6 +32,7 @@ from billing.services.planning import DECLINES, FORECAST, SPENDING_CAP
 from billing.services.steering import ABORTED, ASKED, DAILY, PAUSED, RUNNING, STOPPED, waits_for
 from billing.store import queries, run_queries
 from billing.store.clock import real_now
+from billing.store.engine import raise_if_databases_trouble
 from billing.store.models import BillingRun, ChargeAttempt, Customer, Subscription
 from billing.store.run_queries import Standing
 
@@ -89,9 +89,8 @@ def plan_daily_run(parts: Parts, run_id: str, now: datetime, until: float) -> No
     end_of_day = datetime.combine(now.astimezone(UTC).date(), time.max, UTC)
     try:
         plan = planning.plan_of_run(parts, end_of_day, until=until)
-    except (OperationalError, InterfaceError):
-        raise
-    except Exception:
+    except Exception as error:
+        raise_if_databases_trouble(error)
         log.exception("run.not_planned", run=run_id)
         return
     with parts.transaction() as session:

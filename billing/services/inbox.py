@@ -19,6 +19,7 @@ from billing.domain.gateway import ChargeReport, ChargeStatus, GatewayEvent
 from billing.services import webhooks
 from billing.services.parts import Parts
 from billing.store.charge_path import Confirmation
+from billing.store.engine import is_databases_trouble
 
 MOST_AT_ONCE = 200
 # Until then the answer to our own call is expected to be settled; a few times what that takes.
@@ -101,7 +102,7 @@ class Inbox:
         try:
             return self._store(batch)
         except DBAPIError as error:
-            if len(batch) == 1 or error.connection_invalidated:
+            if len(batch) == 1 or is_databases_trouble(error):
                 return [error] * len(batch)
             # One of them cannot be stored, and the others must not suffer for it.
             return [self._store_all([delivery])[0] for delivery in batch]

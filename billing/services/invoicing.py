@@ -34,7 +34,7 @@ from billing.services.subscriptions import (
 )
 from billing.store import opening, queries
 from billing.store.clock import uptime
-from billing.store.engine import is_databases_trouble
+from billing.store.engine import raise_if_databases_trouble
 from billing.store.models import Plan, Subscription, new_id
 from billing.store.opening import Move, NewInvoice
 
@@ -76,7 +76,7 @@ def open_due_invoices(
             _open_all(session, claimed, now, run_id, opened, until)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is one row's
         # One of them cannot be opened, and nobody else may suffer for it (M3): one by one, the bad one is held.
-        raise_if_database_is_away(error)
+        raise_if_databases_trouble(error)
         opened, until = Opened(more=len(claimed) == limit), uptime() + LONGEST_SECONDS
         for number, each in enumerate(claimed):
             if number and uptime() > until:
@@ -84,12 +84,6 @@ def open_due_invoices(
                 break
             _open_or_hold(session, each, now, run_id, opened)
     return opened
-
-
-def raise_if_database_is_away(error: Exception) -> None:
-    """A lost connection, a deadlock or a time-out of the database is no fault of one row."""
-    if is_databases_trouble(error):
-        raise error
 
 
 def _open_or_hold(
@@ -100,7 +94,7 @@ def _open_or_hold(
         with session.begin_nested():
             _open_all(session, [each], now, run_id, opened)
     except Exception as error:  # noqa: BLE001 - it holds this row, with its words
-        raise_if_database_is_away(error)
+        raise_if_databases_trouble(error)
         reason = in_one_line(error)
         hold_subscription(session, subscription, now, reason, HoldKind.ERROR)
         subscription.open_error = reason

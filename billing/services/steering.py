@@ -13,7 +13,6 @@ from typing import cast
 
 import structlog
 from sqlalchemy import ColumnElement, Table, insert, select, update
-from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.orm import Session
 
 from billing.domain.gateway import Lane
@@ -27,6 +26,7 @@ from billing.services.subscriptions import calendar_of, lock_subscription, resum
 from billing.services.views import Json
 from billing.store import queries, run_queries
 from billing.store.clock import real_now
+from billing.store.engine import raise_if_databases_trouble
 from billing.store.models import BillingRun, ChargeAttempt, Fact, Invoice, Plan, Subscription
 
 RUNNING, PAUSED, STOPPED, ABORTED = "running", "paused", "stopped", "aborted"
@@ -261,9 +261,8 @@ def approve(parts: Parts, waiting: Iterable[Waiting]) -> list[Json]:
         try:
             with parts.transaction() as session:
                 done = _approve_one(session, each, now)
-        except (OperationalError, InterfaceError):
-            raise
         except Exception as error:
+            raise_if_databases_trouble(error)
             log.exception("approval.failed", subscription=each.subscription_id, error=invoicing.in_one_line(error))
             continue
         if done:

@@ -123,5 +123,11 @@ def is_databases_trouble(error: BaseException) -> bool:
     return error.connection_invalidated or (getattr(error.orig, "sqlstate", None) or "").startswith(_TROUBLE)
 
 
+def raise_if_databases_trouble(error: Exception) -> None:
+    """For whoever takes any other error for that of one row, or of one job."""
+    if is_databases_trouble(error):
+        raise error
+
+
 def first_line(error: DBAPIError) -> str:
     return str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else error.__class__.__name__
