@@ -66,7 +66,7 @@ def tick(parts: Parts, send: Send) -> Done:
     until = uptime() + TICK_SECONDS
     now = parts.clock.now()
     unreachable = _unreachable(send)
-    if due.expired_submissions or due.overdue_invoices or due.ends:
+    if due.expired_submissions or due.overdue_invoices:
         retire(parts, until)
     if due.subscriptions or due.attempts or due.probes:
         with parts.transaction() as session:
@@ -82,6 +82,8 @@ def tick(parts: Parts, send: Send) -> Done:
                 # Between batches: whoever waits is not kept waiting until a hundred thousand are opened.
                 if unreachable is None:
                     done.handed_out += hand_out_charges(parts, send, run_id=run_id, only_free=True, until=until)
+    if due.ends:
+        ending.end_subscriptions(parts, until)  # after opening: what began before the end is opened first
     if unreachable is not None:
         raise unreachable
     done.handed_out += hand_out_checks(parts, send, due)
@@ -240,12 +242,11 @@ def _claim(
 
 
 def retire(parts: Parts, until: float = math.inf) -> None:
-    """What ended without anybody noticing: calls whose process died, invoices whose grace is over, subscriptions whose
-    last period is over. Goes on at the next turn when it is `until` (uptime)."""
+    """What ended without anybody noticing: calls whose process died, invoices whose grace is over. Goes on at the next
+    turn when it is `until` (uptime)."""
     while reconciling.doubt_expired_submissions(parts, BATCH) == BATCH and uptime() < until:
         pass
     ending.close_overdue_invoices(parts, until)
-    ending.end_subscriptions(parts, until)
 
 
 def hand_out_checks(parts: Parts, send: Send, due: queries.Due) -> int:

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from billing.domain.gateway import CHARGE_ENDPOINT
 from billing.domain.lifecycle import AttemptStatus, HoldKind
 from billing.errors import ServiceUnavailable
-from billing.services import dispatch, guards, invoicing, planning, steering
+from billing.services import dispatch, ending, guards, invoicing, planning, steering
 from billing.services.parts import Parts, Rules, Send
 from billing.services.planning import FORECAST, dry_run
 from billing.services.progress import run_view, totals
@@ -51,6 +51,7 @@ def run_here(
             moved = dispatch.hand_out_checks(parts, send, dispatch.look(parts))
             dispatch.retire(parts)
             moved += _open(run)
+            ending.end_subscriptions(parts)
             moved += dispatch.hand_out_charges(parts, run.sending(send), run_id=run.id, now=run.as_of)
             run.look()
             if not moved and not guards.free_what_waits_for_nothing(parts):
@@ -93,6 +94,7 @@ def run_on_workers(
 
 def _hand_out(run: _Run, send: Send) -> None:
     _open(run)
+    ending.end_subscriptions(run.parts)
     dispatch.hand_out_checks(run.parts, send, dispatch.look(run.parts))
     dispatch.retire(run.parts)
     dispatch.hand_out_charges(run.parts, run.sending(send), run_id=run.id, now=run.as_of)

@@ -58,7 +58,7 @@ class Impatient(threading.Event):
 
 @pytest.fixture
 def world(database_url: str) -> Iterator[World]:
-    with World(database_url, made_up=True) as world:
+    with World(database_url) as world:
         yield world
 
 

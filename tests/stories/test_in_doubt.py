@@ -402,7 +402,7 @@ def test_what_is_pending_for_a_week_is_shown_to_a_person_and_looked_up_ever_more
 
     world.live(days=9)
     assert ana.outcomes == ["pending"]
-    assert "pending at Xendit for more than 7 days" in (ana.invoice.hold_reason or "")
+    assert "pending for more than 7 days" in (ana.invoice.hold_reason or "")
     asked = world.calls("GET /v3/payment_requests/{id}")
     world.live(days=60)
     assert 5 <= world.calls("GET /v3/payment_requests/{id}") - asked <= 40, "not given up, and less than daily"

@@ -25,7 +25,7 @@ DAYS = 3
 
 @pytest.fixture
 def world(database_url: str) -> Iterator[World]:
-    with World(database_url, start=real_now(), made_up=True) as world:
+    with World(database_url, start=real_now()) as world:
         yield world
 
 
