@@ -48,6 +48,7 @@ from billing.errors import (
 from billing.services import breaker, guards, parking, reconciling, retrying
 from billing.services.breaker import Trouble
 from billing.services.invoices import close_if_ended, hold_invoice, move_attempt, withdraw
+from billing.services.invoicing import in_one_line
 from billing.services.parts import Parts, Rules, tell
 from billing.services.settling import doubt_attempt, settle_attempt
 from billing.services.subscriptions import recurring_terms
@@ -55,6 +56,7 @@ from billing.services.tokens import hold_while_unknown, verify_for_charge, waits
 from billing.store import charge_path, queries
 from billing.store.charge_path import Paid, ToBegin, TokenWithDeclines
 from billing.store.clock import real_now, uptime
+from billing.store.engine import raise_if_databases_trouble
 from billing.store.models import new_id
 
 CHANNEL_LIMIT_WAIT = timedelta(minutes=5)
@@ -90,9 +92,7 @@ def charge(parts: Parts, attempt_ids: Sequence[str], lane: Lane = Lane.RENEWAL) 
 def _charge_group(parts: Parts, group: Sequence[str], asked: Collection[str] = ()) -> list[Question]:
     """Permits are there. Returns what Xendit must be asked before those attempts may begin."""
     now = parts.clock.now()
-    troubles = parts.breakers.known(parts.sessions)
-    with parts.transaction() as session:
-        started = begin_attempts(session, group, now, parts.rules, asked=asked, troubles=troubles)
+    started = _begin_group(parts, group, now, asked)
     parts.quota.give_back(CHARGE_ENDPOINT, len(group) - len(started.begun))
     # What has begun goes out first: nothing that happens to the others may keep it.
     _send_and_settle(parts, started.begun)
@@ -101,6 +101,37 @@ def _charge_group(parts: Parts, group: Sequence[str], asked: Collection[str] = (
         if question is not None:
             started.questions.append(question)
     return started.questions
+
+
+def _begin_group(parts: Parts, group: Sequence[str], now: datetime, asked: Collection[str]) -> Started:
+    """One that cannot be begun, for whatever reason, holds its invoice with that reason; the others go on."""
+    troubles = parts.breakers.known(parts.sessions)
+    try:
+        with parts.transaction() as session:
+            return begin_attempts(session, group, now, parts.rules, asked=asked, troubles=troubles)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is one row's
+        raise_if_databases_trouble(error)
+        if len(group) == 1:
+            _hold_unreadable(parts, group[0], now, error)
+            return Started([], [], [])
+    alone = [_begin_group(parts, [attempt_id], now, asked) for attempt_id in group]
+    return Started(
+        [begun for each in alone for begun in each.begun],
+        [question for each in alone for question in each.questions],
+        [refused for each in alone for refused in each.refused],
+    )
+
+
+def _hold_unreadable(parts: Parts, attempt_id: str, now: datetime, error: Exception) -> None:
+    with parts.transaction() as session:
+        if queries.lock_subscription_of_attempt(session, attempt_id) is None:
+            return
+        found = queries.attempt_with_invoice(session, attempt_id)
+        reason = f"it cannot be charged: {in_one_line(error)}"
+        withdraw(session, found.attempt, now, reason)
+        if found.invoice.status == InvoiceStatus.OPEN:
+            hold_invoice(session, found.invoice, now, reason, HoldKind.ERROR)
+    log.exception("charge.held", attempt=attempt_id, error=reason)
 
 
 def _ask_and_charge(parts: Parts, question: Question, lane: Lane) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from billing.domain.gateway import Lane
@@ -24,7 +24,7 @@ from billing.domain.lifecycle import (
     check_invoice_move,
 )
 from billing.services.parts import tell
-from billing.store.models import ChargeAttempt, Invoice, Subscription, new_id
+from billing.store.models import Capture, ChargeAttempt, Invoice, Subscription, new_id
 
 # ------------------------------------------------------------------------------------------------- attempts
 
@@ -58,7 +58,7 @@ def schedule_attempt(
         origin=origin,
         lane=lane_of(origin),
         status=AttemptStatus.SCHEDULED,
-        amount_minor=invoice.amount_minor - invoice.amount_paid_minor,
+        amount_minor=owed_minor(session, invoice),
         currency=invoice.currency,
         payment_token_id=payment_token_id,
         scheduled_at=at,
@@ -68,6 +68,14 @@ def schedule_attempt(
     session.add(attempt)
     session.flush()
     return attempt
+
+
+def owed_minor(session: Session, invoice: Invoice) -> int:
+    """What is still to be collected. (`amount_paid_minor` also counts money that is on its way back.)"""
+    paid = select(func.coalesce(func.sum(Capture.amount_minor), 0)).where(
+        Capture.invoice_id == invoice.id, ~Capture.overpayment
+    )
+    return invoice.amount_minor - (session.scalar(paid) or 0)
 
 
 def lane_of(origin: str) -> Lane:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import structlog
 from sqlalchemy.orm import Session
@@ -22,6 +22,7 @@ from billing.domain.schedule import Period
 from billing.errors import BillingError
 from billing.services.parts import tell
 from billing.services.subscriptions import (
+    NEAR_THE_END,
     PERIOD_OVER,
     Calendar,
     calendar_of,
@@ -42,7 +43,6 @@ BATCH = 500
 CATCH_UP_LIMIT = 12  # periods of one subscription and run; more than that is a person's decision
 DUE_LIMIT = 1_000  # periods looked at at once
 LONGEST_SECONDS = 1.0  # of computing in one transaction
-A_MOMENT = timedelta(microseconds=1)
 
 log = structlog.get_logger()
 
@@ -106,6 +106,11 @@ def in_one_line(error: Exception) -> str:
     """What went wrong with one row, for people. Refusals of ours are sentences; anything else is named by its kind."""
     words = (str(error).splitlines() or [""])[0][:200]
     return words if isinstance(error, BillingError) else f"{error.__class__.__name__}: {words}".removesuffix(": ")
+
+
+def open_one(session: Session, subscription: Subscription, plan: Plan, now: datetime) -> None:
+    """What is due of one subscription, whose row is locked; or it is held with the reason."""
+    _open_or_hold(session, (subscription, plan), now, None, Opened())
 
 
 def _open_all(
@@ -175,7 +180,7 @@ def ends_before_next(subscription: Subscription) -> bool:
     meant the next date.)"""
     due_at = subscription.next_billing_at
     ends_at = subscription.ends_at or (due_at if subscription.cancel_at_period_end else None)
-    return ends_at is not None and due_at is not None and due_at >= ends_at
+    return ends_at is not None and due_at is not None and due_at > ends_at - NEAR_THE_END
 
 
 def hold_subscription(session: Session, subscription: Subscription, now: datetime, reason: str, kind: HoldKind) -> None:
@@ -185,10 +190,12 @@ def hold_subscription(session: Session, subscription: Subscription, now: datetim
 
 
 def decide(subscription: Subscription, plan: Plan, due: Sequence[Period], *, more: bool = False) -> catch_up.Decision:
-    """What the plan's policy says of all due periods (those a person has released from a hold are billed), and of
-    those to be billed as many as the subscription has cycles left. `more`: others are due after these."""
-    approved = subscription.catch_up_until is not None and due[0].start <= subscription.catch_up_until
+    """What the plan's policy says of all due periods, and of those to be billed as many as the subscription has cycles
+    left. Those that were due when a person approved them are billed first. `more`: others are due after these."""
+    until = subscription.catch_up_until
+    approved = [period for period in due if until is not None and period.start <= until]
     policy = catch_up.CatchUp.ALL if approved else catch_up.CatchUp(plan.catch_up)
+    due = approved or due
     left = cycles_left(subscription, plan)
     if policy == catch_up.CatchUp.ALL and left is not None:
         due, more = due[:left], more and left > len(due)
@@ -210,7 +217,7 @@ def _due_and_next(
     assert subscription.next_local is not None  # noqa: S101 - set together with next_billing_at
     due: list[Period] = []
     period = calendar.at(subscription.next_index, subscription.next_local)
-    last = now if subscription.ends_at is None else min(now, subscription.ends_at - A_MOMENT)
+    last = now if subscription.ends_at is None else min(now, subscription.ends_at - NEAR_THE_END)
     while period.start <= last and len(due) < limit:
         due.append(period)
         period = calendar.after(period)

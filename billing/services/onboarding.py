@@ -82,10 +82,8 @@ def subscribe(
 
     Raises Conflict for a reference in use, GatewayError when Xendit cannot be asked; then nothing is left behind.
     """
-    if via == SessionType.PAY and plan.trial_days:
-        raise InvalidInput(
-            f"plan {plan.code} begins with {plan.trial_days} free days, so there is nothing to pay yet: use --via save"
-        )
+    if via == SessionType.PAY:
+        _refuse_paying_for_a_trial(plan)
     now = parts.clock.now()
     if start_at is not None and start_at < now - JUST_NOW:
         raise InvalidInput(
@@ -130,6 +128,8 @@ def open_session(
         plan = _plan_for_session(session, customer, subscription)
         if via == SessionType.PAY and subscription is None:
             raise InvalidInput("--via pay collects a first period: name the incomplete subscription it is for")
+        if via == SessionType.PAY:
+            _refuse_paying_for_a_trial(plan)
         if subscription is not None:
             _check_can_start_again(session, subscription)
     channels = _channels(customer, plan)
@@ -148,6 +148,13 @@ def open_session(
             session_over(session, session.get_one(PaymentSession, row.id), SessionStatus.CANCELED, now)
         raise
     return _store_opened(parts, row.id, report)
+
+
+def _refuse_paying_for_a_trial(plan: Plan) -> None:
+    if plan.trial_days:
+        raise InvalidInput(
+            f"plan {plan.code} begins with {plan.trial_days} free days, so there is nothing to pay yet: use --via save"
+        )
 
 
 def _new_subscription(

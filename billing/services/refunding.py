@@ -80,6 +80,12 @@ def keep_for_a_person(
     log.error("refund.held", invoice=found.invoice.id, attempt=found.attempt.id, reason=reason)
 
 
+def keep_as_much(session: Session, capture: Capture) -> None:
+    """More (or less) of the money that a person decides about: the held refund is over all of it."""
+    held = update(Refund).where(Refund.capture_id == capture.id, Refund.status == RefundState.HELD)
+    session.execute(held.values(amount_minor=capture.amount_minor))
+
+
 def give_back_less(session: Session, capture: Capture) -> None:
     """Less was captured than we had believed: what has not been asked for yet is not more than there is."""
     session.execute(

@@ -167,6 +167,10 @@ def after_failure(session: Session, found: queries.Found, verdict: Classified, n
         return _without_future(session, found, now)
     if invoice.status != InvoiceStatus.OPEN:
         return f"nothing: the invoice is {invoice.status}"
+    if invoice.hold_reason is None and found.captures and attempt.origin == "operator":
+        hold_invoice(session, invoice, now, "the rest could not be collected", HoldKind.AMOUNT)
+    if invoice.hold_reason is not None:
+        return f"nothing: the invoice waits for a person ({invoice.hold_reason})"
     _start_grace(invoice, found.plan, now)
     mark_past_due(session, subscription, now)
     upcoming = _follow(session, found, _next_step(session, found, verdict, now), now)
@@ -307,9 +311,11 @@ def revise_plan(session: Session, found: queries.Found, verdict: Classified, now
 
 def try_again_uncounted(session: Session, found: queries.Found, now: datetime) -> None:
     """The last attempt never reached Xendit: the same step again, under a new reference."""
+    if found.invoice.hold_kind == HoldKind.DOUBT:
+        release_invoice(found.invoice)  # what it waited for is known
     if found.subscription.status not in BILLABLE:
         _without_future(session, found, now)
-    elif found.invoice.status == InvoiceStatus.OPEN:
+    elif found.invoice.status == InvoiceStatus.OPEN and found.invoice.hold_reason is None:
         schedule_attempt(
             session, found.invoice, now, origin=found.attempt.origin, replaces_at=found.attempt.replaces_at
         )

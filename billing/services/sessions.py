@@ -99,7 +99,15 @@ def _next_token_check(row: PaymentSession, token: TokenReport | None, now: datet
 def _is_to_be_ended(session: Session, row: PaymentSession) -> bool:
     """Its subscription has been canceled meanwhile: the look that was planned for that stays planned."""
     subscription = session.get(Subscription, row.subscription_id) if row.subscription_id else None
-    return subscription is not None and subscription.status == SubscriptionStatus.CANCELED
+    return _has_no_use(row, subscription)
+
+
+def _has_no_use(row: PaymentSession, subscription: Subscription | None) -> bool:
+    """Nothing may be paid through its link any more: the subscription has ended, or its first period is paid."""
+    if subscription is None:
+        return False
+    begun = row.type == SessionType.PAY and subscription.status != SubscriptionStatus.INCOMPLETE
+    return begun or subscription.status == SubscriptionStatus.CANCELED
 
 
 def follow_session(parts: Parts, session_id: str) -> None:
@@ -108,8 +116,7 @@ def follow_session(parts: Parts, session_id: str) -> None:
     with parts.reading() as session:
         row = session.get_one(PaymentSession, session_id)
         subscription = session.get(Subscription, row.subscription_id) if row.subscription_id else None
-    canceled = subscription is not None and subscription.status == SubscriptionStatus.CANCELED
-    if row.status == SessionStatus.ACTIVE and (canceled or row.xendit_session_id is None):
+    if row.status == SessionStatus.ACTIVE and (_has_no_use(row, subscription) or row.xendit_session_id is None):
         cancel_session(parts, session_id)
         return
     try:

@@ -9,18 +9,26 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 import structlog
+from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from billing.domain.declines import Classified, DeclineClass, classify
 from billing.domain.gateway import ChargeReport, ChargeStatus
-from billing.domain.lifecycle import AttemptStatus, HoldKind, InvoiceStatus, SubscriptionStatus, attempt_may_become
+from billing.domain.lifecycle import (
+    AttemptStatus,
+    HoldKind,
+    InvoiceStatus,
+    SessionStatus,
+    SubscriptionStatus,
+    attempt_may_become,
+)
 from billing.domain.money import Money, format_money
 from billing.services import refunding, retrying
 from billing.services.invoices import close_if_ended, hold_invoice, move_attempt, move_invoice, withdraw_all
 from billing.services.parts import Rules, tell
 from billing.services.subscriptions import end_if_over, invoice_number, prepaid_first_period
 from billing.store import queries
-from billing.store.models import Capture, ChargeAttempt, Invoice, new_id
+from billing.store.models import Capture, ChargeAttempt, PaymentSession, new_id
 
 CLOCKS_DIFFER = timedelta(hours=1)  # at most, ours and Xendit's
 
@@ -85,7 +93,7 @@ def _succeeded(
         session,
         subscription.id,
         now,
-        "invoice.paid" if capture.amount_minor >= _owed(invoice) else "invoice.paid_in_part",
+        "invoice.paid" if _paid(found) >= invoice.amount_minor else "invoice.paid_in_part",
         invoice=invoice.number,
         attempt=attempt.id,
         amount=str(Money(capture.amount_minor, capture.currency)),
@@ -95,31 +103,33 @@ def _succeeded(
     _book(session, found, capture, capture.amount_minor, now, rules, others_planned=late or attempt.number > 1)
 
 
-def _owed(invoice: Invoice) -> int:
-    return invoice.amount_minor - invoice.amount_paid_minor
+def _paid(found: queries.Found) -> int:
+    """What counts for the invoice: not what is on its way back."""
+    return sum(known.amount_minor for known in found.captures if not known.overpayment)
 
 
 def _book(
     session: Session,
     found: queries.Found,
     capture: Capture,
-    amount_minor: int,
+    change: int,
     now: datetime,
     rules: Rules,
     *,
     others_planned: bool,
 ) -> None:
-    """So much more of what is owed has come in (less, when a report corrects the one before)."""
+    """The capture pays, by so much more than before (less, when a report corrects the one before)."""
     attempt, invoice, subscription = found.attempt, found.invoice, found.subscription
-    surplus = max(0, amount_minor - max(0, _owed(invoice)))
-    invoice.amount_paid_minor += amount_minor
-    if invoice.amount_paid_minor < invoice.amount_minor:
+    invoice.amount_paid_minor += change
+    paid = _paid(found)
+    if paid < invoice.amount_minor:
         _paid_in_part(session, found, now)
         return
     is_news = invoice.status != InvoiceStatus.PAID
     if is_news:
         move_invoice(invoice, InvoiceStatus.PAID, now)
-    if surplus:
+    surplus = min(change, paid - invoice.amount_minor)
+    if surplus > 0:
         refunding.give_back(session, found, capture, surplus, now, rules)
     if is_news:
         if others_planned or invoice.first_failed_at is not None:
@@ -135,7 +145,7 @@ def _paid_in_part(session: Session, found: queries.Found, now: datetime) -> None
         return  # it was given up with its subscription; what has come in stays booked
     if invoice.status != InvoiceStatus.OPEN:
         move_invoice(invoice, InvoiceStatus.OPEN, now)
-    paid, asked = (Money(minor, invoice.currency) for minor in (invoice.amount_paid_minor, invoice.amount_minor))
+    paid, asked = (Money(minor, invoice.currency) for minor in (_paid(found), invoice.amount_minor))
     reason = f"{format_money(paid)} of {format_money(asked)} were captured"
     hold_invoice(session, invoice, now, reason, HoldKind.AMOUNT)
     withdraw_all(session, now, reason, invoice=invoice, but=found.attempt)
@@ -149,7 +159,7 @@ def _other_currency(session: Session, found: queries.Found, capture: Capture, no
     refunding.keep_for_a_person(session, found, capture, capture.amount_minor, now, reason)
     if invoice.status == InvoiceStatus.DRAFT:
         return  # its session may still collect it, or a saved method does
-    if invoice.status in (InvoiceStatus.OPEN, InvoiceStatus.PAID) and _owed(invoice) > 0:
+    if invoice.status in (InvoiceStatus.OPEN, InvoiceStatus.PAID) and _paid(found) < invoice.amount_minor:
         if invoice.status == InvoiceStatus.PAID:
             move_invoice(invoice, InvoiceStatus.OPEN, now)
         hold_invoice(session, invoice, now, reason, HoldKind.CURRENCY)
@@ -187,6 +197,7 @@ def _told_again(
         return
     known.amount_minor += change
     if known.overpayment and known.currency != found.invoice.currency:
+        refunding.keep_as_much(session, known)
         return
     if known.overpayment:
         found.invoice.amount_paid_minor += change
@@ -234,7 +245,7 @@ def _is_not_owed(found: queries.Found, currency: str) -> bool:
     invoice = found.invoice
     ended = found.attempt.origin == "session" and found.subscription.status == SubscriptionStatus.CANCELED
     paid_before = any(known.attempt_id == found.attempt.id and not known.overpayment for known in found.captures)
-    nothing_owed = invoice.status in (InvoiceStatus.PAID, InvoiceStatus.VOID) or _owed(invoice) <= 0
+    nothing_owed = invoice.status in (InvoiceStatus.PAID, InvoiceStatus.VOID) or _paid(found) >= invoice.amount_minor
     return currency != invoice.currency or ended or paid_before or nothing_owed
 
 
@@ -245,6 +256,16 @@ def _begin_prepaid(session: Session, found: queries.Found, capture: Capture, now
     possible = opened - CLOCKS_DIFFER <= capture.captured_at <= now + CLOCKS_DIFFER
     begins = capture.captured_at if possible else max(min(capture.captured_at, now), opened)
     period = prepaid_first_period(session, found.subscription, found.plan, begins, now)
+    # Other links to pay the same period are of no use any more: they are ended as soon as somebody looks (sessions.py).
+    session.execute(
+        update(PaymentSession)
+        .where(
+            PaymentSession.subscription_id == found.subscription.id,
+            PaymentSession.status == SessionStatus.ACTIVE,
+            PaymentSession.reference_id != found.attempt.reference_id,
+        )
+        .values(next_check_at=now)
+    )
     found.invoice.number = invoice_number(found.subscription, period)
     found.invoice.period_key = period.key
     found.invoice.period_index = period.index

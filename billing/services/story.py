@@ -52,6 +52,7 @@ LINES = {
     "subscription.released": "released by a person; it had been held because {held_because}",
     "subscription.cancel_planned": "canceled for the end of the period, {at}",
     "subscription.canceled": "canceled for good: {reason}",
+    "periods.not_listed": "what was due and not billed could not be listed: {reason}",
     "periods.skipped": "periods not billed: {count}; {reason}",
     "token.saved": "a payment method was saved ({token})",
     "customer.asked": "the customer is asked for a payment method{until}: {reason}",

@@ -255,7 +255,7 @@ def hold_while_unknown(session: Session, subscription: Subscription, now: dateti
     """
     unknown = [token for token in _alive(session, subscription.customer_id) if token.unknown_since is not None]
     reason = unknown_in_words(unknown[0])
-    if subscription.hold_kind == HoldKind.TOKEN_UNKNOWN and subscription.hold_reason is not None:
+    if subscription.hold_reason is not None and subscription.hold_kind in (HoldKind.TOKEN_UNKNOWN, HoldKind.ERROR):
         return reason
     subscription.hold_kind, subscription.hold_reason = HoldKind.TOKEN_UNKNOWN, reason
     for token in unknown:

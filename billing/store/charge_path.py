@@ -75,7 +75,8 @@ _TO_BEGIN = text(
     f"""
     SELECT a.id, a.reference_id, a.subscription_id, a.invoice_id, a.number, a.origin, a.status, a.scheduled_at,
         a.amount_minor, a.currency, a.payment_token_id, a.run_id, a.lane, a.parked_by, a.lease_until,
-        i.number, i.status, i.amount_minor - i.amount_paid_minor, s.status, s.payment_token_id,
+        i.number, i.status, i.amount_minor - (SELECT coalesce(sum(k.amount_minor), 0) FROM captures k
+            WHERE k.invoice_id = i.id AND NOT k.overpayment), s.status, s.payment_token_id,
         c.id, c.country, p.name, p.schedule, r.state, EXISTS (SELECT FROM charging_stop),
         i.opened_at, t.id, t.payment_token_id, t.status, t.channel_code, t.fingerprint, t.rank, t.blocked_reason,
         t.unknown_since IS NOT NULL, t.created_at,
@@ -177,7 +178,8 @@ _PAY = text(
         JOIN subscriptions s ON s.id = a.subscription_id
         WHERE a.status = 'submitted' AND a.origin <> 'session' AND NOT a.cancel_wanted
             AND i.status = 'open' AND i.amount_minor = a.amount_minor AND i.amount_paid_minor = 0
-            AND i.first_failed_at IS NULL AND s.status = 'active' AND (s.ends_at IS NULL OR s.ends_at > :now)
+            AND i.first_failed_at IS NULL AND s.status = 'active' AND NOT s.calendar_over
+            AND (s.ends_at IS NULL OR s.ends_at > :now)
             AND NOT EXISTS (SELECT FROM captures c WHERE c.invoice_id = i.id)
     ), attempts AS (
         UPDATE charge_attempts a SET status = 'succeeded', settled_at = :now, lease_until = NULL,

@@ -205,7 +205,10 @@ class Subscription(Base):
         Index(
             "ix_subscriptions_ends",
             "ends_at",
-            postgresql_where=text(f"ends_at IS NOT NULL AND NOT calendar_over AND status IN ({sql_list(BILLABLE)})"),
+            postgresql_where=text(
+                "ends_at IS NOT NULL AND NOT calendar_over"
+                f" AND status IN ({sql_list(BILLABLE | {SubscriptionStatus.PAUSED})})"
+            ),
         ),
     )
 
@@ -388,7 +391,7 @@ class Capture(Base):
     currency: Mapped[str]
     overpayment: Mapped[bool] = mapped_column(Boolean)
     # False: booked as asked for, because the answer to a charge does not say what was captured. Its event does.
-    amount_known: Mapped[bool] = mapped_column(Boolean, server_default=text("true"))
+    amount_known: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
     captured_at: Mapped[datetime]
 
     __table_args__ = (

@@ -30,7 +30,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased, load_only, object_session
 
 from billing.domain.gateway import Lane
-from billing.domain.lifecycle import BILLABLE, UNFINISHED, AttemptStatus, InvoiceStatus
+from billing.domain.lifecycle import BILLABLE, UNFINISHED, AttemptStatus, InvoiceStatus, SubscriptionStatus
 from billing.store.models import (
     Base,
     BillingRun,
@@ -172,7 +172,7 @@ SELECT
     coalesce((SELECT grace_ends_at <= :now FROM invoices WHERE grace_ends_at IS NOT NULL
         AND status = 'open' AND hold_reason IS NULL ORDER BY grace_ends_at LIMIT 1), false),
     coalesce((SELECT ends_at <= :now FROM subscriptions WHERE ends_at IS NOT NULL AND NOT calendar_over
-        AND status IN ({sql_list(BILLABLE)}) ORDER BY ends_at LIMIT 1), false),
+        AND status IN ({sql_list(BILLABLE)}, 'paused') ORDER BY ends_at LIMIT 1), false),
     EXISTS (SELECT FROM channel_breakers b WHERE b.probe_at <= :now
         AND EXISTS (SELECT FROM charge_attempts WHERE parked_by = 'channel:' || b.channel_code)),
     coalesce((SELECT next_check_at <= :now FROM payment_tokens
@@ -233,7 +233,7 @@ def claim_due_subscriptions(
 _OVER = (
     Subscription.ends_at <= bindparam("now"),
     ~Subscription.calendar_over,
-    Subscription.status.in_(BILLABLE),
+    Subscription.status.in_({*BILLABLE, SubscriptionStatus.PAUSED}),
 )
 
 

@@ -24,6 +24,10 @@ def upgrade() -> None:
     op.add_column("invoices", sa.Column("hold_kind", sa.Text(), nullable=True))
     op.add_column("invoices", sa.Column("hold_run_id", sa.Text(), nullable=True))
     op.add_column("captures", sa.Column("amount_known", sa.Boolean(), server_default=sa.text("true"), nullable=False))
+    # Of the captures there are the amount is taken for known, but for those whose event may still come; old workers that
+    # are alive book what they asked for.
+    op.alter_column("captures", "amount_known", server_default="false")
+    op.execute("UPDATE captures SET amount_known = false WHERE captured_at > now() - interval '4 days'")
     op.add_column("payment_tokens", sa.Column("unknown_since", INSTANT, nullable=True))
     op.add_column("payment_tokens", sa.Column("next_check_at", INSTANT, nullable=True))
     op.add_column("charging_stop", sa.Column("refused_key", sa.Text(), nullable=True))
@@ -40,6 +44,10 @@ def upgrade() -> None:
     op.execute(
         "UPDATE subscriptions SET ends_at = next_billing_at"
         " WHERE cancel_at_period_end AND status IN ('trialing', 'active', 'past_due')"
+    )
+    op.execute(
+        "UPDATE subscriptions SET ends_at = current_period_end FROM plans p"
+        " WHERE p.id = subscriptions.plan_id AND subscriptions.billed_cycles >= p.cycles AND status <> 'canceled'"
     )
 
 

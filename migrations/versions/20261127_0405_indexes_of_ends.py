@@ -22,7 +22,7 @@ def upgrade() -> None:
             ["ends_at"],
             unique=False,
             postgresql_where=sa.text(
-                "ends_at IS NOT NULL AND NOT calendar_over AND status IN ('active', 'past_due', 'trialing')"
+                "ends_at IS NOT NULL AND NOT calendar_over AND status IN ('active', 'past_due', 'paused', 'trialing')"
             ),
             postgresql_concurrently=True,
             if_not_exists=True,

@@ -73,7 +73,7 @@ def test_the_last_charge_is_retried_to_the_end_of_its_ladder(world: World, late_
     assert len(ana.attempts) == 1 + 6
 
 
-@pytest.mark.parametrize(("dunning", "ends_as"), [("gentle", "canceled"), ("none", "canceled"), ("pause", "paused")])
+@pytest.mark.parametrize(("dunning", "ends_as"), [("gentle", "canceled"), ("none", "canceled"), ("pause", "canceled")])
 def test_what_the_policy_says_of_the_last_period_is_waited_for(world: World, dunning: str, ends_as: str) -> None:
     ana = world.subscribe_save(plan=world.plan(every="every 1:week", cycles=2, dunning=dunning))
     ana.script("SUCCEEDED", *[DECLINED] * 20)
