@@ -138,7 +138,7 @@ def _people(view: Json) -> None:
     output.card(f"Invoice {view['number']}", view)
     output.some_of(view["attempts"], ATTEMPT_COLUMNS, title="Attempts")
     for capture in view["captures"]:
-        paid = output.money(capture["amount"], view["currency"])
+        paid = output.money(capture["amount"], capture["currency"])
         kind = "Overpaid" if capture["overpayment"] else "Collected"
         refund = f"; refund {capture['refund']['status']}" if capture["refund"] else ""
         output.say(f"\n{kind} {paid}, {output.instant(capture['captured_at'])}, {capture['payment_id'] or '-'}{refund}")

@@ -68,6 +68,8 @@ def tick(parts: Parts, send: Send) -> Done:
     unreachable = _unreachable(send)
     if due.expired_submissions or due.overdue_invoices:
         retire(parts, until)
+    if due.ends:
+        ending.end_subscriptions(parts, until)
     if due.subscriptions or due.attempts or due.probes:
         with parts.transaction() as session:
             run_id, is_new = guards.take_daily_run(session, now)
@@ -82,8 +84,6 @@ def tick(parts: Parts, send: Send) -> Done:
                 # Between batches: whoever waits is not kept waiting until a hundred thousand are opened.
                 if unreachable is None:
                     done.handed_out += hand_out_charges(parts, send, run_id=run_id, only_free=True, until=until)
-    if due.ends:
-        ending.end_subscriptions(parts, until)  # after opening: what began before the end is opened first
     if unreachable is not None:
         raise unreachable
     done.handed_out += hand_out_checks(parts, send, due)

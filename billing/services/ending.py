@@ -11,12 +11,12 @@ from collections.abc import Iterator
 
 import structlog
 
-from billing.domain.lifecycle import HoldKind
+from billing.domain.lifecycle import HoldKind, SubscriptionStatus
 from billing.services.invoices import hold_invoice
 from billing.services.invoicing import hold_subscription, in_one_line
 from billing.services.parts import Parts
 from billing.services.retrying import close_overdue_invoice
-from billing.services.subscriptions import end_if_over, lock_subscription
+from billing.services.subscriptions import ALL_BILLED, PERIOD_OVER, end_if_over, lock_subscription
 from billing.store import queries
 from billing.store.clock import uptime
 from billing.store.engine import raise_if_databases_trouble
@@ -52,14 +52,19 @@ def _overdue(parts: Parts) -> Iterator[tuple[str, str]]:
         yield from page
 
 
-def end_subscriptions(parts: Parts, until: float = math.inf) -> None:
-    """Each is canceled, or marked as over while something is still owed (services/subscriptions.py)."""
+def end_subscriptions(parts: Parts, until: float = math.inf) -> list[tuple[str, str]]:
+    """Each is canceled, or marked as over while something is still owed (services/subscriptions.py). Returns (subscription,
+    reason) of those that are canceled."""
+    ended: list[tuple[str, str]] = []
     for subscription_id in _over(parts):
         if uptime() > until:
-            return
+            break
         try:
             with parts.transaction() as session:
-                end_if_over(session, lock_subscription(session, subscription_id), parts.clock.now())
+                subscription = lock_subscription(session, subscription_id)
+                end_if_over(session, subscription, parts.clock.now())
+            if subscription.status == SubscriptionStatus.CANCELED:
+                ended.append((subscription_id, PERIOD_OVER if subscription.cancel_at_period_end else ALL_BILLED))
         except Exception as error:  # noqa: BLE001 - it holds this row, with its words
             raise_if_databases_trouble(error)
             reason = f"it cannot be ended: {in_one_line(error)}"
@@ -68,6 +73,7 @@ def end_subscriptions(parts: Parts, until: float = math.inf) -> None:
                 hold_subscription(session, subscription, parts.clock.now(), reason, HoldKind.ERROR)
                 subscription.calendar_over = True  # not looked at again before a person has
             log.error("subscription.held", subscription=subscription_id, error=reason)
+    return ended
 
 
 def _over(parts: Parts) -> Iterator[str]:

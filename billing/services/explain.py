@@ -328,7 +328,9 @@ def _next_period(story: Story) -> Next | None:
     if at is None or cycles_left(subscription, plan) == 0:
         return _last_period(story)
     of = f" of {plan.cycles}" if plan.cycles is not None else ""
-    reasons = [f"period {subscription.next_index + 1}{of} begins then: {_calendar(story)}"]
+    # Of a plan with an end the billed ones count: what was skipped is none of them.
+    number = subscription.next_index + 1 if plan.cycles is None else subscription.billed_cycles + 1
+    reasons = [f"period {number}{of} begins then: {_calendar(story)}"]
     if subscription.status == SubscriptionStatus.TRIALING:
         reasons.append(f"the {plan.trial_days} free days are over then")
     if at <= story.now:

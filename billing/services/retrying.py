@@ -36,7 +36,7 @@ from billing.services.invoices import (
     withdraw,
 )
 from billing.services.parts import Rules, tell
-from billing.services.subscriptions import end, end_if_over, lock_subscription, move_subscription, pause
+from billing.services.subscriptions import end, end_if_over, is_to_be_tried, lock_subscription, move_subscription, pause
 from billing.store import queries
 from billing.store.charge_path import ToBegin, TokenWithDeclines
 from billing.store.models import ChargeAttempt, Invoice, PaymentToken, Plan, Subscription
@@ -380,6 +380,7 @@ def give_up(
             end(session, subscription, plan, now, kind=EndKind.DUNNING, reason=reason)
         case dunning.FinalAction.PAUSE:
             pause(session, subscription, now, reason=f"invoice {invoice.number} could not be collected")
+            end_if_over(session, subscription, now)
         case dunning.FinalAction.PAST_DUE:
             end_if_over(session, subscription, now)
 
@@ -392,6 +393,9 @@ def close_overdue_invoice(session: Session, invoice_id: str, subscription_id: st
         return
     if subscription.hold_kind == HoldKind.TOKEN_UNKNOWN:
         invoice.grace_ends_at = now + CAP_WAIT  # nobody's time runs out while our key may be the wrong one
+        return
+    if is_to_be_tried(session, subscription):
+        invoice.grace_ends_at = now + CAP_WAIT  # after an outage: the others are tried once before any is given up
         return
     plan = session.get_one(Plan, subscription.plan_id)
     give_up(session, subscription, plan, invoice, now, "the time for a new payment method is over")

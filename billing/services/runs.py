@@ -50,8 +50,8 @@ def run_here(
         while run.goes_on():
             moved = dispatch.hand_out_checks(parts, send, dispatch.look(parts))
             dispatch.retire(parts)
+            _end(run)
             moved += _open(run)
-            ending.end_subscriptions(parts)
             moved += dispatch.hand_out_charges(parts, run.sending(send), run_id=run.id, now=run.as_of)
             run.look()
             if not moved and not guards.free_what_waits_for_nothing(parts):
@@ -93,8 +93,8 @@ def run_on_workers(
 
 
 def _hand_out(run: _Run, send: Send) -> None:
+    _end(run)
     _open(run)
-    ending.end_subscriptions(run.parts)
     dispatch.hand_out_checks(run.parts, send, dispatch.look(run.parts))
     dispatch.retire(run.parts)
     dispatch.hand_out_charges(run.parts, run.sending(send), run_id=run.id, now=run.as_of)
@@ -231,6 +231,11 @@ def _surprise(plan: Json, expect: Mapping[str, int] | None, rules: Rules) -> str
     if expect is None:
         return None
     return planning.leaves_expectation(planning.in_minor_units(plan["totals"]), expect, rules)
+
+
+def _end(run: _Run) -> None:
+    ended = ending.end_subscriptions(run.parts)
+    run.skipped.extend({"subscription_id": identity, "reason": reason} for identity, reason in ended)
 
 
 def _open(run: _Run) -> int:

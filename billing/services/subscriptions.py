@@ -293,6 +293,7 @@ def _pass_over(
 
 NEAR_THE_END = timedelta(hours=3)  # a zone whose rules have changed begins a period some hours off; none is so short
 PERIOD_OVER = "the period it was canceled for is over"
+ALL_BILLED = "all cycles billed"
 
 
 def cycles_left(subscription: Subscription, plan: Plan) -> int | None:
@@ -386,17 +387,17 @@ def end_if_over(session: Session, subscription: Subscription, now: datetime) -> 
     session.flush()
     plan = session.get_one(Plan, subscription.plan_id)
     if subscription.cancel_at_period_end:
-        if not _is_to_be_tried(session, subscription):
+        if not is_to_be_tried(session, subscription):
             end(session, subscription, plan, now, kind=EndKind.PERIOD, reason=PERIOD_OVER)
     elif subscription.next_billing_at is not None:
         return  # periods wait to be opened
     elif open_invoices(session, subscription.id):
         subscription.calendar_over = True
     else:
-        end(session, subscription, plan, now, kind=EndKind.CYCLES, reason="all cycles billed")
+        end(session, subscription, plan, now, kind=EndKind.CYCLES, reason=ALL_BILLED)
 
 
-def _is_to_be_tried(session: Session, subscription: Subscription) -> bool:
+def is_to_be_tried(session: Session, subscription: Subscription) -> bool:
     """A period that began before the end and that an outage, or a stop of charging, has kept from its first try."""
     unopened = (
         subscription.next_billing_at is not None

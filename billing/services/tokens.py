@@ -18,7 +18,7 @@ from billing.domain.lifecycle import (
     InvoiceStatus,
     TokenStatus,
 )
-from billing.errors import Conflict, GatewayError, NotFound
+from billing.errors import Conflict, GatewayError, NotFound, RequestRejected
 from billing.services.invoices import schedule_attempt, withdraw
 from billing.services.parts import Parts, tell
 from billing.services.subscriptions import lock_subscriptions_of
@@ -198,11 +198,18 @@ def take_planned(session: Session, invoice: Invoice, now: datetime) -> datetime 
 # ----------------------------------------------------------------------------- a token that Xendit does not know
 
 
+NO_ID_OF_XENDITS = "API_VALIDATION_ERROR"  # a typing error in an import: Xendit has no such token either
+
+
 def read_token(gateway: PaymentGateway, payment_token_id: str) -> TokenReport:
     """What Xendit says of a token; that it does not know it is one of the things it can say. Raises GatewayError."""
     try:
         return gateway.get_token(payment_token_id)
     except NotFound:
+        return TokenReport(payment_token_id, TokenStatus.PENDING, unknown=True)
+    except RequestRejected as error:
+        if error.error_code != NO_ID_OF_XENDITS:
+            raise
         return TokenReport(payment_token_id, TokenStatus.PENDING, unknown=True)
 
 

@@ -231,6 +231,7 @@ def _capture_view(capture: Capture, refund: Refund | None) -> Json:
     return {
         "payment_id": capture.payment_id,
         "amount": str(Money(capture.amount_minor, capture.currency)),
+        "currency": capture.currency,
         "captured_at": instant(capture.captured_at),
         "overpayment": capture.overpayment,
         "refund": None

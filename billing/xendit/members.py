@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from decimal import Decimal, InvalidOperation
+from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
 from typing import Any
 
 import simplejson
 
-from billing.domain.money import Money
+from billing.domain.money import DECIMALS, Money
 from billing.errors import InvalidMoney
 
 Payload = Mapping[str, Any]
@@ -96,7 +96,7 @@ def instant(payload: Payload, name: str) -> datetime | None:
         return None
 
 
-def money(payload: Payload, *names: str) -> Money | None:
+def money(payload: Payload, *names: str, rounded: bool = False) -> Money | None:
     currency = code(payload, "currency")
     value = next((payload[name] for name in names if payload.get(name) is not None), None)
     if isinstance(value, float):  # read by a parser that is not ours: its shortest form is what was sent
@@ -104,8 +104,10 @@ def money(payload: Payload, *names: str) -> Money | None:
     if currency is None or isinstance(value, bool) or not isinstance(value, int | Decimal | str):
         return None
     try:
+        if rounded and currency in DECIMALS:
+            value = Decimal(value).quantize(Decimal(1).scaleb(-DECIMALS[currency]), ROUND_HALF_UP)
         return Money.from_gateway(value, currency)
-    except InvalidMoney:
+    except (InvalidMoney, InvalidOperation):
         return None
 
 
