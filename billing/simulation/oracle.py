@@ -217,7 +217,9 @@ class _Judged:
             return End("period", at)
         last = self._end_of_last_cycle(books)
         if last is not None and at >= last - slack:
-            return End("cycles", at)
+            # Asked for when its last period was over already, and only what is owed kept it open: it ends at once.
+            by_request = any(not each.at_once and abs(each.at - at) <= SLACK for each in asked)
+            return End("period" if by_request else "cycles", at)
         return None
 
     def _end_of_last_cycle(self, books: Books) -> datetime | None:
@@ -293,11 +295,17 @@ class _Judged:
                 yield f"Xendit has collected and kept {kept} of {invoice.amount_minor}"
         elif kept != 0 and not (waits and 0 < kept < invoice.amount_minor):
             yield f"Xendit has collected and kept {kept}"
-        if self._foreign(invoice) and not waits and not invoice.held_minor:
-            yield "another currency was captured, and nobody is told of it"
+        foreign = self._foreign(invoice)
+        if foreign != invoice.held_foreign_minor:
+            yield (
+                f"Xendit has kept {foreign} in another currency,"
+                f" and {invoice.held_foreign_minor} of it wait for a person's word"
+            )
 
-    def _foreign(self, invoice: Any) -> bool:
-        return any(
+    def _foreign(self, invoice: Any) -> int:
+        """Other money than is owed pays nothing, and only a person gives it back: all of it is kept at Xendit and held
+        here, whatever becomes of the invoice."""
+        return sum(
             minor
             for (owner, currency), minor in self.kept.items()
             if owner == invoice.id and currency != invoice.currency
@@ -330,7 +338,7 @@ class _Judged:
         """The merchant chose so, our own request was refused, or Xendit captured something else than was asked for."""
         kept = self.kept.get((invoice.id, invoice.currency), 0)
         chosen = self.play.merchant.hold_in_doubt or self.play.merchant.guards == "subscriber daily cap"
-        return chosen or invoice.our_fault or 0 < kept < invoice.amount_minor or self._foreign(invoice)
+        return chosen or invoice.our_fault or 0 < kept < invoice.amount_minor or self._foreign(invoice) > 0
 
     def _was_given_up_rightly(self, books: Books, invoice: Any) -> bool:
         """After its full ladder; or because the subscription ended: at a period's end, or by another invoice's."""
@@ -495,7 +503,10 @@ _INVOICES = text("""
     SELECT i.*, (
         SELECT coalesce(sum(r.amount_minor), 0) FROM refunds r JOIN captures c ON c.id = r.capture_id
         WHERE c.invoice_id = i.id AND r.status IN ('held', 'failed') AND c.currency = i.currency
-    ) AS held_minor, EXISTS (
+    ) AS held_minor, (
+        SELECT coalesce(sum(r.amount_minor), 0) FROM refunds r JOIN captures c ON c.id = r.capture_id
+        WHERE c.invoice_id = i.id AND r.status = 'held' AND c.currency <> i.currency
+    ) AS held_foreign_minor, EXISTS (
         SELECT 1 FROM charge_attempts a WHERE a.invoice_id = i.id
             AND a.status IN ('scheduled', 'submitted', 'pending', 'requires_action', 'in_doubt')
     ) AS under_way, EXISTS (

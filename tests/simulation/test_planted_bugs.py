@@ -31,7 +31,6 @@ from billing.simulation import fate, people, population
 from billing.simulation.fate import Fate
 from billing.simulation.runner import play_seed
 from billing.store import queries
-from billing.store.clock import real_now
 from billing.store.models import ChargeAttempt
 from billing.xendit import refusals
 
@@ -125,7 +124,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
     decline=0.5,
 )
 def _(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(subscriptions, "_withdraw_planned_attempts", lambda *_: None)
+    patch.setattr(subscriptions, "withdraw_all", lambda *_, **__: None)
     patch.setattr(charging, "_why_not_chargeable", lambda _found: None)
 
 
@@ -198,7 +197,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
 
 @plant("a planned retry survives the payment by another way", late_capture=0.4)
 def _(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(retrying, "withdraw_other_attempts", lambda *_: None)
+    patch.setattr(settling, "withdraw_all", lambda *_, **__: None)
     patch.setattr(charging, "_why_not_chargeable", lambda _found: None)
 
 
@@ -235,9 +234,9 @@ def _(patch: pytest.MonkeyPatch) -> None:
 
 @plant("the start in the past is billed", drawn={"STARTS": (("has passed", 1),)}, says="its first period begins at")
 def _(patch: pytest.MonkeyPatch) -> None:
-    def anchored_in_the_past(subscription: Any, plan: Any, now: Any, *_: Any) -> None:
+    def anchored_in_the_past(subscription: Any, plan: Any, begins: Any) -> None:
         zone = schedule.parse_zone(subscription.timezone)
-        local = schedule.to_local(subscription.start_at or now, zone) + timedelta(days=plan.trial_days)
+        local = schedule.to_local(subscription.start_at or begins, zone) + timedelta(days=plan.trial_days)
         subscription.anchor_local, subscription.anchor_day = local, local.day
 
     patch.setattr(subscriptions, "set_anchor", anchored_in_the_past)
@@ -250,8 +249,12 @@ def _(patch: pytest.MonkeyPatch) -> None:
     webhook_lost=0.5,
 )
 def _(patch: pytest.MonkeyPatch) -> None:
-    set_anchor = subscriptions.set_anchor
-    patch.setattr(subscriptions, "set_anchor", lambda who, plan, _at, *more: set_anchor(who, plan, real_now(), *more))
+    begin = settling.prepaid_first_period
+
+    def from_now_on(session: Any, subscription: Any, plan: Any, _captured_at: Any, now: Any) -> Any:
+        return begin(session, subscription, plan, now, now)
+
+    patch.setattr(settling, "prepaid_first_period", from_now_on)
 
 
 @plant("HTML with status 403 counts as refused", says="nobody knows what became of it", stranger_after=0.3)
@@ -279,9 +282,8 @@ def _(patch: pytest.MonkeyPatch) -> None:
 def _(patch: pytest.MonkeyPatch) -> None:
     move = invoicing._move
 
-    def counting_all(subscription: Any, last: Any, following: Any, **more: Any) -> Any:
-        more.pop("billed")
-        return move(subscription, last, following, billed=last.index + 1 - subscription.next_index, **more)
+    def counting_all(subscription: Any, plan: Any, last: Any, following: Any, decision: Any) -> Any:
+        return move(subscription, plan, last, following, replace(decision, bill=decision.bill + decision.skip))
 
     patch.setattr(invoicing, "_move", counting_all)
 
@@ -294,7 +296,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
         return record(session, found, replace(report, amount=None), *more, **named)
 
     patch.setattr(settling, "_record_capture", in_full)
-    patch.setattr(settling, "_captured_again", lambda *_, **__: None)
+    patch.setattr(settling, "_told_again", lambda *_: None)
 
 
 @plant("another currency pays", says="another currency", other_currency=0.4)
@@ -315,12 +317,13 @@ def _(patch: pytest.MonkeyPatch) -> None:
     says="though",
 )
 def _(patch: pytest.MonkeyPatch) -> None:
-    in_order = retrying._in_order
+    choose_token = retrying.choose_token
 
-    def unverified_first(found: Any) -> list[Any]:
-        return sorted(in_order(found), key=lambda each: each.status != TokenStatus.PENDING)
+    def unverified_first(found: Any, *, by_hand: bool) -> retrying.Choice:
+        pending = [token for token in found.tokens if token.status == TokenStatus.PENDING and not token.unknown]
+        return retrying.Choice(unverified=pending) if pending else choose_token(found, by_hand=by_hand)
 
-    patch.setattr(retrying, "_in_order", unverified_first)
+    patch.setattr(retrying, "choose_token", unverified_first)
 
 
 @pytest.fixture
