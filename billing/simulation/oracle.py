@@ -283,17 +283,21 @@ class _Judged:
     def _check_invoices(self, books: Books) -> Iterator[str]:
         for invoice in books.invoices:
             name = f"{invoice.number} ({invoice.status})"
-            problems = [*self._money_of(invoice), *self._fate_of(books, invoice)]
+            problems = [*self._money_of(books, invoice), *self._fate_of(books, invoice)]
             yield from (f"{name}: {problem}" for problem in problems)
 
-    def _money_of(self, invoice: Any) -> Iterator[str]:
-        """Kept at Xendit, but for what waits for a person to be given back."""
-        kept = self.kept.get((invoice.id, invoice.currency), 0) - invoice.held_minor
+    def _money_of(self, books: Books, invoice: Any) -> Iterator[str]:
+        """Kept at Xendit, but for what waits for a person to be given back. All or nothing; a part only while the rest
+        waits for a person, or was given up with its subscription: money that was owed and paid stays."""
+        kept = self._kept(invoice)
         waits = invoice.status == "open" and invoice.hold_reason is not None
         if invoice.status == "paid":
             if kept != invoice.amount_minor:
                 yield f"Xendit has collected and kept {kept} of {invoice.amount_minor}"
-        elif kept != 0 and not (waits and 0 < kept < invoice.amount_minor):
+        elif kept != 0 and not (
+            0 < kept < invoice.amount_minor
+            and (waits or (invoice.status == "uncollectible" and books.subscription.status == "canceled"))
+        ):
             yield f"Xendit has collected and kept {kept}"
         foreign = self._foreign(invoice)
         if foreign != invoice.held_foreign_minor:
@@ -301,6 +305,9 @@ class _Judged:
                 f"Xendit has kept {foreign} in another currency,"
                 f" and {invoice.held_foreign_minor} of it wait for a person's word"
             )
+
+    def _kept(self, invoice: Any) -> int:
+        return self.kept.get((invoice.id, invoice.currency), 0) - int(invoice.held_minor)
 
     def _foreign(self, invoice: Any) -> int:
         """Other money than is owed pays nothing, and only a person gives it back: all of it is kept at Xendit and held
@@ -347,6 +354,8 @@ class _Judged:
         by_the_end = end is not None and (end.kind in ("period", "dunning") or idle)
         if end is not None and by_the_end and invoice.closed_at >= end.at - SLACK:
             return True
+        if end is not None and end.kind == "now" and self._kept(invoice) > 0:
+            return True  # of a void invoice no money is kept: where a part was paid the rest is given up
         until = self._planned_end(books)
         if until is not None and invoice.closed_at >= until[0] - SLACK:
             return True

@@ -96,7 +96,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(retrying, "window_is_over", lambda *_: True)
 
 
-@plant("nobody follows what a dead process had sent (D13)", death=0.05, webhook_lost=0.5)
+@plant("nobody follows what a dead process had sent (D13)", death=0.06, webhook_lost=1.0, decline=0.5)
 def _(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(reconciling, "doubt_expired_submissions", lambda _parts, _limit: 0)
 
@@ -350,7 +350,7 @@ def test_a_planted_bug_is_found(
     planted.put(monkeypatch)
 
     seeds = range(planted.first, planted.first + YEARS)
-    lives = (play_seed(engine, seed) for seed in seeds)
+    lives = (play_seed(engine, seed, subscribers=1) for seed in seeds)
     found = (life.splitlines()[0] for life in lives if isinstance(life, str))
     assert any(planted.says in finding for finding in found), f"none of {seeds} found it"
 
@@ -364,5 +364,5 @@ def test_without_the_bug_the_same_misfortune_is_survived(
     unlucky(planted)
 
     for seed in range(planted.first, planted.first + 3):
-        lived = play_seed(engine, seed)
+        lived = play_seed(engine, seed, subscribers=1)
         assert not isinstance(lived, str), lived
