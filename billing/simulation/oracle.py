@@ -252,9 +252,13 @@ class _Judged:
     # The subscription -----------------------------------------------------------------------------------------
 
     def _check_hold(self, books: Books) -> Iterator[str]:
-        """What is held waits for a person: the catch-up policy says so, or it is more than is caught up unasked."""
+        """What is held waits for a person: the catch-up policy says so, or it is more than is caught up unasked. A hold
+        for a token that Xendit did not know ends by itself, and nothing in these years is an error of one row."""
         subscription = books.subscription
         if subscription.hold_reason is None:
+            return
+        if subscription.hold_kind != "catch_up":
+            yield f"it is still held ({subscription.hold_kind}): {subscription.hold_reason}"
             return
         due = [start for start in self.starts if (subscription.next_billing_at or self.now) <= start <= self.now]
         if self.who.catch_up != "hold" and not (

@@ -170,6 +170,7 @@ class Play:
         self._ticks_at = start
         self._rests: dict[str, Rest] = {}  # of schedulers that found nothing to do
         self._units_done = 0
+        self._units_looked_at = -1
         self._runs_watched = start.date()
         self._days_compared = start.date()
         self._chance = random.Random(f"ids:{seed}")
@@ -610,6 +611,9 @@ class Play:
 
     def _somebody_looks(self) -> None:
         """Every few days somebody looks at what stands still: a run that was stopped, or charging."""
+        if self._units_done == self._units_looked_at:
+            return  # nothing has been done since the last look
+        self._units_looked_at = self._units_done
         with self._database.connect() as connection:
             stop, guards_at_work = connection.execute(_STANDS_STILL).one()
         if stop is not None and not self._stopped_by_hand:

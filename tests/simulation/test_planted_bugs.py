@@ -72,7 +72,7 @@ def plant(
     return remember
 
 
-@plant("a charge is sent again after a time-out (D7)", lost_after=0.2)
+@plant("a charge is sent again after a time-out (D7)", first=15, says="is sent again", lost_after=0.2)
 def _(patch: pytest.MonkeyPatch) -> None:
     def set_back(session: Any, attempt_id: str, now: Any, *_: Any, **__: Any) -> None:
         again = update(ChargeAttempt).where(ChargeAttempt.id == attempt_id, ChargeAttempt.status == "submitted")
@@ -81,22 +81,24 @@ def _(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(charging, "doubt_attempt", set_back)
 
 
-@plant("a capture is settled twice (D4)", webhook_doubled=0.3)
+@plant("a capture is settled twice (D4)", says="UniqueViolation", webhook_doubled=0.3)
 def _(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(settling, "_known_capture", lambda _found, _report: None)
 
 
-@plant("days are compared in UTC (D10)")
+@plant("days are compared in UTC (D10)", says="was forgotten")
 def _(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(subscriptions, "parse_zone", lambda _name: schedule.parse_zone("UTC"))
 
 
-@plant("an unknown outcome is taken for lost at once (D9)", lost_after=0.3, webhook_lost=0.5)
+@plant(
+    "an unknown outcome is taken for lost at once (D9)", first=7, says="has been paid", lost_after=0.3, webhook_lost=0.5
+)
 def _(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(retrying, "window_is_over", lambda *_: True)
 
 
-@plant("nobody follows what a dead process had sent (D13)", death=0.06, webhook_lost=1.0, decline=0.5)
+@plant("nobody follows what a dead process had sent (D13)", first=2, death=0.06, webhook_lost=1.0, decline=0.5)
 def _(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(reconciling, "doubt_expired_submissions", lambda _parts, _limit: 0)
 
@@ -106,7 +108,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(queries, "CLAIM_LEASE", timedelta(days=1000))
 
 
-@plant("due means: today is the day (M1)", first=46)
+@plant("due means: today is the day (M1)", first=48, says="was forgotten")
 def _(patch: pytest.MonkeyPatch) -> None:
     claim = queries.claim_due_subscriptions
 
@@ -120,7 +122,8 @@ def _(patch: pytest.MonkeyPatch) -> None:
 @plant(
     "a paused subscription keeps its planned retries, and begin does not look (U2)",
     {"pauses": 1, "resumes": 1},
-    first=35,
+    first=44,
+    says="for a subscription that is paused",
     decline=0.5,
 )
 def _(patch: pytest.MonkeyPatch) -> None:
@@ -128,16 +131,16 @@ def _(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(charging, "_why_not_chargeable", lambda _found: None)
 
 
-@plant("any token will do", decline=0.5)
+@plant("any token will do", says="with a token that is not ACTIVE", decline=0.5)
 def _(patch: pytest.MonkeyPatch) -> None:
     def first(found: Any, *, by_hand: bool) -> retrying.Choice:  # noqa: ARG001 - the signature
         every = retrying._in_order(found)
-        return retrying.Choice(token=every[0].token) if every else retrying.Choice()
+        return retrying.Choice(token=every[0]) if every else retrying.Choice()
 
     patch.setattr(retrying, "choose_token", first)
 
 
-@plant("the gateway is called inside the transaction (D1)")
+@plant("the gateway is called inside the transaction (D1)", says="a transaction is open")
 def _(patch: pytest.MonkeyPatch) -> None:
     def in_one(parts: Parts, attempt_ids: Sequence[str], _lane: Lane) -> None:
         now = parts.clock.now()
