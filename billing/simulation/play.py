@@ -51,7 +51,7 @@ COMPARED_AT = time(3, 17)  # each day with Xendit's list
 LOOK_ANYWAY = timedelta(hours=1)
 NOBODY_LOOKS = timedelta(minutes=5)  # all are down or busy
 SHOWN = 60  # lines of history under a failure
-WEEKS_OF_NOBODY = (3, 6, 9, 14)
+WEEKS_OF_NOBODY = (5, 9, 13, 18)  # long enough that the catch-up policies have something to decide
 PENDING_FOR = (60, 60, 3 * 3600, 30 * 3600)  # seconds that a bank takes to decide
 ANSWERED_WITHIN = 30 * 3600  # a customer who is asked by his bank; after a day it is too late
 LOOKED_AFTER_EVERY = 4  # days
