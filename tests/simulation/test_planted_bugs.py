@@ -40,9 +40,9 @@ Plant = Callable[[pytest.MonkeyPatch], None]
 @dataclass(frozen=True)
 class Planted:
     """`often`: faults under which the bug shows, more frequent here than a seed would have them, so that a few years
-    are enough; `acts`: what people then do; `drawn`: choices of the population that are made more often than by their
-    shares; `first`: the seed to begin with, which saves years that find nothing; `says`: words of the finding, where
-    another finding would prove nothing."""
+    are enough; `acts`: what people then do; `drawn`: choices of the population (or what the bank says) that are made
+    more often than by their shares; `first`: the seed to begin with, which saves years that find nothing; `says`: words
+    of the finding, where another finding would prove nothing."""
 
     put: Plant
     first: int
@@ -52,6 +52,8 @@ class Planted:
     says: str
 
 
+# The late money comes an hour after the retry of the next day: the invoice is paid twice.
+AFTER_THE_RETRY = {"LATE": ("LATE_CAPTURE:INSUFFICIENT_BALANCE:90000",)}
 PLANTS: dict[str, Planted] = {}
 YEARS = 60  # to try before a bug counts as not found
 
@@ -131,7 +133,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(charging, "_why_not_chargeable", lambda _found: None)
 
 
-@plant("any token will do", says="with a token that is not ACTIVE", decline=0.5)
+@plant("any token will do", first=2, says="with a token that is not ACTIVE", decline=0.5)
 def _(patch: pytest.MonkeyPatch) -> None:
     def first(found: Any, *, by_hand: bool) -> retrying.Choice:  # noqa: ARG001 - the signature
         every = retrying._in_order(found)
@@ -152,12 +154,18 @@ def _(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(charging, "charge", in_one)
 
 
-@plant("what was collected twice is kept", late_capture=0.4)
+@plant("what was collected twice is kept", drawn=AFTER_THE_RETRY, says="collected and kept", late_capture=0.4)
 def _(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(refunding, "give_back", lambda *_: None)
 
 
-@plant("a refund whose answer was lost is asked for again", first=47, late_capture=0.4, lost_after=0.3)
+@plant(
+    "a refund whose answer was lost is asked for again",
+    drawn=AFTER_THE_RETRY,
+    says="collected and kept",
+    late_capture=0.4,
+    lost_after=0.4,
+)
 def _(patch: pytest.MonkeyPatch) -> None:
     send = refunding._send
 
@@ -335,7 +343,7 @@ def unlucky(monkeypatch: pytest.MonkeyPatch) -> Callable[[Planted], None]:
         draw = Fate._draw_rates
         monkeypatch.setattr(Fate, "_draw_rates", lambda self: draw(self) | planted.often)
         for name, shares in planted.drawn.items():
-            monkeypatch.setattr(population, name, shares)
+            monkeypatch.setattr(population if hasattr(population, name) else fate, name, shares)
         if planted.acts:
             monkeypatch.setattr(people, "ACTS", planted.acts)
             monkeypatch.setitem(fate.HAPPENINGS, "person_acts", 60)
