@@ -52,8 +52,8 @@ class Planted:
     says: str
 
 
-# The late money comes an hour after the retry of the next day: the invoice is paid twice.
-AFTER_THE_RETRY = {"LATE": ("LATE_CAPTURE:INSUFFICIENT_BALANCE:90000",)}
+# The late money comes when a retry has been paid: the invoice is paid twice.
+AFTER_THE_RETRY = {"LATE": ("LATE_CAPTURE:INSUFFICIENT_BALANCE:400000",)}
 PLANTS: dict[str, Planted] = {}
 YEARS = 60  # to try before a bug counts as not found
 
@@ -154,7 +154,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(charging, "charge", in_one)
 
 
-@plant("what was collected twice is kept", drawn=AFTER_THE_RETRY, says="collected and kept", late_capture=0.4)
+@plant("what was collected twice is kept", first=2, drawn=AFTER_THE_RETRY, says="collected and kept", late_capture=0.4)
 def _(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(refunding, "give_back", lambda *_: None)
 
@@ -179,7 +179,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(refunding, "_send", send_again)
 
 
-@plant("a webhook that is stored counts as applied", late_capture=0.2)
+@plant("a webhook that is stored counts as applied", first=11, late_capture=0.2)
 def _(patch: pytest.MonkeyPatch) -> None:
     from billing.services import webhooks
 
@@ -190,7 +190,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
 @plant(
     "an operator pays beside an attempt in doubt (D3)",
     {"pays the newest invoice by hand": 1},
-    first=29,
+    first=31,
     lost_after=0.4,
     webhook_lost=0.8,
 )
@@ -206,7 +206,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(paying, "may_still_move_money", another)
 
 
-@plant("a planned retry survives the payment by another way", late_capture=0.4)
+@plant("a planned retry survives the payment by another way", first=2, late_capture=0.4)
 def _(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(settling, "withdraw_all", lambda *_, **__: None)
     patch.setattr(charging, "_why_not_chargeable", lambda _found: None)
@@ -230,7 +230,9 @@ _FORGIVE = (
 WITH_AN_END = {"CYCLES": ((1, 1), (2, 1)), "CYCLES_OF_SHORT": ((1, 1), (2, 1))}
 
 
-@plant("an end by cycles voids what is open", drawn=WITH_AN_END, says="only `cancel --now` forgives", decline=0.6)
+@plant(
+    "an end by cycles voids what is open", first=7, drawn=WITH_AN_END, says="only `cancel --now` forgives", decline=0.6
+)
 def _(patch: pytest.MonkeyPatch) -> None:
     tick = dispatch.tick
 
@@ -268,7 +270,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(settling, "prepaid_first_period", from_now_on)
 
 
-@plant("HTML with status 403 counts as refused", says="nobody knows what became of it", stranger_after=0.3)
+@plant("HTML with status 403 counts as refused", first=7, says="nobody knows what became of it", stranger_after=0.3)
 def _(patch: pytest.MonkeyPatch) -> None:
     refusal = refusals.refusal
 
@@ -299,7 +301,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(invoicing, "_move", counting_all)
 
 
-@plant("a partial capture counts as paid in full", says="collected and kept", partial_capture=0.4)
+@plant("a partial capture counts as paid in full", first=1, says="collected and kept", partial_capture=0.4)
 def _(patch: pytest.MonkeyPatch) -> None:
     record = settling._record_capture
 
@@ -310,7 +312,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(settling, "_told_again", lambda *_: None)
 
 
-@plant("another currency pays", says="another currency", other_currency=0.4)
+@plant("another currency pays", first=1, says="another currency", other_currency=0.4)
 def _(patch: pytest.MonkeyPatch) -> None:
     succeeded = settling._succeeded
 
