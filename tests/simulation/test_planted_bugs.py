@@ -29,6 +29,7 @@ from billing.services import (
 from billing.services.parts import Parts
 from billing.simulation import fate, people, population
 from billing.simulation.fate import Fate
+from billing.simulation.periods import Rhythm
 from billing.simulation.runner import play_seed
 from billing.store import queries
 from billing.store.models import ChargeAttempt
@@ -289,7 +290,12 @@ def _(patch: pytest.MonkeyPatch) -> None:
 
 @plant(
     "a period that is skipped counts as a cycle",
-    drawn={"CYCLES": ((6, 1),), "CATCH_UPS": (("latest", 1), ("skip", 1))},
+    drawn={
+        "CYCLES": ((6, 1),),
+        "CATCH_UPS": (("latest", 1), ("skip", 1)),
+        "RHYTHMS": ((Rhythm("every 1:month", months=1), 1),),
+        "HAPPENINGS": {"nobody_at_work": 2},
+    },
     says="was forgotten",
 )
 def _(patch: pytest.MonkeyPatch) -> None:
@@ -327,6 +333,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
     "a token that is not verified goes first",
     {"adds a payment method": 1},
     drawn={"VIAS": (("import", 1),), "VERIFIED": ((False, 1),)},
+    first=10,
     says="though",
 )
 def _(patch: pytest.MonkeyPatch) -> None:
