@@ -217,7 +217,9 @@ class _Judged:
             return End("period", at)
         last = self._end_of_last_cycle(books)
         if last is not None and at >= last - slack:
-            return End("cycles", at)
+            # Asked for when its last period was over already, and only what is owed kept it open: it ends at once.
+            by_request = any(not each.at_once and abs(each.at - at) <= SLACK for each in asked)
+            return End("period" if by_request else "cycles", at)
         return None
 
     def _end_of_last_cycle(self, books: Books) -> datetime | None:
@@ -250,9 +252,13 @@ class _Judged:
     # The subscription -----------------------------------------------------------------------------------------
 
     def _check_hold(self, books: Books) -> Iterator[str]:
-        """What is held waits for a person: the catch-up policy says so, or it is more than is caught up unasked."""
+        """What is held waits for a person: the catch-up policy says so, or it is more than is caught up unasked. A hold
+        for a token that Xendit did not know ends by itself, and nothing in these years is an error of one row."""
         subscription = books.subscription
         if subscription.hold_reason is None:
+            return
+        if subscription.hold_kind != "catch_up":
+            yield f"it is still held ({subscription.hold_kind}): {subscription.hold_reason}"
             return
         due = [start for start in self.starts if (subscription.next_billing_at or self.now) <= start <= self.now]
         if self.who.catch_up != "hold" and not (
@@ -281,23 +287,36 @@ class _Judged:
     def _check_invoices(self, books: Books) -> Iterator[str]:
         for invoice in books.invoices:
             name = f"{invoice.number} ({invoice.status})"
-            problems = [*self._money_of(invoice), *self._fate_of(books, invoice)]
+            problems = [*self._money_of(books, invoice), *self._fate_of(books, invoice)]
             yield from (f"{name}: {problem}" for problem in problems)
 
-    def _money_of(self, invoice: Any) -> Iterator[str]:
-        """Kept at Xendit, but for what waits for a person to be given back."""
-        kept = self.kept.get((invoice.id, invoice.currency), 0) - invoice.held_minor
+    def _money_of(self, books: Books, invoice: Any) -> Iterator[str]:
+        """Kept at Xendit, but for what waits for a person to be given back. All or nothing; a part only while the rest
+        waits for a person, or was given up with its subscription: money that was owed and paid stays."""
+        kept = self._kept(invoice)
         waits = invoice.status == "open" and invoice.hold_reason is not None
         if invoice.status == "paid":
             if kept != invoice.amount_minor:
                 yield f"Xendit has collected and kept {kept} of {invoice.amount_minor}"
-        elif kept != 0 and not (waits and 0 < kept < invoice.amount_minor):
+        elif kept != 0 and not (
+            0 < kept < invoice.amount_minor
+            and (waits or (invoice.status == "uncollectible" and books.subscription.status == "canceled"))
+        ):
             yield f"Xendit has collected and kept {kept}"
-        if self._foreign(invoice) and not waits and not invoice.held_minor:
-            yield "another currency was captured, and nobody is told of it"
+        foreign = self._foreign(invoice)
+        if foreign != invoice.held_foreign_minor:
+            yield (
+                f"Xendit has kept {foreign} in another currency,"
+                f" and {invoice.held_foreign_minor} of it wait for a person's word"
+            )
 
-    def _foreign(self, invoice: Any) -> bool:
-        return any(
+    def _kept(self, invoice: Any) -> int:
+        return self.kept.get((invoice.id, invoice.currency), 0) - int(invoice.held_minor)
+
+    def _foreign(self, invoice: Any) -> int:
+        """Other money than is owed pays nothing, and only a person gives it back: all of it is kept at Xendit and held
+        here, whatever becomes of the invoice."""
+        return sum(
             minor
             for (owner, currency), minor in self.kept.items()
             if owner == invoice.id and currency != invoice.currency
@@ -330,7 +349,7 @@ class _Judged:
         """The merchant chose so, our own request was refused, or Xendit captured something else than was asked for."""
         kept = self.kept.get((invoice.id, invoice.currency), 0)
         chosen = self.play.merchant.hold_in_doubt or self.play.merchant.guards == "subscriber daily cap"
-        return chosen or invoice.our_fault or 0 < kept < invoice.amount_minor or self._foreign(invoice)
+        return chosen or invoice.our_fault or 0 < kept < invoice.amount_minor or self._foreign(invoice) > 0
 
     def _was_given_up_rightly(self, books: Books, invoice: Any) -> bool:
         """After its full ladder; or because the subscription ended: at a period's end, or by another invoice's."""
@@ -339,6 +358,8 @@ class _Judged:
         by_the_end = end is not None and (end.kind in ("period", "dunning") or idle)
         if end is not None and by_the_end and invoice.closed_at >= end.at - SLACK:
             return True
+        if end is not None and end.kind == "now" and self._kept(invoice) > 0:
+            return True  # of a void invoice no money is kept: where a part was paid the rest is given up
         until = self._planned_end(books)
         if until is not None and invoice.closed_at >= until[0] - SLACK:
             return True
@@ -495,7 +516,10 @@ _INVOICES = text("""
     SELECT i.*, (
         SELECT coalesce(sum(r.amount_minor), 0) FROM refunds r JOIN captures c ON c.id = r.capture_id
         WHERE c.invoice_id = i.id AND r.status IN ('held', 'failed') AND c.currency = i.currency
-    ) AS held_minor, EXISTS (
+    ) AS held_minor, (
+        SELECT coalesce(sum(r.amount_minor), 0) FROM refunds r JOIN captures c ON c.id = r.capture_id
+        WHERE c.invoice_id = i.id AND r.status = 'held' AND c.currency <> i.currency
+    ) AS held_foreign_minor, EXISTS (
         SELECT 1 FROM charge_attempts a WHERE a.invoice_id = i.id
             AND a.status IN ('scheduled', 'submitted', 'pending', 'requires_action', 'in_doubt')
     ) AS under_way, EXISTS (

@@ -44,7 +44,6 @@ from billing.xendit.webhook import read_event, read_payload
 
 BEGINS = datetime(2027, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
-_LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 NO_LIMIT = 1_000_000_000
 WORKER_THREADS = 3
 LOOK_AGAIN = timedelta(seconds=2)  # a scheduler's tick
@@ -52,7 +51,7 @@ COMPARED_AT = time(3, 17)  # each day with Xendit's list
 LOOK_ANYWAY = timedelta(hours=1)
 NOBODY_LOOKS = timedelta(minutes=5)  # all are down or busy
 SHOWN = 60  # lines of history under a failure
-WEEKS_OF_NOBODY = (3, 6, 9, 14)
+WEEKS_OF_NOBODY = (5, 9, 13, 18)  # long enough that the catch-up policies have something to decide
 PENDING_FOR = (60, 60, 3 * 3600, 30 * 3600)  # seconds that a bank takes to decide
 ANSWERED_WITHIN = 30 * 3600  # a customer who is asked by his bank; after a day it is too late
 LOOKED_AFTER_EVERY = 4  # days
@@ -61,30 +60,25 @@ OF_A_CHARGE = frozenset({"payment.capture", "payment.failure"})
 GUARDS_THAT_ARE_SET = {"run spending cap": frozenset({"spending_cap"})}
 STEPS_AT_ONE_INSTANT = 20_000  # more than that, and something goes round in circles
 
-# When a scheduler would find something to do, after some instant. One statement: it is asked at every standstill.
+# When a scheduler would find something to do: first of all, and after some instant. One statement: it is asked at
+# every standstill.
 _NEXT_DUE = text("""
-SELECT min(due) FROM (
-    SELECT min(next_billing_at) AS due FROM subscriptions WHERE next_billing_at > :after
-        AND status IN ('trialing', 'active', 'past_due') AND hold_reason IS NULL
-    UNION ALL SELECT min(greatest(scheduled_at, lease_until)) FROM charge_attempts
-        WHERE status = 'scheduled' AND greatest(scheduled_at, lease_until) > :after
-    UNION ALL SELECT min(lease_until) FROM charge_attempts WHERE status = 'submitted' AND lease_until > :after
-    UNION ALL SELECT min(greatest(next_check_at, lease_until)) FROM charge_attempts
-        WHERE greatest(next_check_at, lease_until) > :after AND next_check_at IS NOT NULL
-    UNION ALL SELECT min(grace_ends_at) FROM invoices WHERE status = 'open' AND grace_ends_at > :after
-    UNION ALL SELECT min(next_check_at) FROM payment_sessions WHERE next_check_at > :after
-    UNION ALL SELECT min(next_check_at) FROM payment_tokens WHERE next_check_at > :after
-    UNION ALL SELECT min(ends_at) FROM subscriptions WHERE ends_at > :after AND NOT calendar_over
-        AND status IN ('trialing', 'active', 'past_due')
-    UNION ALL SELECT min(probe_at) FROM channel_breakers WHERE probe_at > :after
-    UNION ALL SELECT min(greatest(next_try_at, lease_until)) FROM webhook_events
-        WHERE greatest(next_try_at, lease_until) > :after AND next_try_at IS NOT NULL
-    UNION ALL SELECT min(greatest(next_try_at, lease_until)) FROM refunds
-        WHERE greatest(next_try_at, lease_until) > :after AND next_try_at IS NOT NULL
+SELECT min(due), min(due) FILTER (WHERE due > :after) FROM (
+    SELECT next_billing_at AS due FROM subscriptions
+        WHERE status IN ('trialing', 'active', 'past_due') AND hold_reason IS NULL
+    UNION ALL SELECT greatest(scheduled_at, lease_until) FROM charge_attempts WHERE status = 'scheduled'
+    UNION ALL SELECT lease_until FROM charge_attempts WHERE status = 'submitted'
+    UNION ALL SELECT greatest(next_check_at, lease_until) FROM charge_attempts WHERE next_check_at IS NOT NULL
+    UNION ALL SELECT grace_ends_at FROM invoices WHERE status = 'open'
+    UNION ALL SELECT next_check_at FROM payment_sessions WHERE next_check_at IS NOT NULL
+    UNION ALL SELECT next_check_at FROM payment_tokens WHERE next_check_at IS NOT NULL
+    UNION ALL SELECT ends_at FROM subscriptions
+        WHERE NOT calendar_over AND status IN ('trialing', 'active', 'past_due')
+    UNION ALL SELECT probe_at FROM channel_breakers
+    UNION ALL SELECT greatest(next_try_at, lease_until) FROM webhook_events WHERE next_try_at IS NOT NULL
+    UNION ALL SELECT greatest(next_try_at, lease_until) FROM refunds WHERE next_try_at IS NOT NULL
 ) AS dues
 """)
-
-
 _STANDS_STILL = text("""
 SELECT (SELECT min(reason) FROM charging_stop), (SELECT array_agg(guard) FROM billing_runs WHERE state = 'stopped')
 """)
@@ -176,6 +170,7 @@ class Play:
         self._ticks_at = start
         self._rests: dict[str, Rest] = {}  # of schedulers that found nothing to do
         self._units_done = 0
+        self._units_looked_at = -1
         self._runs_watched = start.date()
         self._days_compared = start.date()
         self._chance = random.Random(f"ids:{seed}")
@@ -322,10 +317,12 @@ class Play:
             return
         ready = [s for s in self.schedulers if s.alive and not s.tasks and not s.leaving]
         if not ready:
-            self._ticks_at = now + NOBODY_LOOKS
+            gone = [s.back_at for s in self.schedulers if not s.alive and s.back_at is not None]
+            nobody_is_left = len(gone) == len(self.schedulers)  # for weeks, perhaps
+            self._ticks_at = max(min(gone), now) if nobody_is_left else now + NOBODY_LOOKS
             return
         self._compare_yesterday(ready[0])
-        due = self._next_due(after=_LONG_AGO)
+        due, _ = self._next_dues(after=now)
         if due > now:
             self._ticks_at = due
             return
@@ -345,15 +342,20 @@ class Play:
             self.stage.note(f"tick: opened {done.opened}, handed out {done.handed_out}")
         else:
             # What is due has to wait for something else.
-            until = min(self._next_due(after=self.now()), self.budget.next_permit_at() or self.end)
-            if self._next_due(after=_LONG_AGO) <= self.stage.now:
-                until = min(until, self.stage.now + LOOK_ANYWAY)  # it is due still, and time alone may help it
+            due, until = self._next_dues(after=self.now())
+            until = min(until, self.budget.next_permit_at() or self.end)
+            if due <= self.stage.now:
+                # It is due still, and time alone may help it: the longer that lasts, the rarer it is looked at.
+                until = min(until, self.stage.now + max(LOOK_ANYWAY, min((self.stage.now - due) / 2, DAY)))
             self._rests[scheduler.name] = Rest(until, units_done)
 
-    def _next_due(self, *, after: datetime) -> datetime:
-        """In the world's time."""
+    def _next_dues(self, *, after: datetime) -> tuple[datetime, datetime]:
+        """What is due first of all, and first after that instant. In the world's time."""
         with self._database.connect() as connection:
-            found: datetime | None = connection.scalar(_NEXT_DUE, {"after": after})
+            first, later = connection.execute(_NEXT_DUE, {"after": after}).one()
+        return self._in_the_worlds_time(first), self._in_the_worlds_time(later)
+
+    def _in_the_worlds_time(self, found: datetime | None) -> datetime:
         due = self.end if found is None else found - self.stage.skew + timedelta(seconds=1)
         moved = self.simulator.world.transactions
         if self._compares_days and moved and self.stage.now - moved[-1].created_at < 4 * DAY:
@@ -609,6 +611,9 @@ class Play:
 
     def _somebody_looks(self) -> None:
         """Every few days somebody looks at what stands still: a run that was stopped, or charging."""
+        if self._units_done == self._units_looked_at:
+            return  # nothing has been done since the last look
+        self._units_looked_at = self._units_done
         with self._database.connect() as connection:
             stop, guards_at_work = connection.execute(_STANDS_STILL).one()
         if stop is not None and not self._stopped_by_hand:

@@ -40,6 +40,7 @@ def history(engine: Engine, seed: int) -> str:
     return hashlib.sha256(told.encode()).hexdigest()
 
 
+@pytest.mark.timeout(300)  # four years on one core
 def test_the_same_seed_is_the_same_year_again(engine: Engine) -> None:
     """To the microsecond and the last id: otherwise a failing seed could not be looked into."""
     assert history(engine, 7) == history(engine, 7)
