@@ -53,8 +53,9 @@ def _overdue(parts: Parts) -> Iterator[tuple[str, str]]:
 
 
 def end_subscriptions(parts: Parts, until: float = math.inf) -> list[tuple[str, str]]:
-    """Each is canceled, or marked as over while something is still owed (services/subscriptions.py). Returns (subscription,
-    reason) of those that are canceled."""
+    """Each is canceled, or marked as over while something is still owed (services/subscriptions.py).
+
+    Returns (subscription, reason) of those that are canceled."""
     ended: list[tuple[str, str]] = []
     for subscription_id in _over(parts):
         if uptime() > until:

@@ -230,8 +230,8 @@ def capture_ids(payload: Payload) -> list[str]:
 
 
 def _captured(payload: Payload) -> Money | None:
-    """The sum of all captures, when every one of them can be read. A capture names no currency, and one whose amount has
-    more decimals than its currency is rounded: it must not be taken for what was asked for."""
+    """The sum of all captures, when every one of them can be read. A capture names no currency. An amount with more
+    decimals than its currency is rounded: it must not be taken for what was asked for."""
     currency = payload.get("currency")
     captured = [money({**entry, "currency": currency}, "capture_amount", rounded=True) for entry in _captures(payload)]
     known = [amount for amount in captured if amount is not None]
