@@ -54,7 +54,7 @@ class Planted:
 
 
 # The late money comes when a retry has been paid: the invoice is paid twice.
-AFTER_THE_RETRY = {"LATE": ("LATE_CAPTURE:INSUFFICIENT_BALANCE:400000",)}
+AFTER_THE_RETRY = {"LATE": ("LATE_CAPTURE:INSUFFICIENT_BALANCE:200000",)}
 PLANTS: dict[str, Planted] = {}
 YEARS = 60  # to try before a bug counts as not found
 
