@@ -116,16 +116,15 @@ def opening(parts: Parts, now: datetime, *, run_id: str | None = None, until: fl
     here two threads do: while one waits for the database the other computes.
 
     Every other batch takes what has become due last: whoever is due now does not wait behind those that are years
-    behind. `until` (uptime): begin no new batch after it, but one in any case: what is due gets done, however slowly.
+    behind. `until` (uptime): begin no new batch after it, but two in any case: what is due gets done, however slowly.
     """
     under_way: deque[Future[Opened]] = deque()
-    begun, more, turn = 0, True, int(uptime())
+    begun, more = 0, True
     while True:
         while more and len(under_way) < OPENERS:
-            newest_first = (begun + turn) % 2 == 1
-            under_way.append(_begin_opening(parts, now, run_id, newest_first=newest_first))
+            under_way.append(_begin_opening(parts, now, run_id, newest_first=begun % 2 == 1))
             begun += 1
-            more = begun < MAX_BATCHES and uptime() < until
+            more = begun < MAX_BATCHES and (uptime() < until or begun < OPENERS)
         if not under_way:
             return
         batch = under_way.popleft().result()

@@ -168,7 +168,7 @@ class _Judged:
             elif start in books.skipped:
                 yield from self._check_skip(books, start, end)
             elif start in billed and cycles == 1 and self.who.via == "pay":
-                continue  # paid on the page, before its time if that was to come: whatever ends afterwards, it is bought
+                continue  # paid on the page, before its time if that was to come: it is bought, whatever ends later
             elif start in billed:
                 if until is not None and start >= until[1]:
                     yield f"the period from {start} is billed though it was canceled for {until[1]}"

@@ -61,7 +61,7 @@ class Scenario:
     afterwards: Callable[[ServedWorld], object] = nothing  # an hour later
     person: frozenset[str] = frozenset()  # checks of the doctor that wait for somebody in any case
     days: float = 5  # that the world lives on
-    otherwise: Mapping[str, Otherwise] = field(default_factory=dict)  # "charging._charge_group#1-after"
+    otherwise: Mapping[str, Otherwise] = field(default_factory=dict)  # "charging._begin_group#1-after"
     nobody_listens: bool = False
     quota_used_up: bool = False
 
@@ -378,16 +378,16 @@ REFUND_IS_HELD = Otherwise(
     person=frozenset({"no_refund_is_stuck"}),
 )
 SUBSCRIBING = ("onboarding.ensure_xendit_customer#1", "onboarding.subscribe#1", "onboarding._store_opened#1")
-PAID = ("charging._charge_group#1", "charging._pay_together#1")
-NOTED = ("charging._charge_group#1", "charging._settle#1", "charging._note_channel#2")
+PAID = ("charging._begin_group#1", "charging._pay_together#1")
+NOTED = ("charging._begin_group#1", "charging._settle#1", "charging._note_channel#2")
 VERIFIED = (
-    "charging._charge_group#1",
+    "charging._begin_group#1",
     "charging._refuse#1",
     "tokens.refresh_token#1",
-    "charging._charge_group#1@2",
+    "charging._begin_group#1@2",
     "charging._pay_together#1",
 )
-SETTLED = ("charging._charge_group#1", "charging._settle#1")
+SETTLED = ("charging._begin_group#1", "charging._settle#1")
 INBOX = tuple(
     f"{point}{hit}" for point in ("inbox.Inbox._store#1", "webhooks.apply_stored_event#1") for hit in ("", "@2", "@3")
 )
@@ -416,7 +416,7 @@ SCENARIOS: Mapping[str, Scenario] = {
         (
             "dispatch._open_batch#1",
             "dispatch.hand_out_charges#1@2",
-            "charging._charge_group#1@2",
+            "charging._begin_group#1@2",
             "charging._pay_together#1",
             "charging._pay_together#1@2",
         ),
@@ -433,19 +433,19 @@ SCENARIOS: Mapping[str, Scenario] = {
     "too_many_requests": Scenario(
         partial(ana_is_due, fault="429"),
         tick,
-        ("charging._charge_group#1", "quota.SharedQuota.pause#1", "charging._set_back#1"),
+        ("charging._begin_group#1", "quota.SharedQuota.pause#1", "charging._set_back#1"),
     ),
     "connection_refused": Scenario(
-        ana_is_due, tick, ("charging._charge_group#1", "charging._set_back#1"), nobody_listens=True
+        ana_is_due, tick, ("charging._begin_group#1", "charging._set_back#1"), nobody_listens=True
     ),
     "budget_used_up": Scenario(ana_is_due, tick, ("charging._hand_back#1",), quota_used_up=True),
     "answer_lost": Scenario(
-        partial(ana_is_due, fault="TIMEOUT_AFTER"), tick, ("charging._charge_group#1", "charging._settle_one#1")
+        partial(ana_is_due, fault="TIMEOUT_AFTER"), tick, ("charging._begin_group#1", "charging._settle_one#1")
     ),
     "answer_and_webhook_lost": Scenario(
         partial(ana_is_due, outcomes=["NO_WEBHOOK:TIMEOUT_AFTER"]),
         tick,
-        ("charging._charge_group#1", "charging._settle_one#1"),
+        ("charging._begin_group#1", "charging._settle_one#1"),
     ),
     "request_lost": Scenario(partial(ana_is_due, fault="TIMEOUT_BEFORE"), tick, ("charging._settle_one#1",)),
     "our_request_is_wrong": Scenario(
@@ -509,10 +509,10 @@ SCENARIOS: Mapping[str, Scenario] = {
         her_token_was_imported,
         tick,
         (
-            "charging._charge_group#1",
+            "charging._begin_group#1",
             "charging._refuse#1",
             "tokens.refresh_token#1",
-            "charging._charge_group#1@2",
+            "charging._begin_group#1@2",
             "charging._pay_together#1",
         ),
     ),

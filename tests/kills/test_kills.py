@@ -51,6 +51,7 @@ LEFT_OUT = {
     "quota.SharedQuota.learn#1": "what the gateway's headers say, the next answer says again",
     "quota.SharedQuota._forget_unconfirmed#1": "as above: what is not forgotten now is by a later answer",
     "breaker.Breakers.known#1": "ends a look at the database: writes nothing",
+    "charging._hold_unreadable#1": "holds an invoice that raised an error; the next claim meets it again",
     "charging._note_channel#1": "releases what waits for a channel; the next answer does it again",
     "charging._not_behind_a_breaker#1": "parks what waits for a channel; begin does it again",
     "webhooks.confirm_events#1": "marks events as applied that bring no news; the scheduler's try does it again",
