@@ -344,12 +344,21 @@ def _compare_row(
         return Difference("status", row.payment_id, row.reference_id, str(ours), theirs, why)
     if not capture.amount_known and attempt is not None and row.status == "SUCCESS":
         return _correct_from_payment(parts, attempt.id, row, ours)
-    asked = None if attempt is None else Money(attempt.amount_minor, attempt.currency)
-    # Whether the list has what was asked for or what was captured is not documented: either may stand there.
-    if row.amount is not None and row.amount not in (ours, asked):
+    if row.amount is not None and row.amount != ours and not _payment_says(parts, row, ours):
         why = "the amounts differ: ask Xendit"
         return Difference("amount", row.payment_id, row.reference_id, str(ours), theirs, why)
     return None
+
+
+def _payment_says(parts: Parts, row: TransactionRow, ours: Money) -> bool:
+    """Whether the list has what was asked for or what was captured is not documented; the payment says what was."""
+    if row.payment_id is None:
+        return False
+    try:
+        payment = parts.gateway.get_payment(row.payment_id)
+    except (NotFound, GatewayError):
+        return False
+    return payment.amount_is_captured and payment.amount == ours
 
 
 def _correct_from_payment(parts: Parts, attempt_id: str, row: TransactionRow, ours: Money) -> Difference | None:
