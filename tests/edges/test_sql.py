@@ -23,6 +23,8 @@ REVIEWED = {
     ("billing/services/doctor.py", "_ids"): "check.bad is one of the queries in services/invariants.py",
     ("billing/store/migrate.py", "_drop_half_built_indexes"): "names quoted by the server, from its own catalogue",
     ("billing/simulation/guards.py", "install"): "names of triggers, from the list above it",
+    ("billing/simulation/oracle.py", "_any"): "a query written out in MAY_WAIT below it",
+    ("billing/simulation/oracle.py", "_just_now"): "as above",
     ("billing/simulation/runner.py", "empty"): "names of tables, from store/models.py; a throw-away server",
     ("billing/simulation/runner.py", "_create_database"): "a name the runner makes up; a throw-away server",
 }
