@@ -103,7 +103,8 @@ def test_references_are_safe_to_match(ana: Subscriber) -> None:
         "UPDATE invoices SET status = 'paid'",
         "UPDATE invoices SET status = 'void'",
         "UPDATE invoices SET status = 'uncollectible'",
-        "UPDATE invoices SET amount_paid_minor = 10",
+        "WITH line AS (UPDATE invoice_lines SET amount_minor = amount_minor - 10)"
+        " UPDATE invoices SET amount_minor = amount_minor - 10",
     ],
 )
 def test_what_changed_meanwhile_withdraws_the_attempt(world: World, ana: Subscriber, change: str) -> None:
