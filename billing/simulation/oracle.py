@@ -289,20 +289,21 @@ class _Judged:
     def _check_invoices(self, books: Books) -> Iterator[str]:
         for invoice in books.invoices:
             name = f"{invoice.number} ({invoice.status})"
-            problems = [*self._money_of(books, invoice), *self._fate_of(books, invoice)]
+            problems = [*self._money_of(invoice), *self._fate_of(books, invoice)]
             yield from (f"{name}: {problem}" for problem in problems)
 
-    def _money_of(self, books: Books, invoice: Any) -> Iterator[str]:
-        """Kept at Xendit, but for what waits for a person to be given back. All or nothing; a part only while the rest
-        waits for a person, or was given up with its subscription: money that was owed and paid stays."""
+    def _money_of(self, invoice: Any) -> Iterator[str]:
+        """Kept at Xendit, but for what waits for a person to be given back. All or nothing; a part, which the invoice
+        must know of, only while the rest is owed (it waits for a person, or a person has released it) or was given
+        up: money that was owed and paid stays."""
         kept = self._kept(invoice)
-        waits = invoice.status == "open" and invoice.hold_reason is not None
         if invoice.status == "paid":
             if kept != invoice.amount_minor:
                 yield f"Xendit has collected and kept {kept} of {invoice.amount_minor}"
         elif kept != 0 and not (
             0 < kept < invoice.amount_minor
-            and (waits or (invoice.status == "uncollectible" and books.subscription.status == "canceled"))
+            and invoice.status in ("open", "uncollectible")
+            and kept == invoice.amount_paid_minor
         ):
             yield f"Xendit has collected and kept {kept}"
         foreign = self._foreign(invoice)
