@@ -22,6 +22,8 @@ A decline is not an error: it is what the gateway answered (domain/gateway.py, C
 
 from __future__ import annotations
 
+from typing import TypedDict, Unpack
+
 
 class BillingError(Exception):
     """Its text is the one line a user sees."""
@@ -71,6 +73,14 @@ class WebhookRejected(BillingError):
         self.status = status
 
 
+class Answer(TypedDict, total=False):
+    """What a call was answered with."""
+
+    http_status: int | None
+    error_code: str | None
+    request_id: str | None
+
+
 class GatewayError(BillingError):
     """A call to Xendit that brought no result. Never carries a key, a token or a body."""
 
@@ -105,30 +115,14 @@ class Unavailable(GatewayError):
 class OutcomeUnknown(GatewayError):
     """`from_stranger` is true when something answered that is not Xendit: a proxy, a firewall, a wrong address."""
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        http_status: int | None = None,
-        error_code: str | None = None,
-        request_id: str | None = None,
-        from_stranger: bool = False,
-    ) -> None:
-        super().__init__(message, http_status=http_status, error_code=error_code, request_id=request_id)
+    def __init__(self, message: str, *, from_stranger: bool = False, **answer: Unpack[Answer]) -> None:
+        super().__init__(message, **answer)
         self.from_stranger = from_stranger
 
 
 class RequestRejected(GatewayError):
     """`stops_account` is true for Xendit's own 401 and 403 of the account: no charge can work until someone acts."""
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        http_status: int | None = None,
-        error_code: str | None = None,
-        request_id: str | None = None,
-        stops_account: bool = False,
-    ) -> None:
-        super().__init__(message, http_status=http_status, error_code=error_code, request_id=request_id)
+    def __init__(self, message: str, *, stops_account: bool = False, **answer: Unpack[Answer]) -> None:
+        super().__init__(message, **answer)
         self.stops_account = stops_account
