@@ -8,7 +8,7 @@ nothing the second time.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, timedelta
 from typing import Any
 
 import structlog
@@ -34,6 +34,7 @@ from billing.services.invoices import (
 )
 from billing.services.parts import Parts, tell
 from billing.services.reconciling import doubt_expired_submissions
+from billing.services.refunding import new_refund
 from billing.services.retrying import CARD_DECLINES_A_DAY, CARD_DECLINES_IN_30_DAYS
 from billing.services.sessions import apply_session
 from billing.services.subscriptions import calendar_of, cycles_left, end_if_over, lock_subscription, plan_next
@@ -50,7 +51,6 @@ from billing.store.models import (
     Plan,
     Refund,
     WebhookEvent,
-    new_id,
 )
 from billing.store.queries import CLAIM_LEASE
 
@@ -238,24 +238,11 @@ def _hold_overpayments(parts: Parts, ids: Sequence[str]) -> int:
             surplus = capture.amount_minor if capture.overpayment else min(capture.amount_minor, too_much)
             surplus -= session.scalar(refunded) or 0
             if surplus > 0:
-                session.add(_held_refund(capture, surplus, now))
+                told = "found by billing doctor: an overpayment that nothing had answered"
+                session.add(new_refund(capture, surplus, "DUPLICATE", RefundState.HELD, now, error=told))
                 why = "found by billing doctor: nothing had answered it"
                 tell(session, invoice.subscription_id, now, "refund.held", invoice=invoice.number, reason=why)
     return len(ids)
-
-
-def _held_refund(capture: Capture, amount_minor: int, now: datetime) -> Refund:
-    return Refund(
-        id=new_id("ref"),
-        reference_id=new_id("ref"),
-        capture_id=capture.id,
-        amount_minor=amount_minor,
-        currency=capture.currency,
-        reason="DUPLICATE",
-        status=RefundState.HELD,
-        error="found by billing doctor: an overpayment that nothing had answered",
-        created_at=now,
-    )
 
 
 def _withdraw_attempts(parts: Parts, ids: Sequence[str]) -> int:

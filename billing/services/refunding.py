@@ -27,22 +27,31 @@ FIRST_LOOK_UP = timedelta(hours=1)  # its webhook normally tells within minutes
 log = structlog.get_logger()
 
 
-def give_back(
-    session: Session, found: queries.Found, capture: Capture, amount_minor: int, now: datetime, rules: Rules
-) -> None:
-    """More was captured than is owed: recorded, shown, and given back (or held for a person). Never hidden."""
-    duplicate = found.invoice.status == InvoiceStatus.PAID
-    refund = Refund(
+def new_refund(
+    capture: Capture, amount_minor: int, reason: str, status: RefundState, now: datetime, *, error: str | None = None
+) -> Refund:
+    """Asked for at once when `status` is requested. `reason` is Xendit's word; `error` says why it is held."""
+    return Refund(
         id=new_id("ref"),
         reference_id=new_id("ref"),
         capture_id=capture.id,
         amount_minor=amount_minor,
         currency=capture.currency,
-        reason="DUPLICATE" if duplicate else "CANCELLATION",
-        status=RefundState.REQUESTED if rules.refund_overpayments else RefundState.HELD,
-        next_try_at=now if rules.refund_overpayments else None,
+        reason=reason,
+        status=status,
+        next_try_at=now if status == RefundState.REQUESTED else None,
+        error=error,
         created_at=now,
     )
+
+
+def give_back(
+    session: Session, found: queries.Found, capture: Capture, amount_minor: int, now: datetime, rules: Rules
+) -> None:
+    """More was captured than is owed: recorded, shown, and given back (or held for a person). Never hidden."""
+    duplicate = found.invoice.status == InvoiceStatus.PAID
+    status = RefundState.REQUESTED if rules.refund_overpayments else RefundState.HELD
+    refund = new_refund(capture, amount_minor, "DUPLICATE" if duplicate else "CANCELLATION", status, now)
     session.flush()
     session.add(refund)
     tell(
@@ -63,19 +72,8 @@ def keep_for_a_person(
 ) -> None:
     """Money that is recorded and shown, and given back only by a person's word."""
     session.flush()
-    session.add(
-        Refund(
-            id=new_id("ref"),
-            reference_id=new_id("ref"),
-            capture_id=capture.id,
-            amount_minor=amount_minor,
-            currency=capture.currency,
-            reason="CANCELLATION",
-            status=RefundState.HELD,
-            error=f"{reason}; look in Xendit's dashboard what happened, and give it back there",
-            created_at=now,
-        )
-    )
+    what_to_do = f"{reason}; look in Xendit's dashboard what happened, and give it back there"
+    session.add(new_refund(capture, amount_minor, "CANCELLATION", RefundState.HELD, now, error=what_to_do))
     tell(session, found.subscription.id, now, "refund.held", invoice=found.invoice.number, reason=reason)
     log.error("refund.held", invoice=found.invoice.id, attempt=found.attempt.id, reason=reason)
 
