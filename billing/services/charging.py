@@ -189,10 +189,10 @@ def _hand_back(parts: Parts, attempt_ids: Sequence[str]) -> None:
 
 def _not_behind_a_breaker(parts: Parts, attempt_ids: Sequence[str]) -> list[str]:
     """While a channel is down, its attempts are parked before they take a permit from others."""
-    if not any(trouble.probe_at for trouble in parts.breakers.known(parts.sessions).values()):
+    troubles = parts.breakers.known(parts.sessions)
+    if not any(trouble.probe_at for trouble in troubles.values()):
         return list(attempt_ids)
     now = parts.clock.now()
-    troubles = parts.breakers.known(parts.sessions)
     with parts.transaction() as session:
         behind = [
             (each.attempt_id, breaker.waits_for(trouble.channel_code), trouble.waits())

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-
 import pytest
 from sqlalchemy import select
 from structlog.testing import capture_logs
 
 from billing.store.models import ChargingStop
-from tests.world import CHARGE, START, Subscriber, World
+from tests.world import CHARGE, Subscriber, World
 
 REFUND = "POST /refunds"
 AFTER = ["PROXY_403_AFTER", "EMPTY_401_AFTER", "PROXY_429_AFTER", "EMPTY_302_AFTER", "PROXY_200_AFTER"]
@@ -51,26 +49,6 @@ def test_done_although_a_proxy_said_no_is_found_and_collected_once(
     assert ana.invoice.status == "paid"
     assert world.collected() == [50_000]
     assert world.calls(CHARGE) == 1
-
-
-@pytest.mark.parametrize("fault", [*BEFORE, UNKNOWN_CODE])
-def test_refused_by_a_proxy_before_xendit_had_it_is_tried_again_after_the_window(world: World, fault: str) -> None:
-    ana = world.subscribe_save()
-    world.break_calls(fault)
-    world.run()
-
-    world.live(hours=25, minutes=50)
-    assert ana.outcomes == ["in_doubt"]
-    assert world.calls(CHARGE) == 1
-    world.live(hours=1)
-
-    first, second = ana.attempts
-    assert (first.status, second.status) == ("failed", "succeeded")
-    assert first.reference_id != second.reference_id
-    assert second.submitted_at is not None
-    assert second.submitted_at >= START + timedelta(hours=26)
-    assert world.collected() == [50_000]
-    assert ana.invoice.dunning_step == 0, "it was no decline"
 
 
 def test_a_proxy_that_answers_the_look_ups_proves_nothing(world: World) -> None:

@@ -8,14 +8,14 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import select, text, update
+from sqlalchemy import select, update
 
 from billing.errors import IllegalTransition
 from billing.services import dispatch, invoicing, planning, progress, runs, steering, subscriptions
 from billing.services.parts import Rules
 from billing.services.views import Json
 from billing.store.models import BillingRun, Plan, Subscription
-from tests.world import Subscriber, World
+from tests.world import Subscriber, World, copy_subscription
 
 NewWorld = Callable[..., World]
 
@@ -26,18 +26,10 @@ def renewals(world: World, count: int, *, named: str = "customer", **wanted: Any
 
 def far_behind(world: World, count: int, *, days: int = 1_200, catch_up: str = "skip") -> None:
     """So many daily subscriptions that nobody has billed for years, made out of one."""
-    world.subscribe_save("first", plan=world.plan("daily", every="every 1:day", catch_up=catch_up))
+    first = world.subscribe_save("first", plan=world.plan("daily", every="every 1:day", catch_up=catch_up))
     world.run()
     world.waive("periods_tile")  # the copies have no invoice of their first period
-    with world.parts.transaction() as session:
-        session.execute(
-            text(
-                "INSERT INTO subscriptions SELECT (x).* FROM (SELECT jsonb_populate_record(t, jsonb_build_object("
-                "'id', t.id || '-' || g, 'reference', 'copy-' || g)) AS x FROM subscriptions t,"
-                " generate_series(1, :more) g) q"
-            ),
-            {"more": count - 1},
-        )
+    copy_subscription(world, first, count - 1)
     world.advance(days=days)
 
 

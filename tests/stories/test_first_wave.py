@@ -8,14 +8,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from sqlalchemy import event, select, text
+from sqlalchemy import event, select
 
 from billing.app import InProcess
 from billing.services import dispatch, runs
 from billing.services.parts import Parts, Rules
 from billing.store import queries
 from billing.store.models import ChargingStop
-from tests.world import CHARGE, Subscriber, World
+from tests.world import CHARGE, Subscriber, World, copy_subscription
 
 FIRST_WAVE = 8
 REFUSED = "HTTP:401:INVALID_API_KEY"
@@ -25,15 +25,7 @@ Hand = Callable[[str, Sequence[str]], None]
 def renewals(world: World, count: int, *, named: str = "customer", waits: bool = False) -> Subscriber:
     """So many subscriptions that are due, made out of one."""
     model = world.subscribe_save(named, start_at=None if waits else world.now)
-    with world.parts.transaction() as session:
-        session.execute(
-            text(
-                "INSERT INTO subscriptions SELECT (x).* FROM (SELECT jsonb_populate_record(t, jsonb_build_object("
-                "'id', t.id || '-' || g, 'reference', t.reference || '-' || g)) AS x FROM subscriptions t,"
-                " generate_series(1, :more) g WHERE t.id = :id) q"
-            ),
-            {"more": count - 1, "id": model.id},
-        )
+    copy_subscription(world, model, count - 1)
     return model
 
 

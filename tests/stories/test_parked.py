@@ -14,7 +14,7 @@ from billing.domain.gateway import ChargeReport, ChargeStatus
 from billing.services import charging, dispatch, guards, steering
 from billing.store import queries
 from billing.store.models import BillingRun, ChannelBreaker, ChargeAttempt
-from tests.world import World
+from tests.world import World, copy_subscription
 
 DOWN = "channel:OVO"
 
@@ -27,16 +27,8 @@ def world(database_url: str) -> Iterator[World]:
 
 def opened_for_the_day(world: World, count: int) -> str:
     """So many charges, planned for the scheduler's run of today; its id."""
-    model = world.subscribe_save("ana", start_at=world.now, channel="OVO")
+    copy_subscription(world, world.subscribe_save("ana", start_at=world.now, channel="OVO"), count - 1)
     with world.parts.transaction() as session:
-        session.execute(
-            text(
-                "INSERT INTO subscriptions SELECT (x).* FROM (SELECT jsonb_populate_record(t, jsonb_build_object("
-                "'id', t.id || '-' || g, 'reference', t.reference || '-' || g)) AS x FROM subscriptions t,"
-                " generate_series(1, :more) g WHERE t.id = :id) q"
-            ),
-            {"more": count - 1, "id": model.id},
-        )
         day = guards.daily_run(session, world.now)
     dispatch.open_all_due(world.parts, world.now, run_id=day)
     return day
