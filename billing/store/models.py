@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import date, datetime
 from enum import StrEnum
 from typing import Any, ClassVar
 
@@ -17,6 +17,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     CheckConstraint,
+    Date,
     ForeignKey,
     Index,
     Integer,
@@ -146,6 +147,8 @@ class PaymentToken(Base):
     # Since when Xendit says that it does not know it, which may be our wrong key: not charged, and not dead by that.
     unknown_since: Mapped[datetime | None]
     next_check_at: Mapped[datetime | None]  # when Xendit is asked again
+    # Since when the customer has replaced it, after it was declined: not charged again by itself.
+    replaced_at: Mapped[datetime | None]
     created_at: Mapped[datetime]
 
     __table_args__ = (
@@ -421,6 +424,7 @@ class Refund(Base):
     lease_until: Mapped[datetime | None]
     next_try_at: Mapped[datetime | None]  # requested: when to ask for it; pending: when to look it up
     sent_at: Mapped[datetime | None]
+    made_elsewhere: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))  # not by us: Xendit's dashboard
     created_at: Mapped[datetime]
 
     __table_args__ = (
@@ -528,6 +532,26 @@ class TestClock(Base):
 
     id: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
     offset_microseconds: Mapped[int] = mapped_column(BigInteger)
+
+
+class DatabaseIdentity(Base):
+    """One row: which database this is. A copy or a restored backup has the row of the one it was made from."""
+
+    __tablename__ = "database_identity"
+
+    id: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
+    system_identifier: Mapped[str]  # of the cluster, as pg_control_system() says
+    database_oid: Mapped[int] = mapped_column(BigInteger)
+    noted_at: Mapped[datetime]
+
+
+class ComparedDay(Base):
+    """A day (UTC) whose captures have been compared with Xendit's list, whole, after it was over."""
+
+    __tablename__ = "compared_days"
+
+    day: Mapped[date] = mapped_column(Date, primary_key=True)
+    compared_at: Mapped[datetime]
 
 
 class ChargingStop(Base):
