@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from inspect import unwrap
 
 from sqlalchemy.orm import Session
@@ -30,7 +30,7 @@ LANE_OF_KIND = {kind: lane for lane, kind in KIND_OF_LANE.items()}
 CHECK, EVENT, SESSION_CHECK, REFUND = "check", "event", "session_check", "refund"
 DAY = "day"
 TOKEN_CHECK = "token_check"  # noqa: S105 - a kind of work
-DAYS_COMPARED_AGAIN = 3  # a message may be lost, and Xendit may list a payment late
+LONGEST_COMPARED_LATE = timedelta(days=60)
 BATCH = 500
 OPENERS = 2
 MAX_BATCHES = 400  # of openings in one tick: then the others get their turn
@@ -270,7 +270,16 @@ def hand_out_checks(parts: Parts, send: Send, due: queries.Due) -> int:
 
 
 def hand_out_days(parts: Parts, send: Send) -> None:
-    """The last days against Xendit's list, once a day: money we were never told of is found by nothing else."""
-    today = parts.clock.now().date()
+    """Once a day: the days before against Xendit's list, because money we were never told of is found by nothing else.
+
+    Which days have been compared is written down: a day on which nobody was at work, or whose message was lost, comes
+    again until somebody has compared it."""
     if takes_more(send, DAY):
-        send(DAY, [(today - timedelta(days=back)).isoformat() for back in range(1, DAYS_COMPARED_AGAIN + 1)])
+        send(DAY, [day.isoformat() for day in days_to_compare(parts)])
+
+
+def days_to_compare(parts: Parts) -> list[date]:
+    """The latest first."""
+    now = parts.clock.now()
+    with parts.reading() as session:
+        return queries.days_to_compare(session, now - LONGEST_COMPARED_LATE, now)

@@ -35,6 +35,8 @@ ASK_AGAIN_AT_MOST = timedelta(hours=1)  # a gateway that is down for a day is no
 PAGE_WAITS_SECONDS = (5.0, 15.0, 60.0)  # before a page of the list is asked for again
 CAPTURES_AT_ONCE = 500
 MADE_NO_MONEY = frozenset({"FAILED", "VOIDED", "REVERSED"})
+# Xendit may list a payment late: a day counts as compared when that was done so long after it.
+DAYS_COMPARED_AGAIN = 3
 
 
 # ------------------------------------------------------------------------------------------- one attempt
@@ -236,7 +238,8 @@ def differences_of_day(parts: Parts, day: date) -> Iterator[Difference]:
     it belongs to an attempt of ours; everything that differs is told with an explanation, as it is found.
 
     Of a day of any size no more is held than a page and eight bytes for each payment. Between pages it ends when the
-    process is told to (raises Interrupted)."""
+    process is told to (raises Interrupted). Late enough after the day, it is noted as compared when it is finished."""
+    began = parts.clock.now()
     start = datetime.combine(day, time.min, tzinfo=UTC)
     end = start + timedelta(days=1)
     listed = _Listed()
@@ -245,6 +248,9 @@ def differences_of_day(parts: Parts, day: date) -> Iterator[Difference]:
         listed.add(str(row.payment_id) for row in theirs)
         yield from _compare_rows(parts, theirs)
     yield from _missing_there(parts, start, end, listed)
+    if began >= end + timedelta(days=DAYS_COMPARED_AGAIN - 1):
+        with parts.transaction() as session:
+            queries.note_compared(session, day, began)
 
 
 class _Listed:

@@ -374,10 +374,9 @@ class Play:
         if today <= self._days_compared or not self._compares_days:
             return
         self._days_compared = today
-        recent = {row.created_at.date() for row in self.simulator.world.transactions[-8:]}
-        days = [day for back in (1, 2, 3) if (day := today - back * DAY) in recent]
-        if days:
-            names = [day.isoformat() for day in days]
+        moved = {row.created_at.date() for row in self.simulator.world.transactions}
+        names = [day.isoformat() for day in dispatch.days_to_compare(self.parts) if day in moved]
+        if names:
             self._begin(scheduler, "compare days", lambda: self._do_each(scheduler, dispatch.DAY, names))
 
     def _begin(self, process: Process, label: str, work: Callable[[], object]) -> None:

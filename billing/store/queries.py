@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any, cast
 
 from sqlalchemy import (
@@ -37,6 +37,7 @@ from billing.store.models import (
     Capture,
     ChargeAttempt,
     ChargingStop,
+    ComparedDay,
     Invoice,
     PaymentSession,
     PaymentToken,
@@ -498,6 +499,21 @@ def take_tick(session: Session, job: str, slot: datetime) -> bool:
 
 def forget_ticks(session: Session, before: datetime) -> None:
     session.execute(text("DELETE FROM ticks WHERE slot < :before"), {"before": before})
+
+
+def days_to_compare(session: Session, since: datetime, now: datetime) -> list[date]:
+    """Days (UTC) that are over and not noted as compared, from `since` or the first plan on; the latest first."""
+    query = text(
+        "SELECT each.day::date FROM generate_series("
+        " (SELECT greatest(min(created_at), :since) AT TIME ZONE 'UTC' FROM plans)::date,"
+        " (:now AT TIME ZONE 'UTC')::date - 1, interval '1 day') AS each(day)"
+        " WHERE NOT EXISTS (SELECT FROM compared_days c WHERE c.day = each.day::date) ORDER BY 1 DESC"
+    )
+    return list(session.scalars(query, {"since": since, "now": now}))
+
+
+def note_compared(session: Session, day: date, at: datetime) -> None:
+    session.execute(insert(ComparedDay).values(day=day, compared_at=at).on_conflict_do_nothing())
 
 
 # ------------------------------------------------------------------------------------------------- the rest

@@ -504,6 +504,11 @@ SCENARIOS: Mapping[str, Scenario] = {
         compare_the_day,
         ("reconciling._settle_from_list#1",),
     ),
+    "a_day_is_done": Scenario(
+        partial(ana_was_charged, outcomes=[], hours=24 * 4),
+        compare_the_day,
+        ("reconciling.differences_of_day#1",),
+    ),
     # Tokens
     "token_is_verified": Scenario(
         her_token_was_imported,

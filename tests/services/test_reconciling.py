@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import date
 
 import pytest
 from sqlalchemy import text
 
 from billing.domain.gateway import TransactionRow
-from billing.services import reconciling
+from billing.services import dispatch, reconciling
 from tests.world import START, World
 
 TODAY = date(2026, 1, 31)
@@ -56,6 +56,42 @@ def test_money_collected_after_a_failure_is_found_in_the_list(world: World) -> N
 
     assert ana.outcomes == ["succeeded", "canceled"]
     assert world.collected() == [50_000]
+
+
+def test_money_that_came_during_a_long_outage_is_found_by_itself(world: World) -> None:
+    """Two weeks down: Xendit gave the webhook up long ago, and the day is no longer among the last."""
+    ana = world.subscribe_save()
+    ana.script("NO_WEBHOOK:LATE_CAPTURE:INSUFFICIENT_BALANCE:3600")
+    world.run()
+    world.advance(days=14)
+    world.deliver_webhooks(lose=["payment.capture", "payment.failure"])
+    assert ana.outcomes == ["failed", "scheduled"]
+
+    dispatch.hand_out_days(world.parts, world.send)
+
+    assert ana.outcomes == ["succeeded", "canceled"]
+    assert world.collected() == [50_000]
+
+
+def test_a_day_is_compared_until_somebody_has_done_it_late_enough(world: World) -> None:
+    world.subscribe_save()
+    world.run()
+    world.deliver_webhooks()
+    world.advance(days=1)
+    asked: list[date] = []
+
+    def nobody_works(_kind: str, days: Sequence[str]) -> None:
+        asked.extend(date.fromisoformat(day) for day in days)
+
+    for _ in range(5):  # the messages of five days are lost
+        dispatch.hand_out_days(world.parts, nobody_works)
+        world.advance(days=1)
+    assert asked.count(TODAY) == 5
+
+    dispatch.hand_out_days(world.parts, world.send)
+
+    left = dispatch.days_to_compare(world.parts)
+    assert left == [date(2026, 2, 5), date(2026, 2, 4)], "Xendit may list a payment late: those come again"
 
 
 def test_what_we_count_and_xendit_does_not_is_listed(world: World) -> None:

@@ -185,7 +185,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
     from billing.services import webhooks
 
     patch.setattr(webhooks, "_apply", lambda *_: (True, None))
-    patch.setattr(dispatch, "DAYS_COMPARED_AGAIN", 0)
+    patch.setattr(dispatch, "days_to_compare", lambda _parts: [])
 
 
 @plant(

@@ -12,7 +12,7 @@ import redis
 from dramatiq.brokers.redis import RedisBroker
 
 from billing.errors import ServiceUnavailable
-from billing.services import dispatch
+from billing.services import dispatch, reconciling
 from billing.settings import load_settings
 from billing.store.clock import real_now
 from tests.workers.conftest import Site
@@ -69,7 +69,7 @@ def test_days_without_workers_do_not_fill_the_queue(
 
     grown = waiting(queues)
     assert grown["charges"] == first["charges"], "the same rows again are of no use"
-    assert grown["upkeep"] <= first["upkeep"] + DAYS * dispatch.DAYS_COMPARED_AGAIN
+    assert grown["upkeep"] <= first["upkeep"] + DAYS * reconciling.DAYS_COMPARED_AGAIN
 
 
 def test_what_nobody_is_told_of_is_not_leased(
