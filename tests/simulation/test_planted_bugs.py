@@ -160,26 +160,6 @@ def _(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(refunding, "give_back", lambda *_: None)
 
 
-@plant(
-    "a refund whose answer was lost is asked for again",
-    drawn=AFTER_THE_RETRY,
-    says="collected and kept",
-    late_capture=0.4,
-    lost_after=0.4,
-)
-def _(patch: pytest.MonkeyPatch) -> None:
-    send = refunding._send
-
-    def send_again(parts: Parts, refund_id: str) -> None:
-        send(parts, refund_id)
-        with parts.transaction() as session:
-            refund = session.get_one(refunding.Refund, refund_id, with_for_update=True)
-            if refunding._nobody_knows(refund):
-                refund.status = "requested"
-
-    patch.setattr(refunding, "_send", send_again)
-
-
 @plant("a webhook that is stored counts as applied", first=11, late_capture=0.2)
 def _(patch: pytest.MonkeyPatch) -> None:
     from billing.services import webhooks
