@@ -28,7 +28,7 @@ from billing.services.parts import Parts, Send
 from billing.settings import load_settings
 from billing.store import queries
 from billing.store.clock import real_now
-from billing.store.engine import database_errors_in_one_line, is_databases_trouble
+from billing.store.trouble import database_errors_in_one_line, is_databases_trouble
 
 LOOP_SECONDS = 0.2
 LONGEST_PAUSE_SECONDS = 15  # between tries while the database or Redis is away
