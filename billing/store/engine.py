@@ -164,7 +164,9 @@ def _create(url: str, ways: _Ways, limits: Mapping[str, Any]) -> Engine:
 
 def _connect_arguments(address: URL) -> dict[str, Any]:
     """What the URL says itself goes first."""
-    ours = {"connect_timeout": CONNECT_SECONDS, "application_name": "billing", **NOTICE_A_DEAD_SERVER}
+    ours: dict[str, Any] = {"connect_timeout": CONNECT_SECONDS, "application_name": "billing", **NOTICE_A_DEAD_SERVER}
+    if not isinstance(hosts := address.query.get("host", ""), str) or "," in hosts:
+        ours["target_session_attrs"] = "read-write"  # of several hosts the one that is the primary now
     return {name: value for name, value in ours.items() if name not in address.query} | {"client_encoding": "utf8"}
 
 

@@ -27,7 +27,7 @@ SETTINGS = {"wal_level": "replica", "max_wal_senders": "4", "synchronous_commit"
 
 @dataclass
 class Pair:
-    """`url` follows the address; `both` names the two, of which libpq takes the one that can be written."""
+    """`url` follows the address; `both` names the two, of which the one that can be written is taken."""
 
     url: str
     both: str
@@ -68,7 +68,7 @@ def primary_and_standby(folder: Path) -> Iterator[Pair]:
         address = folder / "primary"
         address.symlink_to(_folder(old))
         user = "postgresql+psycopg://postgres@/postgres"
-        both = f"{user}?host={_folder(old)}:5432&host={_folder(new)}:5432&target_session_attrs=read-write"
+        both = f"{user}?host={_folder(old)}:5432&host={_folder(new)}:5432"
         yield Pair(f"{user}?host={quote(str(address), safe='/')}", both, address, old, new, old_server)
 
 
