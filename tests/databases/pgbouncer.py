@@ -12,26 +12,21 @@ from pathlib import Path
 from urllib.parse import quote
 
 import psycopg
-import pytest
 from sqlalchemy.engine import make_url
 
 PORT = 6432  # only names the socket file
 LONGEST_START_SECONDS = 15
 
 
-def find_pgbouncer() -> str:
-    """Its program; skips the test where there is none, and fails it in continuous integration."""
-    program = shutil.which("pgbouncer") or shutil.which("/usr/sbin/pgbouncer")
-    if program is None:
-        refuse = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
-        refuse("no pgbouncer here; apt-get install pgbouncer")
-    return program
+def find_pgbouncer() -> str | None:
+    return shutil.which("pgbouncer") or shutil.which("/usr/sbin/pgbouncer")
 
 
 @contextmanager
 def pgbouncer(database_url: str, folder: Path, **settings: str) -> Iterator[str]:
     """The URL of the same database behind a PgBouncer that gives each transaction any of six connections."""
     program = find_pgbouncer()
+    assert program is not None, "no pgbouncer here; apt-get install pgbouncer"
     behind = make_url(database_url)
     host, password = behind.host or behind.query.get("host"), behind.password
     server = f"host={host} port={behind.port or 5432} user={behind.username or 'postgres'}"
@@ -42,6 +37,7 @@ def pgbouncer(database_url: str, folder: Path, **settings: str) -> Iterator[str]
         "pool_mode": "transaction",
         "default_pool_size": "6",
         "max_client_conn": "500",
+        "server_login_retry": "1",
         **settings,
     }
     lines = ["[databases]", f"* = {server} {f'password={password}' if password else ''}", "[pgbouncer]"]
@@ -68,7 +64,7 @@ def _wait_for(url: str, running: subprocess.Popen[bytes], folder: Path) -> None:
             return
         except psycopg.Error:
             if running.poll() is not None or time.monotonic() > give_up:
-                pytest.fail(f"PgBouncer did not start: {(folder / 'pgbouncer.log').read_text()[-500:]}")
+                raise AssertionError(f"PgBouncer: {(folder / 'pgbouncer.log').read_text()[-500:]}") from None
             time.sleep(0.05)
 
 

@@ -40,6 +40,7 @@ def test_three_months_are_billed_by_sixteen_threads_on_six_connections(pooled_wo
         assert set(session.scalars(select(ChargeAttempt.status))) == {"succeeded"}
 
 
+@pytest.mark.usefixtures("_pgbouncer")
 def test_each_transaction_has_our_ways_whoever_had_the_connection_before(database_url: str, short_folder: Path) -> None:
     with pgbouncer(database_url, short_folder, default_pool_size="1") as url:
         neighbour = make_engine(url, pool_size=1)
@@ -88,6 +89,7 @@ def test_a_pooler_that_was_not_recognised_is_found_out_by_its_first_error(databa
     world_of_errors.dispose()
 
 
+@pytest.mark.usefixtures("_pgbouncer")
 def test_the_schema_is_made_through_it_and_by_one_at_a_time(empty_database_url: str, short_folder: Path) -> None:
     with pgbouncer(empty_database_url, short_folder, default_pool_size="4") as url:
         assert upgrade(url) == newest()
