@@ -41,6 +41,7 @@ NOTICE_A_DEAD_SERVER = {
 LONGEST_IDLE_SECONDS = 20  # of a transaction that waits for its client, however busy the machine is
 LONGEST_STATEMENT_SECONDS = 15 * 60  # a report over millions of rows; everything else takes milliseconds
 UTF8 = "UTF8"
+VERSION_17 = 170_000
 
 # Of psycopg, not of libpq: out of a URL they would come as text, and change what this software relies on.
 _NOT_IN_A_URL = ("autocommit", "context", "row_factory", "cursor_factory")
@@ -56,27 +57,24 @@ _IS_READ_ONLY = f"""
 # What psycopg reads dates with. A pooler restores these two for each of its clients.
 _LOOK = f"""
     SELECT pg_backend_pid(), current_setting('server_encoding'), {_IS_READ_ONLY}, {_READ_ONLY_BY_ROLE},
+        current_setting('synchronous_commit') = 'off' AND (
+            SELECT source IN ('user', 'database', 'database user') FROM pg_settings WHERE name = 'synchronous_commit'),
         set_config('TimeZone', 'UTC', false), set_config('DateStyle', 'ISO, MDY', false)
-"""
+"""  # noqa: S608
 _ASK_WHETHER_READ_ONLY = f"SELECT {_IS_READ_ONLY}"
-# A machine that is cut off in the middle of a transaction holds its locks until TCP gives up, which takes hours; one
-# of them may be the quota's. Ours last milliseconds. A commit that returns before it is on disk may be forgotten: the
-# attempt with it, whose charge is under way; a server that is set up like that as a whole is somebody's decision.
-_PIN = """
-    SELECT set_config('idle_in_transaction_session_timeout', %(idle)s, %(here)s),
-        set_config('statement_timeout', %(statement)s, %(here)s),
-        set_config('lock_timeout', %(lock)s, %(here)s),
-        CASE WHEN current_setting('transaction_timeout', true) IS NOT NULL
-            THEN set_config('transaction_timeout', '0', %(here)s) END,
-        set_config('IntervalStyle', 'postgres', %(here)s),
-        set_config('extra_float_digits', '1', %(here)s),
-        CASE WHEN current_setting('synchronous_commit') = 'off' AND (
-            SELECT source IN ('user', 'database', 'database user') FROM pg_settings WHERE name = 'synchronous_commit')
-            THEN set_config('synchronous_commit', 'on', %(here)s) END
-"""
-
-
-_PINS = {"idle": f"{LONGEST_IDLE_SECONDS}s", "statement": f"{LONGEST_STATEMENT_SECONDS}s", "lock": "0"}
+# The other defaults that matter. A machine that is cut off in the middle of a transaction holds its locks until TCP
+# gives up, which takes hours; one of them may be the quota's. Ours last milliseconds.
+_PINS = {
+    "idle_in_transaction_session_timeout": f"{LONGEST_IDLE_SECONDS}s",
+    "statement_timeout": f"{LONGEST_STATEMENT_SECONDS}s",
+    "lock_timeout": "0",
+    "IntervalStyle": "postgres",
+    "extra_float_digits": "1",
+}
+# Of an attempt whose charge is under way, a commit that returns before it is on disk may forget everything. A server
+# that is set up like that as a whole is somebody's decision; a role's or a database's default is not.
+_PIN_DURABLE = {"synchronous_commit": "on"}
+_PIN_SINCE_17 = {"transaction_timeout": "0"}
 
 
 def make_engine(url: str, *, pool_size: int = 16) -> Engine:
@@ -90,7 +88,8 @@ def make_engine(url: str, *, pool_size: int = 16) -> Engine:
 
 def make_engine_for_migrations(url: str, *, lock_timeout: str) -> Engine:
     """A connection at a time; statements may take as long as they take, and none is worth preparing."""
-    pins = {"idle": "0", "statement": "0", "lock": lock_timeout}
+    unlimited = {"idle_in_transaction_session_timeout": "0", "statement_timeout": "0", "lock_timeout": lock_timeout}
+    pins = _PINS | unlimited
     return _create(url, _Ways(prepares=False, pins=pins), {"poolclass": pool.NullPool})
 
 
@@ -178,17 +177,21 @@ def _set_up_connections(engine: Engine, ways: _Ways) -> None:
     def set_up(connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
         with _one_statement(connection) as cursor:
             cursor.execute(_LOOK)
-            server_process, encoding, read_only, read_only_by_role = cursor.fetchone()[:4]
+            server_process, encoding, read_only, read_only_by_role, forgetful = cursor.fetchone()[:5]
             pooled = ways.pooled or server_process != connection.info.backend_pid
+            pins = dict(ways.pins) | (_PIN_DURABLE if forgetful else {})
+            if connection.info.server_version >= VERSION_17:
+                pins |= _PIN_SINCE_17
             if not pooled:
-                cursor.execute(_PIN, {**ways.pins, "here": False})
+                cursor.execute(_pin(pins, of_transaction=False))
         if encoding != UTF8:
             connection.close()
             raise InvalidSetting(
                 f"BILLING_DATABASE_URL: the database's encoding is {encoding}, and names need {UTF8}; make another one,"
                 f" for example with createdb --encoding={UTF8} --template=template0 billing"
             )
-        record.info.update(pooled=pooled, read_only=read_only)
+        record.info["read_only"] = read_only
+        record.info["each_time"] = _pin(pins, of_transaction=True) if pooled else ""
         # There are some two hundred statements in this software, and psycopg keeps a hundred prepared ones.
         connection.prepared_max = PREPARED_STATEMENTS
         if ways.threshold is not None:
@@ -201,8 +204,15 @@ def _set_up_connections(engine: Engine, ways: _Ways) -> None:
     @event.listens_for(engine, "begin")
     def set_up_again(connection: Connection) -> None:
         opened = connection.connection
-        if opened.info.get("pooled") and not opened.dbapi_connection.autocommit:  # type: ignore[union-attr]
-            connection.exec_driver_sql(_PIN, {**ways.pins, "here": True})
+        each_time = opened.info["each_time"]
+        if each_time and not opened.dbapi_connection.autocommit:  # type: ignore[union-attr]
+            connection.exec_driver_sql(each_time)
+
+
+def _pin(pins: Mapping[str, str], *, of_transaction: bool) -> str:
+    """One statement: several at once cannot be prepared, where somebody wants that."""
+    settings = (f"set_config('{name}', '{value}', {of_transaction})" for name, value in pins.items())
+    return f"SELECT {', '.join(settings)}"
 
 
 @contextmanager
