@@ -89,8 +89,7 @@ def make_engine(url: str, *, pool_size: int = 16) -> Engine:
 def make_engine_for_migrations(url: str, *, lock_timeout: str) -> Engine:
     """A connection at a time; statements may take as long as they take, and none is worth preparing."""
     unlimited = {"idle_in_transaction_session_timeout": "0", "statement_timeout": "0", "lock_timeout": lock_timeout}
-    pins = _PINS | unlimited
-    return _create(url, _Ways(prepares=False, pins=pins), {"poolclass": pool.NullPool})
+    return _create(url, _Ways(prepares=False, pins=_PINS | unlimited), {"poolclass": pool.NullPool})
 
 
 def make_sessions(engine: Engine) -> Sessions:
@@ -175,11 +174,11 @@ def _connect_arguments(address: URL) -> dict[str, Any]:
 def _set_up_connections(engine: Engine, ways: _Ways) -> None:
     @event.listens_for(engine, "connect")
     def set_up(connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
-        with _one_statement(connection) as cursor:
+        with _outside_a_transaction(connection) as cursor:
             cursor.execute(_LOOK)
             server_process, encoding, read_only, read_only_by_role, forgetful = cursor.fetchone()[:5]
             pooled = ways.pooled or server_process != connection.info.backend_pid
-            pins = dict(ways.pins) | (_PIN_DURABLE if forgetful else {})
+            pins = {**ways.pins, **(_PIN_DURABLE if forgetful else {})}
             if connection.info.server_version >= VERSION_17:
                 pins |= _PIN_SINCE_17
             if not pooled:
@@ -216,12 +215,16 @@ def _pin(pins: Mapping[str, str], *, of_transaction: bool) -> str:
 
 
 @contextmanager
-def _one_statement(connection: DBAPIConnection) -> Iterator[Any]:
-    """Outside a transaction; the connection is then as it was."""
-    connection.autocommit = True
-    with closing(connection.cursor()) as cursor:
-        yield cursor
-    connection.autocommit = False
+def _outside_a_transaction(connection: DBAPIConnection) -> Iterator[Any]:
+    """A cursor; the connection is then as it was. One with which that fails is of no more use."""
+    try:
+        connection.autocommit = True
+        with closing(connection.cursor()) as cursor:
+            yield cursor
+        connection.autocommit = False
+    except BaseException:
+        connection.close()
+        raise
 
 
 def _leave_what_failed_over(engine: Engine, ways: _Ways) -> None:
@@ -254,7 +257,7 @@ def _ping_after_idling(engine: Engine) -> None:
         if time.monotonic() - rests_since < RESTED_SECONDS:
             return
         try:
-            with _one_statement(connection) as cursor:
+            with _outside_a_transaction(connection) as cursor:
                 cursor.execute(_ASK_WHETHER_READ_ONLY)
                 takes_writes = cursor.fetchone() == (False,)
         except Exception:  # noqa: BLE001 - the driver's errors: whatever it was, a new connection is better

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -12,6 +14,7 @@ from sqlalchemy import make_url, text
 from billing.services import dispatch
 from billing.store.engine import make_engine
 from tests.cli.terminal import Terminal
+from tests.databases.pgbouncer import pgbouncer
 from tests.world import World, copy_subscription
 from workers import scheduler
 
@@ -71,6 +74,21 @@ def test_a_roles_defaults_change_no_transaction_of_ours(odd_url: str) -> None:
     engine.dispose()
 
     assert found == OURS
+
+
+@pytest.mark.usefixtures("_pgbouncer")
+def test_nor_behind_a_pooler_whichever_connection_it_gives_us(odd_url: str, short_folder: Path) -> None:
+    found = []
+    with pgbouncer(odd_url, short_folder) as url:
+        engine = make_engine(url, pool_size=6)
+        for _ in range(2):
+            with ExitStack() as open_at_once:
+                for connection in [open_at_once.enter_context(engine.connect()) for _ in range(6)]:
+                    query = text("SELECT name, current_setting(name) FROM unnest(CAST(:names AS text[])) AS name")
+                    found.append({row[0]: row[1] for row in connection.execute(query, {"names": list(OURS)})})
+        engine.dispose()
+
+    assert found == [OURS] * 12
 
 
 def test_forty_due_are_billed_by_two_schedulers_at_once_whatever_the_role_prefers(odd_url: str) -> None:
