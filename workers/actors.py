@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import dramatiq
 import structlog
 from dramatiq.brokers.redis import RedisBroker
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from billing.app import units, work_on_and_log
 from billing.errors import ServiceUnavailable
@@ -93,6 +93,11 @@ class _ToWorkers:
 def _redis_errors_in_one_line() -> Iterator[None]:
     try:
         yield
+    except ResponseError as error:
+        raise ServiceUnavailable(
+            f"Redis takes no writes ({error.__class__.__name__}): it is a replica, or full; BILLING_REDIS_URL has to"
+            " lead to the primary. Nothing is lost: the work goes on when it does"
+        ) from None
     except (RedisError, dramatiq.errors.BrokerConnectionError) as error:
         raise ServiceUnavailable(
             f"Redis does not answer ({error.__class__.__name__}); check BILLING_REDIS_URL. Nothing is lost:"

@@ -16,8 +16,6 @@ from datetime import datetime
 from types import FrameType
 
 import structlog
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from billing.app import App, InProcess, build, find_sender
 from billing.domain.schedule import last_tick
@@ -28,7 +26,8 @@ from billing.services.parts import Parts, Send
 from billing.settings import load_settings
 from billing.store import queries
 from billing.store.clock import real_now
-from billing.store.engine import database_errors_in_one_line, is_databases_trouble
+from billing.store.engine import refuse_unusable
+from billing.store.trouble import database_errors_in_one_line, is_databases_trouble
 
 LOOP_SECONDS = 0.2
 LONGEST_PAUSE_SECONDS = 15  # between tries while the database or Redis is away
@@ -89,6 +88,7 @@ def main() -> int:
     try:
         settings = load_settings("database_url", "xendit_secret_key")
         app = build(settings)
+        refuse_unusable(app.engine)
         send = find_sender(settings)
     except BillingError as error:
         print(f"billing: {error}", file=sys.stderr)  # noqa: T201 - before any log is set up
@@ -130,7 +130,7 @@ def _loop(app: App, send: Send, stop: threading.Event) -> None:
                 lifted = lifted or lift_stop_of_another_key(app.parts)
                 run_due_jobs(app.parts, send, done)
             pause = LOOP_SECONDS
-        except (BillingError, DBAPIError, PoolTimeout) as error:
+        except BillingError as error:
             # The database or Redis is away: what is due stays due. Ask again, less and less often.
             pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
             log.error("scheduler.waiting", error=_one_line(error), again_in_seconds=pause)

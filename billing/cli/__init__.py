@@ -44,7 +44,7 @@ from billing.cli import (
 )
 from billing.cli.opening import debugging
 from billing.errors import BillingError
-from billing.store.engine import database_errors_in_one_line, first_line
+from billing.store.trouble import database_errors_in_one_line, first_line
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 

@@ -18,6 +18,7 @@ from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from types import MappingProxyType
 
 import structlog
@@ -56,8 +57,8 @@ from billing.services.tokens import hold_while_unknown, verify_for_charge, waits
 from billing.store import charge_path, queries
 from billing.store.charge_path import Paid, ToBegin, TokenWithDeclines
 from billing.store.clock import real_now, uptime
-from billing.store.engine import raise_if_databases_trouble
 from billing.store.models import new_id
+from billing.store.trouble import raise_if_databases_trouble, repeat_conflicts
 
 CHANNEL_LIMIT_WAIT = timedelta(minutes=5)
 NOT_SENT_WAIT = timedelta(minutes=1)
@@ -278,7 +279,7 @@ def _settle_answers(parts: Parts, answered: Sequence[tuple[Begun, ChargeReport |
     for begun, answer in answered:
         try:
             if begun.attempt_id not in paid:
-                _settle_one(parts, begun, answer)
+                repeat_conflicts(partial(_settle_one, parts, begun, answer))
             _note_channel(parts, begun.request.channel_code, answer)
         except Exception as error:  # noqa: BLE001 - handed on, after the others had their turn
             broken.append(error)

@@ -19,8 +19,8 @@ from billing.services.retrying import close_overdue_invoice
 from billing.services.subscriptions import ALL_BILLED, PERIOD_OVER, end_if_over, lock_subscription
 from billing.store import queries
 from billing.store.clock import uptime
-from billing.store.engine import raise_if_databases_trouble
 from billing.store.models import Invoice
+from billing.store.trouble import raise_if_databases_trouble
 
 AT_ONCE = 500
 

@@ -32,9 +32,9 @@ from billing.services.planning import DECLINES, FORECAST, SPENDING_CAP
 from billing.services.steering import ABORTED, ASKED, DAILY, PAUSED, RUNNING, STOPPED, waits_for
 from billing.store import queries, run_queries
 from billing.store.clock import real_now
-from billing.store.engine import raise_if_databases_trouble
 from billing.store.models import BillingRun, ChargeAttempt, Customer, Subscription
 from billing.store.run_queries import Standing
+from billing.store.trouble import raise_if_databases_trouble
 
 __all__ = [
     "RUNNING",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import structlog
@@ -19,7 +20,7 @@ from billing.domain.gateway import ChargeReport, ChargeStatus, GatewayEvent
 from billing.services import webhooks
 from billing.services.parts import Parts
 from billing.store.charge_path import Confirmation
-from billing.store.engine import is_databases_trouble
+from billing.store.trouble import is_databases_trouble, repeat_conflicts
 
 MOST_AT_ONCE = 200
 # Until then the answer to our own call is expected to be settled; a few times what that takes.
@@ -100,7 +101,7 @@ class Inbox:
 
     def _store_all(self, batch: Sequence[_Delivery]) -> Sequence[str | SQLAlchemyError | None]:
         try:
-            return self._store(batch)
+            return repeat_conflicts(partial(self._store, batch))
         except DBAPIError as error:
             if len(batch) == 1 or is_databases_trouble(error):
                 return [error] * len(batch)

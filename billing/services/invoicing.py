@@ -35,9 +35,9 @@ from billing.services.subscriptions import (
 )
 from billing.store import opening, queries
 from billing.store.clock import uptime
-from billing.store.engine import raise_if_databases_trouble
 from billing.store.models import Plan, Subscription, new_id
 from billing.store.opening import Move, NewInvoice
+from billing.store.trouble import raise_if_databases_trouble
 
 BATCH = 500
 CATCH_UP_LIMIT = 12  # periods of one subscription and run; more than that is a person's decision

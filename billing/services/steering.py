@@ -26,8 +26,8 @@ from billing.services.subscriptions import calendar_of, lock_subscription, resum
 from billing.services.views import Json
 from billing.store import queries, run_queries
 from billing.store.clock import real_now
-from billing.store.engine import raise_if_databases_trouble
 from billing.store.models import BillingRun, ChargeAttempt, Fact, Invoice, Plan, Subscription
+from billing.store.trouble import raise_if_databases_trouble
 
 RUNNING, PAUSED, STOPPED, ABORTED = "running", "paused", "stopped", "aborted"
 ASKED, DAILY = "asked", "daily"

@@ -49,8 +49,8 @@ from billing.services.invoices import (
     withdraw_all,
 )
 from billing.services.parts import tell
-from billing.store.engine import raise_if_databases_trouble
 from billing.store.models import ChargeAttempt, Invoice, PaymentSession, Plan, SkippedPeriod, Subscription
+from billing.store.trouble import raise_if_databases_trouble
 
 CONTRACT_YEARS = 5
 

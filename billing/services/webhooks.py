@@ -32,7 +32,6 @@ from billing.services.settling import settle_attempt
 from billing.services.tokens import apply_token
 from billing.store import charge_path
 from billing.store.charge_path import Confirmation
-from billing.store.engine import is_databases_trouble
 from billing.store.models import (
     Capture,
     ChargeAttempt,
@@ -42,6 +41,7 @@ from billing.store.models import (
     WebhookEvent,
     new_id,
 )
+from billing.store.trouble import is_databases_trouble
 
 ReadEvent = Callable[[Mapping[str, Any]], GatewayEvent]
 """Xendit's payload in our words (billing/xendit/webhook.py), handed in by the composition root."""

@@ -11,10 +11,11 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, create_engine, pool, text
+from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from billing.errors import ServiceUnavailable
+from billing.store.engine import make_engine_for_migrations
 
 FOLDER = Path(__file__).resolve().parents[2] / "migrations"
 
@@ -38,9 +39,12 @@ def downgrade(url: str, revision: str) -> str:
 
 def current(url: str) -> str | None:
     """The revision a database is at; None when it was never migrated."""
-    engine = create_engine(url, poolclass=pool.NullPool, connect_args={"connect_timeout": 5})
-    with engine.connect() as connection:
+    with make_engine(url).connect() as connection:
         return MigrationContext.configure(connection).get_current_revision()
+
+
+def make_engine(url: str) -> Engine:
+    return make_engine_for_migrations(url, lock_timeout=LOCK_TIMEOUT)
 
 
 def newest() -> str:
@@ -55,10 +59,9 @@ def _config() -> Config:
 
 
 def _run(url: str, action: object, revision: str) -> None:
-    engine = create_engine(url, poolclass=pool.NullPool, connect_args={"connect_timeout": 5})
+    engine = make_engine(url)
     config = _config()
-    with engine.connect() as connection, _lock_errors_in_one_line():
-        _wait_for_our_turn(connection)
+    with _our_turn(engine), engine.connect() as connection, _lock_errors_in_one_line():
         config.attributes["connection"] = connection
         assert callable(action)  # noqa: S101 - alembic's commands
         _drop_half_built_indexes(connection)
@@ -66,13 +69,21 @@ def _run(url: str, action: object, revision: str) -> None:
         connection.commit()
 
 
-def _wait_for_our_turn(connection: Connection) -> None:
-    """Asked again and again rather than waited for: a statement that waits holds a snapshot, and CREATE INDEX
-    CONCURRENTLY of whoever has the lock would wait for that one to end, in a circle."""
-    while not connection.scalar(text("SELECT pg_try_advisory_lock(hashtext('billing.migrate'))")):
-        connection.rollback()
-        time.sleep(ASK_AGAIN_SECONDS)
-    connection.commit()
+@contextmanager
+def _our_turn(engine: Engine) -> Iterator[None]:
+    """One at a time. The lock is held by a transaction of its own that does nothing else: a pooler leaves it its
+    connection for as long as it is open, and between two transactions would not.
+
+    Asked again and again rather than waited for: a statement that waits holds a snapshot, and CREATE INDEX
+    CONCURRENTLY of whoever has the lock would wait for that one to end, in a circle. Between statements none is held.
+    """
+    with engine.connect() as holder:
+        while not holder.scalar(text("SELECT pg_try_advisory_xact_lock(hashtext('billing.migrate'))")):
+            holder.rollback()
+            time.sleep(ASK_AGAIN_SECONDS)
+        holder.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+        yield
+        holder.rollback()
 
 
 def _drop_half_built_indexes(connection: Connection) -> None:

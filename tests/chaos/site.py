@@ -12,6 +12,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -34,6 +35,7 @@ from billing.store.clock import real_now, set_test_clock
 from billing.store.engine import make_engine
 from billing.store.migrate import upgrade
 from tests.chaos.proxy import Proxy, proxy_to
+from tests.databases.pgbouncer import find_pgbouncer, pgbouncer
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_SECONDS = 2
@@ -202,7 +204,7 @@ def set_up(start: datetime, folder: Path) -> Iterator[Site]:
         memory = stack.enter_context(embedded.valkey()).url
         web_port, simulator_port = free_port(), free_port()
         proxy = stack.enter_context(proxy_to(simulator_port))
-        environment = _environment(database, memory, web_port, proxy.port)
+        environment = _environment(_behind_a_pooler(database, stack), memory, web_port, proxy.port)
         upgrade(database)
         engine = make_engine(database, pool_size=2)
         stack.callback(engine.dispose)
@@ -229,6 +231,15 @@ def set_up(start: datetime, folder: Path) -> Iterator[Site]:
             site.start(name)
         wait_until(lambda: answers(web_port, "/readyz"), "web", site.crew)
         yield site
+
+
+def _behind_a_pooler(database: str, stack: ExitStack) -> str:
+    """The processes' way to PostgreSQL leads through PgBouncer in transaction mode, where there is one."""
+    if find_pgbouncer() is None:
+        return database
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="billing-", dir="/tmp")))
+    folder.chmod(0o755)
+    return stack.enter_context(pgbouncer(database, folder))
 
 
 def _environment(database: str, memory: str, web_port: int, gateway_port: int) -> dict[str, str]:

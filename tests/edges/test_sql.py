@@ -23,6 +23,8 @@ REVIEWED = {
     ("billing/services/doctor.py", "_ids"): "check.bad is one of the queries in services/invariants.py",
     ("billing/store/models.py", "module"): "statuses, from ids and enums of billing/domain",
     ("billing/store/migrate.py", "_drop_half_built_indexes"): "names quoted by the server, from its own catalogue",
+    ("billing/store/engine.py", "_pin"): "settings, from the constants above it",
+    ("billing/store/engine.py", "set_up_again"): "as above",
     ("billing/simulation/guards.py", "install"): "names of triggers, from the list above it",
     ("billing/simulation/oracle.py", "_any"): "a query written out in MAY_WAIT below it",
     ("billing/simulation/oracle.py", "_just_now"): "as above",
