@@ -38,6 +38,13 @@ class App:
     engine: Engine
     parts: Parts
 
+    def ready(self) -> App:
+        """For whoever talks to Xendit: before any work is taken up, all is there that a request needs of this machine
+        (proxies, certificates). Raises InvalidSetting."""
+        if isinstance(self.parts.gateway, XenditGateway):
+            self.parts.gateway.ready()
+        return self
+
     def close(self) -> None:
         if self.parts.callers is not None:
             self.parts.callers.shutdown(wait=True)

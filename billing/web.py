@@ -66,7 +66,10 @@ def create_app() -> Starlette:
     """Reads the settings. A malformed or missing one: one line on stderr, exit status 2."""
     try:
         settings = load_settings("database_url", "xendit_callback_token")
-        return make_web(build(settings), settings, find_sender(settings))
+        app = build(settings)
+        if settings.secret_key:  # pages and events ask Xendit
+            app.ready()
+        return make_web(app, settings, find_sender(settings))
     except BillingError as error:
         print(f"billing: {error}", file=sys.stderr)  # noqa: T201 - before uvicorn has a log
         raise SystemExit(error.exit_status) from None

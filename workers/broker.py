@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
+from typing import TypeVar
 
 import dramatiq
 import structlog
@@ -21,6 +22,8 @@ from billing.services.key import lift_stop_of_another_key
 from billing.settings import Settings, load_settings
 from billing.store import queries
 from billing.store.clock import real_now
+
+Loaded = TypeVar("Loaded")
 
 NAMESPACE = "billing"
 # Of a message, in milliseconds. What it names is handed out again when its lease ends, so an older one tells nothing
@@ -91,7 +94,7 @@ def backlog(redis_broker: RedisBroker, queue: str) -> Backlog:
     return Backlog(messages, real_now() - sent_at)
 
 
-def or_exit(load: Callable[[], Settings]) -> Settings:
+def or_exit(load: Callable[[], Loaded]) -> Loaded:
     """A bad or missing setting stops the process with one line, exit status 2."""
     try:
         return load()
@@ -118,6 +121,6 @@ def max_in_flight() -> int:
 @cache
 def app() -> App:
     """One engine and one gateway a process. A worker builds it when it starts; a mere sender never does."""
-    built = build(or_exit(lambda: load_settings("database_url", "redis_url", "xendit_secret_key")))
+    built = or_exit(lambda: build(load_settings("database_url", "redis_url", "xendit_secret_key")).ready())
     lift_stop_of_another_key(built.parts)
     return built

@@ -88,7 +88,7 @@ def _one_line(error: Exception) -> str:
 def main() -> int:
     try:
         settings = load_settings("database_url", "xendit_secret_key")
-        app = build(settings)
+        app = build(settings).ready()
         send = find_sender(settings)
     except BillingError as error:
         print(f"billing: {error}", file=sys.stderr)  # noqa: T201 - before any log is set up
