@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import dramatiq
 import structlog
 from dramatiq.brokers.redis import RedisBroker
-from redis.exceptions import RedisError
+from redis.exceptions import ReadOnlyError, RedisError
 
 from billing.app import units, work_on_and_log
 from billing.errors import ServiceUnavailable
@@ -93,6 +93,11 @@ class _ToWorkers:
 def _redis_errors_in_one_line() -> Iterator[None]:
     try:
         yield
+    except ReadOnlyError:
+        raise ServiceUnavailable(
+            "Redis takes no writes: BILLING_REDIS_URL names a replica, or a server that has become one. Nothing is"
+            " lost: the work goes on when it is the primary again"
+        ) from None
     except (RedisError, dramatiq.errors.BrokerConnectionError) as error:
         raise ServiceUnavailable(
             f"Redis does not answer ({error.__class__.__name__}); check BILLING_REDIS_URL. Nothing is lost:"

@@ -50,7 +50,7 @@ from billing.services import breaker, guards, parking, reconciling, retrying
 from billing.services.breaker import Trouble
 from billing.services.invoices import close_if_ended, hold_invoice, move_attempt, withdraw
 from billing.services.invoicing import in_one_line
-from billing.services.parts import Parts, Rules, tell
+from billing.services.parts import Parts, Rules, note_begun, note_unsent, tell
 from billing.services.settling import doubt_attempt, settle_attempt
 from billing.services.subscriptions import recurring_terms
 from billing.services.tokens import hold_while_unknown, verify_for_charge, waits_for_token
@@ -95,6 +95,7 @@ def _charge_group(parts: Parts, group: Sequence[str], asked: Collection[str] = (
     now = parts.clock.now()
     started = _begin_group(parts, group, now, asked)
     parts.quota.give_back(CHARGE_ENDPOINT, len(group) - len(started.begun))
+    note_begun([begun.attempt_id for begun in started.begun])
     # What has begun goes out first: nothing that happens to the others may keep it.
     _send_and_settle(parts, started.begun)
     for unsendable in started.unsendable:
@@ -142,9 +143,14 @@ def _hold_unreadable(parts: Parts, attempt_id: str, now: datetime, error: Except
 
 def _put_off(parts: Parts, unsendable: Unsendable, now: datetime) -> None:
     """It could not leave this machine, so it has not begun: planned as before, a little later."""
-    with parts.transaction() as session:
-        queries.postpone(session, unsendable.attempt_id, now + NOT_SENT_WAIT, error=unsendable.reason)
+    _postpone(parts, unsendable.attempt_id, now + NOT_SENT_WAIT, unsendable.reason)
     log.error("charge.not_begun", attempt=unsendable.attempt_id, error=unsendable.reason)
+
+
+def _postpone(parts: Parts, attempt_id: str, until: datetime, reason: str) -> None:
+    with parts.transaction() as session:
+        queries.postpone(session, attempt_id, until, error=reason)
+    note_unsent(attempt_id, reason)
 
 
 def _ask_and_charge(parts: Parts, question: Question, lane: Lane) -> None:
@@ -155,9 +161,7 @@ def _ask_and_charge(parts: Parts, question: Question, lane: Lane) -> None:
         question = questions[0]
         answer = _ask(parts, question)
         if answer is not None:
-            with parts.transaction() as session:
-                until = parts.clock.now() + answer.time
-                queries.postpone(session, question.attempt_id, until, error=answer.reason)
+            _postpone(parts, question.attempt_id, parts.clock.now() + answer.time, answer.reason)
             return
         asked.add(question.subject)
         if not parts.quota.acquire(CHARGE_ENDPOINT, lane, wait_seconds=QUOTA_WAIT_SECONDS):
@@ -668,7 +672,9 @@ def _without_token(
     attempt = found.attempt
     wait = retrying.wait_for_token(looked, choice, now) if choice.unverified and not choice.capped else None
     if wait is not None:
-        queries.postpone(session, attempt.id, now + wait, error="Xendit says the token is not usable yet")
+        reason = "Xendit says the token is not usable yet"
+        queries.postpone(session, attempt.id, now + wait, error=reason)
+        note_unsent(attempt.id, reason)
     elif choice.unknown and not choice.capped:
         reason = hold_while_unknown(session, found.subscription, now)
         queries.park_attempts(session, [attempt.id], waits_for_token(found.subscription.customer_id), reason)
@@ -691,6 +697,7 @@ def _set_back(parts: Parts, begun: Begun, wait: timedelta, error: str) -> None:
         found = queries.attempt_with_invoice(session, begun.attempt_id)
         if found.attempt.status == AttemptStatus.SUBMITTED and found.attempt.lease_id == begun.lease_id:
             _schedule_again(session, found, now + wait, now, error)
+            note_unsent(begun.attempt_id, error)
     log.info("charge.set_back", attempt=begun.attempt_id, error=error)
 
 
@@ -720,6 +727,7 @@ def _reject(
     if error.stops_account:
         # Refused before anything was looked at: the same attempt goes on when a person has put it right.
         _schedule_again(session, found, attempt.scheduled_at, now, str(error))
+        note_unsent(attempt_id, str(error))
         queries.stop_charging(session, str(error), now, refused_key=refused_key)
         tell(session, subscription_id, now, "charging.stopped", reason=str(error))
         log.error("charging.stopped", error=str(error))

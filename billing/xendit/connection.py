@@ -1,8 +1,8 @@
 """How requests reach Xendit: connections, headers, and which transport errors leave the outcome open. Called
 by client.py.
 
-Every request is sent once, and nothing here repeats one: a repeated charge is a second charge. Whatever goes wrong before
-its first byte is written is NotSent.
+Every request is sent once, and nothing here repeats one: a repeated charge is a second charge. Whatever goes wrong
+before its first byte is written is NotSent.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def web_address(text: str, schemes: tuple[str, ...]) -> httpx.URL | None:
 
 
 def tls_context() -> ssl.SSLContext:
-    """20 ms and half a megabyte of certificates, so it is made once and shared by all clients. Raises InvalidSetting."""
+    """20 ms and half a megabyte of certificates: made once, shared by all clients. Raises InvalidSetting."""
     _check_key_log()
     variable = next((name for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if os.environ.get(name)), None)
     try:
@@ -57,7 +57,10 @@ def _no_certificates(variable: str | None, reason: str) -> InvalidSetting:
     elif variable == "SSL_CERT_FILE":
         advice = "name a PEM file, such as SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt, or unset it"
     else:
-        variable, advice = "SSL_CERT_FILE", "it is not set, and the package certifi is damaged; set it or run `make setup`"
+        variable, advice = (
+            "SSL_CERT_FILE",
+            "it is not set, and the package certifi is damaged; set it or run `make setup`",
+        )
     return InvalidSetting(f"{variable}: no certificates could be read ({reason}); {advice}")
 
 

@@ -105,7 +105,7 @@ def test_people_read_the_report_beside_the_plan(two: Terminal, xendit: Xendit) -
     xendit.script(token, "INSUFFICIENT_BALANCE")
     text = two("run").out
     assert "Planned:   2 charge(s), IDR 198,000" in text
-    assert "Sent:      2 charge(s), as planned" in text
+    assert "Sent:      2 charge(s), 1 failed" in text
     assert "Collected: IDR 99,000" in text
     assert "INSUFFICIENT_BALANCE" in text
 
