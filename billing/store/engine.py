@@ -20,6 +20,8 @@ from billing.errors import InvalidSetting, ServiceUnavailable
 Sessions = sessionmaker[Session]
 
 RESTED_SECONDS = 5
+SHORTEST_PASSWORD = 4  # a shorter one would be found in every word
+_passwords: set[str] = set()  # of the databases of this process: in no error line, wherever a server repeats them
 PREPARED_STATEMENTS = 500
 # libpq's own names. Without them a thread waits a quarter of an hour for a server whose machine is gone.
 NOTICE_A_DEAD_SERVER = {
@@ -50,6 +52,9 @@ def make_engine(url: str, *, pool_size: int = 16) -> Engine:
             f"BILLING_DATABASE_URL: cannot be used ({error.__class__.__name__});"
             " for example postgresql+psycopg://billing:secret@localhost:5432/billing"
         ) from None
+    password = engine.url.password or ""
+    if len(password) >= SHORTEST_PASSWORD:
+        _passwords.add(password)
     _ping_after_idling(engine)
     _prepare_connections(engine)
     return engine
@@ -130,4 +135,7 @@ def raise_if_databases_trouble(error: Exception) -> None:
 
 
 def first_line(error: DBAPIError) -> str:
-    return str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else error.__class__.__name__
+    line = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else error.__class__.__name__
+    for password in _passwords:
+        line = line.replace(password, "***")
+    return line

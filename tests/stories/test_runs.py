@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
@@ -11,7 +12,7 @@ from sqlalchemy import event, select, text, update
 from sqlalchemy.exc import OperationalError
 
 from billing.errors import IllegalTransition, NotFound
-from billing.services import dispatch, explain, guards, progress, runs, steering
+from billing.services import charging, dispatch, explain, guards, progress, runs, steering
 from billing.services.parts import Parts, Rules
 from billing.services.views import Json
 from billing.store.clock import real_now
@@ -298,6 +299,22 @@ def test_two_runs_at_once_share_the_work(new_world: NewWorld) -> None:
     assert sum(view["opened"] for view in views) == 16
     guards.watch(world.parts)
     assert {shown(world, report["run_id"])["state"] for report in reports} == {"finished"}
+
+
+def test_what_a_scheduler_beside_it_charges_is_none_of_its_counts(world: World) -> None:
+    renewals(world, 4)
+
+    def scheduler_takes_one(sent: int) -> None:
+        if sent == 0:
+            another_process = contextvars.Context()
+            another_process.run(charging.charge, world.parts, [world.all_attempts()[-1].id])
+
+    report = run_with(world, scheduler_takes_one)
+
+    assert (report["opened"], report["attempted"], report["succeeded"]) == (4, 3, 3)
+    assert report["collected"] == {"IDR": "150000"}
+    assert report["whole_run"]["succeeded"] == 4
+    assert world.collected() == [50_000] * 4
 
 
 # ---------------------------------------------------------------------------------------- the spending cap
