@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from importlib.metadata import entry_points
@@ -38,6 +39,13 @@ class App:
     settings: Settings
     engine: Engine
     parts: Parts
+
+    def ready(self) -> App:
+        """For whoever talks to Xendit: before any work is taken up, all is there that a request needs of this machine
+        (proxies, certificates). Raises InvalidSetting."""
+        if isinstance(self.parts.gateway, XenditGateway):
+            self.parts.gateway.ready()
+        return self
 
     def close(self) -> None:
         if self.parts.callers is not None:
@@ -209,7 +217,7 @@ class InProcess:
         takes: nobody waits for that."""
         pool = self._days if kind == dispatch.DAY else self._pool
         begun = [
-            pool.submit(work_on_and_log, self._parts, kind, *unit)
+            pool.submit(copy_context().run, work_on_and_log, self._parts, kind, *unit)
             for unit in units(kind, ids, self._parts.rules.charges_at_once)
         ]
         if kind != dispatch.DAY:

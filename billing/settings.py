@@ -11,6 +11,7 @@ import re
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -36,6 +37,23 @@ _EXAMPLES = {
     "run_spending_cap": "BILLING_RUN_SPENDING_CAP=IDR 500000000, PHP 1000000",
     "subscriber_daily_cap": "BILLING_SUBSCRIBER_DAILY_CAP=IDR 5000000",
 }
+# What a key or token never holds, and how it gets there: copied with a blank, out of a file of another system, or from
+# the example.
+_STRAYS = (
+    (re.compile(r"[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]"), "a line end"),
+    (re.compile(r"\s"), "a blank or tab"),
+    (re.compile("[\"'`\u2018\u2019\u201c\u201d]"), "a quotation mark"),
+    (re.compile(r"\.\.\.|\u2026"), "the dots of the example"),
+    (re.compile(r"[\x00-\x1f\x7f]"), "a control character"),
+    (re.compile(r"[^\x00-\x7f]"), "a character that is not ASCII"),
+)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
+_POSTGRES = "postgresql+psycopg://"
+_HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]*)(:[0-9]{1,5})?")
+_QUOTE_THEM = (
+    "user, password, host and name cannot be told apart: write special characters in the password as %XX"
+    " (@ is %40, : is %3A, / is %2F, # is %23, ? is %3F, % is %25)"
+)
 _AMOUNTS = re.compile(r"[A-Z]{3} [0-9]{1,15}(\.[0-9]+)?")
 
 
@@ -82,8 +100,11 @@ class Settings(BaseSettings):
     def _postgres_only(cls, value: SecretStr | None) -> SecretStr | None:
         if value is None or not value.get_secret_value():
             return None
-        if not value.get_secret_value().startswith("postgresql+psycopg://"):
+        if not value.get_secret_value().startswith(_POSTGRES):
             raise ValueError("must start with postgresql+psycopg:// (PostgreSQL is the only database)")
+        _refuse_control_characters(value.get_secret_value())
+        if not _is_whole_database_url(value.get_secret_value().removeprefix(_POSTGRES)):
+            raise ValueError(_QUOTE_THEM)
         return value
 
     @field_validator("redis_url")
@@ -93,6 +114,9 @@ class Settings(BaseSettings):
             return None
         if not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("must start with redis:// or rediss://")
+        _refuse_control_characters(value.get_secret_value())
+        if not _is_whole_redis_url(value.get_secret_value()):
+            raise ValueError(_QUOTE_THEM)
         return value
 
     @field_validator("xendit_secret_key")
@@ -100,6 +124,7 @@ class Settings(BaseSettings):
     def _key_prefix(cls, value: SecretStr | None) -> SecretStr | None:
         if value is None or not value.get_secret_value():
             return None
+        _refuse_strays(value.get_secret_value())
         if not value.get_secret_value().startswith(("xnd_development_", "xnd_production_")):
             raise ValueError("must start with xnd_development_ or xnd_production_ (a public key cannot charge)")
         return value
@@ -109,8 +134,11 @@ class Settings(BaseSettings):
     def _no_empty_token(cls, value: SecretStr | None) -> SecretStr | None:
         if value is None or not value.get_secret_value():
             return None
-        if not any(part.strip() for part in value.get_secret_value().split(",")):
+        tokens = _listed(value.get_secret_value())
+        if not tokens:
             raise ValueError("holds no token")
+        for token in tokens:
+            _refuse_strays(token)
         return value
 
     @field_validator("xendit_base_url", "public_url")
@@ -118,6 +146,8 @@ class Settings(BaseSettings):
     def _http_url(cls, value: str) -> str:
         if not value.startswith(("http://", "https://")) or len(value.split("://", 1)[1]) == 0:
             raise ValueError("must start with http:// or https://")
+        if re.search(r"\s", value) or _CONTROL.search(value):
+            raise ValueError("holds a blank, a line end or a control character")
         return value.rstrip("/")
 
     @field_validator("run_spending_cap", "subscriber_daily_cap")
@@ -153,7 +183,7 @@ class Settings(BaseSettings):
     @property
     def callback_tokens(self) -> tuple[str, ...]:
         """All that are accepted now: two of them while one is being rotated."""
-        return tuple(part.strip() for part in _reveal(self.xendit_callback_token).split(",") if part.strip())
+        return _listed(_reveal(self.xendit_callback_token))
 
     @property
     def is_production(self) -> bool:
@@ -176,6 +206,47 @@ class Settings(BaseSettings):
     def return_base(self) -> str | None:
         """Base of return URLs. Xendit takes https only; None means: leave them out."""
         return self.public_url if self.public_url.startswith("https://") else None
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    """Several, separated by commas with or without blanks around them."""
+    return tuple(part for part in re.split(" *, *", text) if part)
+
+
+def _refuse_strays(secret: str) -> None:
+    for stray, name in _STRAYS:
+        if stray.search(secret):
+            raise ValueError(f"holds {name}; copy it once more, without anything around it")
+
+
+def _refuse_control_characters(url: str) -> None:
+    if _CONTROL.search(url) or url != url.strip():
+        raise ValueError("holds a line end or control character, or a blank at an end; copy it once more")
+
+
+def _is_whole_database_url(text: str) -> bool:
+    """False when a special character that is not quoted has split it: a part of the password would be taken for the
+    host, the port or the name, and shown wherever those are."""
+    if text.partition(":")[2].count("@") > 1:  # a user name may hold one
+        return False
+    user_and_password, _, address = text.rpartition("@")
+    address, _, _options = address.partition("?")
+    host_and_port, _, name = address.partition("/")
+    if "/" in user_and_password.partition(":")[0]:
+        return False
+    return _HOST_AND_PORT.fullmatch(host_and_port) is not None and re.search(r"[@:/#\s]", name) is None
+
+
+def _is_whole_redis_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        whole = not parts.fragment and "@" not in parts.path + parts.query and (parts.port or 1) > 0
+    except ValueError:
+        return False
+    if parts.scheme == "unix":
+        return whole
+    address = parts.netloc.rpartition("@")[2]
+    return whole and bool(_HOST_AND_PORT.fullmatch(address)) and re.fullmatch(r"/?[0-9]*/?", parts.path) is not None
 
 
 def _reveal(secret: SecretStr | None) -> str:

@@ -83,6 +83,8 @@ def create_app() -> Starlette:
         settings = load_settings("database_url", "xendit_callback_token")
         app = build(settings)
         refuse_unusable(app.engine)
+        if settings.secret_key:  # pages and events ask Xendit
+            app.ready()
         return make_web(app, settings, find_sender(settings))
     except BillingError as error:
         print(f"billing: {error}", file=sys.stderr)  # noqa: T201 - before uvicorn has a log

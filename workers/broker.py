@@ -127,6 +127,6 @@ def app() -> App:
 
 
 def _build_usable() -> App:
-    built = build(load_settings("database_url", "redis_url", "xendit_secret_key"))
+    built = build(load_settings("database_url", "redis_url", "xendit_secret_key")).ready()
     refuse_unusable(built.engine)
     return built

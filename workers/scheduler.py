@@ -87,7 +87,7 @@ def _one_line(error: Exception) -> str:
 def main() -> int:
     try:
         settings = load_settings("database_url", "xendit_secret_key")
-        app = build(settings)
+        app = build(settings).ready()
         refuse_unusable(app.engine)
         send = find_sender(settings)
     except BillingError as error:

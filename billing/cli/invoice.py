@@ -13,8 +13,12 @@ from billing.app import App
 from billing.cli import output
 from billing.cli.opening import GATEWAY, opened, sender
 from billing.cli.values import After, AsJson, Limit
+from billing.domain.declines import DeclineClass
+from billing.domain.gateway import Lane
 from billing.domain.lifecycle import AttemptStatus, InvoiceStatus
+from billing.errors import Conflict, ServiceUnavailable
 from billing.services import catalog, dispatch, listings, paying, views
+from billing.services.parts import Send
 from billing.services.views import Json
 from billing.store.models import ChargeAttempt
 
@@ -83,7 +87,8 @@ def pay(
 ) -> None:
     """Try to collect an invoice now. An extra attempt: it does not use up the retry ladder.
 
-    Refused while another attempt is unfinished, because that one may still bring the money.
+    Refused while another attempt is unfinished, because that one may still bring the money. Exit status 1 when the
+    attempt was declined or did not leave, 0 when it is paid or may still be (pending, in doubt: stderr says so).
 
     Example: billing invoice pay ana-gold-3
     """
@@ -93,13 +98,21 @@ def pay(
             token_id = catalog.find_token(session, token).id if token else None
         with sender(billing) as (send, by_workers):
             attempt_id = paying.pay_invoice(billing.parts, invoice.id, token_id)
-            send(dispatch.CHARGE_NOW, [attempt_id])
+            _hand_over(billing, send, attempt_id)
             if by_workers:
                 _wait(billing, attempt_id)
         with billing.parts.reading() as session:
             view = views.show_invoice(session, catalog.find_invoice(session, invoice.id))
-    _tell_outcome(view, attempt_id)
     output.show(view, as_json=as_json, people=lambda: _people(view))
+    nobody = "no worker has taken it up" if by_workers else "the request quota to Xendit is used up for the moment"
+    _refuse_if_not_paid(view, attempt_id, why_not_begun=nobody)
+
+
+def _hand_over(billing: App, send: Send, attempt_id: str) -> None:
+    try:
+        dispatch.send_charges(billing.parts, send, [(Lane.CUSTOMER, [attempt_id])])
+    except ServiceUnavailable as error:
+        raise ServiceUnavailable(f"the attempt is planned and has not left: {error}") from None
 
 
 def _wait(billing: App, attempt_id: str) -> None:
@@ -117,21 +130,51 @@ def _is_answered(billing: App, attempt_id: str) -> bool:
     return planned_for_later or attempt.status not in (AttemptStatus.SCHEDULED, AttemptStatus.SUBMITTED)
 
 
-def _tell_outcome(view: Json, attempt_id: str) -> None:
-    """Beside the invoice, on stderr: how this attempt ended. A decline is a result, not an error."""
+def _refuse_if_not_paid(view: Json, attempt_id: str, *, why_not_begun: str) -> None:
+    """Beside the invoice, on stderr: how this attempt ended. Exit status 0 when it brought the money or still may."""
     attempt = next(attempt for attempt in view["attempts"] if attempt["id"] == attempt_id)
+    name, number = f"attempt {attempt['number']}", view["number"]
+    reason = attempt["failure_code"] or attempt["error"] or "no reason given"
     match attempt["status"]:
         case AttemptStatus.SUCCEEDED:
-            output.note(f"attempt {attempt['number']} succeeded")
-        case AttemptStatus.FAILED | AttemptStatus.CANCELED:
-            reason = attempt["failure_code"] or attempt["error"] or "no reason given"
-            output.warn(f"attempt {attempt['number']} {attempt['status']}: {reason}")
-        case AttemptStatus.IN_DOUBT:
-            output.warn(f"attempt {attempt['number']} is in doubt: nothing else is charged until the truth is found")
+            output.note(f"{name} succeeded")
+        case AttemptStatus.FAILED if attempt["decline_class"] == DeclineClass.OUR_FAULT:
+            raise Conflict(
+                f"{name} was refused by Xendit, and invoice {number} is held: {reason}"
+                f"{_more(attempt)}; put it right, then `billing invoice pay {number}`"
+            )
+        case AttemptStatus.FAILED:
+            raise Conflict(
+                f"{name} was declined: {reason}; `billing invoice pay {number} --token ID` tries another payment"
+                f" method, `billing explain {view['subscription_id']}` says what happens by itself"
+            )
+        case AttemptStatus.CANCELED:
+            raise Conflict(
+                f"{name} was not made: {reason}; `billing session create CUSTOMER` makes a link for another payment"
+                " method, `billing token list --customer CUSTOMER` shows those there are"
+            )
         case AttemptStatus.SCHEDULED:
-            output.warn(f"attempt {attempt['number']} waits: {attempt['error'] or 'the next run takes it up'}")
+            raise ServiceUnavailable(
+                f"{name} has not left: {attempt['error'] or why_not_begun};"
+                " it stays planned, and the next run or worker sends it"
+            )
+        case AttemptStatus.IN_DOUBT:
+            output.warn(
+                f"{name} is in doubt: nobody knows yet whether money moved, and nothing else is charged until that is"
+                f" known; `billing reconcile` asks now, `billing invoice show {number}` shows the end"
+            )
+        case AttemptStatus.SUBMITTED:
+            output.warn(f"{name} is under way; `billing invoice show {number}` shows the end")
         case status:
-            output.note(f"attempt {attempt['number']} is {status}; its webhook or a look-up brings the end")
+            output.warn(
+                f"{name} is {status}: not paid yet; its webhook or a look-up brings the end,"
+                f" `billing invoice show {number}` shows it"
+            )
+
+
+def _more(attempt: Json) -> str:
+    """What was said beside the code."""
+    return f" ({attempt['error']})" if attempt["failure_code"] and attempt["error"] else ""
 
 
 def _people(view: Json) -> None:

@@ -218,6 +218,7 @@ def span(seconds: int) -> str:
 # --------------------------------------------------------------------------------------------------- report
 
 
+NOT_AS_PLANNED = ("failed", "in_doubt", "waiting")
 TOTALS = ("opened", "attempted", "succeeded", "failed", "pending", "in_doubt", "waiting")
 DECLINE_COLUMNS = {"count": "count", "reason": "failure_code", "class": "decline_class"}
 CHANNEL_COLUMNS = {
@@ -248,14 +249,16 @@ def report(view: Json) -> None:
 
 def _compared(view: Json) -> str:
     """`Planned: 120 charges, IDR 6,000,000. Sent: 118, 2 fewer. Collected: IDR 5,900,000.`"""
-    if view["plan"] is None:
+    if view["against_plan"] is None:
         return ""
     planned, difference = view["plan"]["charges"], view["against_plan"]["charges"]
-    word = "as planned" if difference == 0 else f"{abs(difference):,} {'more' if difference > 0 else 'fewer'}"
+    run = view.get("whole_run", view)
+    words = [f"{abs(difference):,} {'more' if difference > 0 else 'fewer'} than planned"] if difference else []
+    words += [f"{run[name]:,} {name.replace('_', ' ')}" for name in NOT_AS_PLANNED if run[name]]
     return (
         f"Planned:   {planned:,} charge(s), {sums(view['plan']['totals'])}\n"
-        f"Sent:      {view['attempted']:,} charge(s), {word}\n"
-        f"Collected: {sums(view['collected'])}"
+        f"Sent:      {run['attempted']:,} charge(s), {', '.join(words) or 'as planned'}\n"
+        f"Collected: {sums(run['collected'])}"
     )
 
 

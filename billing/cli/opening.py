@@ -32,6 +32,7 @@ def opened(*needs: str, settings: Settings | None = None, log_level: int = loggi
     log.configure(app.settings.log_format, level=logging.DEBUG if debugging() else log_level)
     try:
         if GATEWAY in needs:
+            app.ready()
             lift_stop_of_another_key(app.parts, output.warn)
         yield app
     finally:

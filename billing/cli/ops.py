@@ -259,11 +259,14 @@ def import_(
     Example: billing import subscribers.jsonl --dry-run
     """
     with opened(*((GATEWAY,) if verify else ())) as billing, _lines(file) as lines, output.progress("rows") as moved:
+        verifies = bool(billing.settings.secret_key) if verify is None else verify
+        if verifies:
+            billing.ready()
         report = importing.import_rows(
             billing.parts,
             lines,
             dry_run=dry_run,
-            verify_with_gateway=bool(billing.settings.secret_key) if verify is None else verify,
+            verify_with_gateway=verifies,
             progress=lambda rows: moved(rows, None),
         )
     output.show(report, as_json=as_json, people=lambda: _people_import(report, dry_run=dry_run))

@@ -19,6 +19,7 @@ from billing.cli import live, output
 from billing.cli.opening import GATEWAY, opened, sender
 from billing.cli.runs import confirmed, view_of
 from billing.cli.values import INSTANT, INSTANT_HELP, AsJson, parse_instant
+from billing.domain.declines import DeclineClass
 from billing.domain.money import parse_amounts
 from billing.errors import Conflict, InvalidMoney, ServiceUnavailable
 from billing.services import runs, steering
@@ -98,7 +99,7 @@ def run(
         require_test_clock(settings.test_clock)
     report = _run(settings, at, expect, wait=wait)
     output.show(report, as_json=as_json, people=lambda: _people(report))
-    _refuse_if_stuck(report)
+    _refuse_if_not_done(report)
 
 
 @app.command("approve")
@@ -158,27 +159,70 @@ def _run(settings: Settings, at: datetime | None, expect: Mapping[str, int] | No
                 report = runs.run_here(billing.parts, send, as_of, note_id, expect=expect)
     if report["taken_up"] and not report["stopped"]:
         output.note(f"goes on with {report['run_id']}, which was left unfinished")
-    if by_workers and not wait and report["state"] == steering.RUNNING:
+    if report["handed_out"] and by_workers and not wait and report["state"] == steering.RUNNING:
         output.note(
-            "handed to the workers; `billing run --wait` or `billing runs show --follow` follows them to the end"
+            f"{report['handed_out']} charge(s) handed to the workers; `billing run --wait` or"
+            " `billing runs show --follow` follows them to the end"
         )
     return report | {"at": instant(at)} if at is not None else report
 
 
-def _refuse_if_stuck(report: Json) -> None:
-    """The report is out; but a run that charged nothing because nothing could be charged is no success."""
+def _refuse_if_not_done(report: Json) -> None:
+    """The report is out. A run is no success when charges did not leave, or when nothing it was to do could be done;
+    that customers were declined is none of its faults."""
     if report["stopped"]:
         raise ServiceUnavailable(
             f"charging is stopped: {report['stopped']}; put it right, then `billing charging resume`"
         )
     if report["state"] in (steering.PAUSED, steering.STOPPED, steering.ABORTED):
         raise Conflict(f"{report['run_id']} is {report['state']}: {report['reason']}; {report['how_to_go_on']}")
-    unsent = report["waiting"] - report["parked"]
-    if unsent > 0 and report["not_sent"]:
-        text = f"{unsent} charge(s) could not be sent yet: {report['not_sent']}; the next run sends them"
-        if not report["attempted"]:
-            raise ServiceUnavailable(text)
+    sent = f"{report['attempted']} charge(s) sent"
+    if report["unsent"]:
+        raise ServiceUnavailable(
+            f"{report['unsent']} charge(s) did not leave: {report['not_sent']}; {sent}; the next run sends them"
+        )
+    if report["not_handed_out"]:
+        raise ServiceUnavailable(
+            f"{report['waiting']} charge(s) wait and none was handed out: {report['not_handed_out']};"
+            " start `dramatiq workers`, nothing is lost and the work goes on by itself"
+        )
+    refused = _refused(report)
+    _not_done(
+        refused,
+        report,
+        f"{refused} charge(s) were refused by Xendit for a reason on our side, and their invoices are held"
+        f" ({_codes(report)}); {sent}; `billing doctor` lists them",
+    )
+    _not_done(
+        report["withdrawn"],
+        report,
+        f"{report['withdrawn']} charge(s) could not be made: {report['why_withdrawn']}; {sent}; see"
+        " `billing invoice list --status open`",
+    )
+    if report["in_doubt"]:
+        output.warn(
+            f"{report['in_doubt']} charge(s) in doubt: nobody knows yet whether money moved; nothing else is charged"
+            " for their invoices until Xendit has said so (`billing reconcile` asks now)"
+        )
+
+
+def _refused(report: Json) -> int:
+    return sum(row["count"] for row in report["declines"] if row["decline_class"] == DeclineClass.OUR_FAULT)
+
+
+def _codes(report: Json) -> str:
+    ours = [row["failure_code"] for row in report["declines"] if row["decline_class"] == DeclineClass.OUR_FAULT]
+    return ", ".join(str(code) for code in ours if code) or "without a code"
+
+
+def _not_done(count: int, report: Json, text: str) -> None:
+    """An error when there is nothing else, beside what was done a warning."""
+    if not count:
+        return
+    if report["succeeded"] or report["pending"] or report["in_doubt"] or report["failed"] > _refused(report):
         output.warn(text)
+        return
+    raise Conflict(text)
 
 
 def _move_clock(billing: App, at: datetime) -> datetime | None:

@@ -245,6 +245,10 @@ class PaymentGateway(Protocol):
 
     def cancel_token(self, payment_token_id: str) -> TokenReport: ...
 
+    def prepare(self, request: ChargeRequest) -> None:
+        """Everything of `charge` that can fail before its first byte leaves, done without sending it. Raises NotSent:
+        this charge cannot be sent now."""
+
     def charge(self, request: ChargeRequest) -> ChargeReport: ...
 
     def get_charge(self, payment_request_id: str) -> ChargeReport: ...

@@ -2,7 +2,8 @@
 
     charge            a group of attempts from `scheduled` to whatever Xendit says; called by a worker or `billing run`
       (a retry asks Xendit first whether the failed try before it has turned into money)
-      begin_attempts  scheduled -> submitted; everything that could forbid a charge is checked again   commit
+      begin_attempts  scheduled -> submitted; everything that could forbid a charge is checked again, and that it can
+                      be sent from here                                                commit
       gateway.charge  POST /v3/payment_requests, one for each                          no transaction open
       settle          what Xendit said -> attempt, invoice, subscription, next try, story               commit
 
@@ -14,9 +15,9 @@ every other attempt for its invoice until the truth is found (services/reconcili
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
 from types import MappingProxyType
@@ -50,7 +51,7 @@ from billing.services import breaker, guards, parking, reconciling, retrying
 from billing.services.breaker import Trouble
 from billing.services.invoices import close_if_ended, hold_invoice, move_attempt, withdraw
 from billing.services.invoicing import in_one_line
-from billing.services.parts import Parts, Rules, tell
+from billing.services.parts import Parts, Rules, note_begun, note_unsent, tell
 from billing.services.settling import doubt_attempt, settle_attempt
 from billing.services.subscriptions import recurring_terms
 from billing.services.tokens import hold_while_unknown, verify_for_charge, waits_for_token
@@ -95,8 +96,11 @@ def _charge_group(parts: Parts, group: Sequence[str], asked: Collection[str] = (
     now = parts.clock.now()
     started = _begin_group(parts, group, now, asked)
     parts.quota.give_back(CHARGE_ENDPOINT, len(group) - len(started.begun))
+    note_begun([begun.attempt_id for begun in started.begun])
     # What has begun goes out first: nothing that happens to the others may keep it.
     _send_and_settle(parts, started.begun)
+    for unsendable in started.unsendable:
+        _put_off(parts, unsendable, now)
     for attempt_id in started.refused:
         question = _refuse(parts, attempt_id, now, asked)
         if question is not None:
@@ -109,17 +113,20 @@ def _begin_group(parts: Parts, group: Sequence[str], now: datetime, asked: Colle
     troubles = parts.breakers.known(parts.sessions)
     try:
         with parts.transaction() as session:
-            return begin_attempts(session, group, now, parts.rules, asked=asked, troubles=troubles)
+            return begin_attempts(
+                session, group, now, parts.rules, prepare=parts.gateway.prepare, asked=asked, troubles=troubles
+            )
     except Exception as error:  # noqa: BLE001 - whatever it is, it is one row's
         raise_if_databases_trouble(error)
         if len(group) == 1:
             _hold_unreadable(parts, group[0], now, error)
-            return Started([], [], [])
+            return Started()
     alone = [_begin_group(parts, [attempt_id], now, asked) for attempt_id in group]
     return Started(
         [begun for each in alone for begun in each.begun],
         [question for each in alone for question in each.questions],
         [refused for each in alone for refused in each.refused],
+        [unsendable for each in alone for unsendable in each.unsendable],
     )
 
 
@@ -135,6 +142,18 @@ def _hold_unreadable(parts: Parts, attempt_id: str, now: datetime, error: Except
     log.exception("charge.held", attempt=attempt_id, error=reason)
 
 
+def _put_off(parts: Parts, unsendable: Unsendable, now: datetime) -> None:
+    """It could not leave this machine, so it has not begun: planned as before, a little later."""
+    _postpone(parts, unsendable.attempt_id, now + NOT_SENT_WAIT, unsendable.reason)
+    log.error("charge.not_begun", attempt=unsendable.attempt_id, error=unsendable.reason)
+
+
+def _postpone(parts: Parts, attempt_id: str, until: datetime, reason: str) -> None:
+    with parts.transaction() as session:
+        queries.postpone(session, attempt_id, until, error=reason)
+    note_unsent(attempt_id, reason)
+
+
 def _ask_and_charge(parts: Parts, question: Question, lane: Lane) -> None:
     """What Xendit cannot say now makes the charge wait. No permit is kept while it is asked."""
     asked: set[str] = set()
@@ -143,9 +162,7 @@ def _ask_and_charge(parts: Parts, question: Question, lane: Lane) -> None:
         question = questions[0]
         answer = _ask(parts, question)
         if answer is not None:
-            with parts.transaction() as session:
-                until = parts.clock.now() + answer.time
-                queries.postpone(session, question.attempt_id, until, error=answer.reason)
+            _postpone(parts, question.attempt_id, parts.clock.now() + answer.time, answer.reason)
             return
         asked.add(question.subject)
         if not parts.quota.acquire(CHARGE_ENDPOINT, lane, wait_seconds=QUOTA_WAIT_SECONDS):
@@ -427,6 +444,7 @@ class EarlierTries:
 
 
 Question = EarlierTries | UnverifiedToken
+Prepared = tuple[ToBegin, TokenWithDeclines, ChargeRequest]
 Parking = tuple[str, str, str]  # attempt, what it waits for (`run:ID`, `channel:CODE`), and that in words
 
 
@@ -439,12 +457,26 @@ class Wait:
 
 
 @dataclass(frozen=True, slots=True)
-class Started:
-    """What became of a group: begun; not before Xendit has been asked; not allowed, which is looked at one by one."""
+class Unsendable:
+    """The request could not be made here, and why."""
 
-    begun: list[Begun]
-    questions: list[Question]
-    refused: list[str]
+    attempt_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """What became of a group: begun; not before Xendit has been asked; not allowed, which is looked at one by one; not
+    to be sent from here."""
+
+    begun: list[Begun] = field(default_factory=list)
+    questions: list[Question] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    unsendable: list[Unsendable] = field(default_factory=list)
+
+
+def _unprepared(_request: ChargeRequest) -> None:
+    """For whoever begins without sending."""
 
 
 def begin_attempts(
@@ -453,10 +485,11 @@ def begin_attempts(
     now: datetime,
     rules: Rules,
     *,
+    prepare: Callable[[ChargeRequest], None] = _unprepared,
     asked: Collection[str] = (),
     troubles: Mapping[str, Trouble] = MappingProxyType({}),
 ) -> Started:
-    """scheduled -> submitted for those that may be charged.
+    """scheduled -> submitted for those that may be charged, and that can be sent: `prepare` is the gateway's.
 
     Checked here, whatever was true when an attempt was planned: still scheduled and due, its run not stopped,
     subscription chargeable, invoice open, amount unchanged, token ACTIVE, network caps, channel limits, channel not
@@ -465,7 +498,7 @@ def begin_attempts(
     The move itself is one UPDATE that names the expected old state, so it is won once (D6). Whoever withdraws a
     planned attempt (cancel, pause, another payment) changes the same row: one of the two finds it changed.
     """
-    started = Started([], [], [])
+    started = Started()
     chosen: dict[str, tuple[ToBegin, TokenWithDeclines]] = {}
     waiting: list[Parking] = []
     for found in charge_path.to_begin(session, attempt_ids, now):
@@ -485,36 +518,43 @@ def begin_attempts(
         elif not _waits_for_channel(session, found, troubles.get(token.channel_code), now, waiting):
             chosen[found.attempt_id] = found, token
     _park(session, waiting, with_them=chosen)
-    if chosen:
-        started.begun.extend(_submit(session, chosen, now, rules))
+    ready: list[Prepared] = []
+    for attempt_id, (found, token) in chosen.items():
+        request = _request(found, token, now, rules)
+        try:
+            prepare(request)
+        except NotSent as error:
+            started.unsendable.append(Unsendable(attempt_id, str(error)))
+        else:
+            ready.append((found, token, request))
+    if ready:
+        started.begun.extend(_submit(session, ready, now, rules))
     return started
 
 
-def _submit(
-    session: Session, chosen: Mapping[str, tuple[ToBegin, TokenWithDeclines]], now: datetime, rules: Rules
-) -> list[Begun]:
+def _submit(session: Session, ready: Sequence[Prepared], now: datetime, rules: Rules) -> list[Begun]:
     lease_id = new_id("lease")
     # The lease outlives the longest call by a wide margin; what has not left by then must not leave at all.
     lease_until = real_now() + rules.submitted_lease
     send_before = uptime() + rules.call_limit.total_seconds()
     won = charge_path.submit(
         session,
-        [(attempt_id, token) for attempt_id, (_, token) in chosen.items()],
+        [(found.attempt_id, token) for found, token, _ in ready],
         lease_id=lease_id,
         now=now,
         lease_until=lease_until,
     )
     return [
         Begun(
-            attempt_id,
+            found.attempt_id,
             found.subscription_id,
-            _request(found, token, now, rules),
+            request,
             lease_id=lease_id,
             lease_until=lease_until,
             send_before=send_before,
         )
-        for attempt_id, (found, token) in chosen.items()
-        if attempt_id in won
+        for found, _, request in ready
+        if found.attempt_id in won
     ]
 
 
@@ -633,7 +673,9 @@ def _without_token(
     attempt = found.attempt
     wait = retrying.wait_for_token(looked, choice, now) if choice.unverified and not choice.capped else None
     if wait is not None:
-        queries.postpone(session, attempt.id, now + wait, error="Xendit says the token is not usable yet")
+        reason = "Xendit says the token is not usable yet"
+        queries.postpone(session, attempt.id, now + wait, error=reason)
+        note_unsent(attempt.id, reason)
     elif choice.unknown and not choice.capped:
         reason = hold_while_unknown(session, found.subscription, now)
         queries.park_attempts(session, [attempt.id], waits_for_token(found.subscription.customer_id), reason)
@@ -656,6 +698,7 @@ def _set_back(parts: Parts, begun: Begun, wait: timedelta, error: str) -> None:
         found = queries.attempt_with_invoice(session, begun.attempt_id)
         if found.attempt.status == AttemptStatus.SUBMITTED and found.attempt.lease_id == begun.lease_id:
             _schedule_again(session, found, now + wait, now, error)
+            note_unsent(begun.attempt_id, error)
     log.info("charge.set_back", attempt=begun.attempt_id, error=error)
 
 
@@ -685,6 +728,7 @@ def _reject(
     if error.stops_account:
         # Refused before anything was looked at: the same attempt goes on when a person has put it right.
         _schedule_again(session, found, attempt.scheduled_at, now, str(error))
+        note_unsent(attempt_id, str(error))
         queries.stop_charging(session, str(error), now, refused_key=refused_key)
         tell(session, subscription_id, now, "charging.stopped", reason=str(error))
         log.error("charging.stopped", error=str(error))

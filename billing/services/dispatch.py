@@ -177,7 +177,7 @@ def hand_out_charges(
                     ids = _claim(session, parts, at, left, lane=lane, run_id=run_id, only_free=only_free)
                     claimed.append((lane, ids))
         beyond = 0
-        _send_charges(parts, send, claimed)
+        send_charges(parts, send, claimed)
         count = sum(len(ids) for _, ids in claimed)
         handed += count
         if count < room or count == 0 or uptime() > until:
@@ -185,7 +185,8 @@ def hand_out_charges(
     return handed
 
 
-def _send_charges(parts: Parts, send: Send, claimed: Sequence[tuple[Lane, list[str]]]) -> None:
+def send_charges(parts: Parts, send: Send, claimed: Sequence[tuple[Lane, list[str]]]) -> None:
+    """Raises ServiceUnavailable when nobody could be told."""
     try:
         for lane, ids in claimed:
             if ids:

@@ -97,6 +97,43 @@ def in_lane(lane: Lane) -> Iterator[None]:
         _lane.reset(token)
 
 
+@dataclass(slots=True)
+class Tally:
+    """What one command has begun, and what it could not send and why: by attempt, whichever of its threads did it."""
+
+    begun: set[str] = field(default_factory=set)
+    unsent: dict[str, str] = field(default_factory=dict)
+
+
+_tally: ContextVar[Tally | None] = ContextVar("tally", default=None)
+
+
+@contextmanager
+def tallied(tally: Tally) -> Iterator[None]:
+    """The work of this block, and of threads that are handed its context, is noted there."""
+    token = _tally.set(tally)
+    try:
+        yield
+    finally:
+        _tally.reset(token)
+
+
+def note_begun(attempt_ids: Sequence[str]) -> None:
+    tally = _tally.get()
+    if tally is not None:
+        for attempt_id in attempt_ids:
+            tally.unsent.pop(attempt_id, None)
+            tally.begun.add(attempt_id)
+
+
+def note_unsent(attempt_id: str, reason: str) -> None:
+    """It has moved nothing, and is planned as before."""
+    tally = _tally.get()
+    if tally is not None:
+        tally.begun.discard(attempt_id)
+        tally.unsent[attempt_id] = reason
+
+
 Send = Callable[[str, Sequence[str]], None]
 """Hands ids to whoever does the work: send("charge", attempt_ids). May lose, double or delay them."""
 

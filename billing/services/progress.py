@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, func, select
+from sqlalchemy import ColumnElement, Row, func, select
 from sqlalchemy.orm import Session
 
 from billing.domain.lifecycle import AttemptStatus
@@ -119,8 +119,8 @@ def run_view(session: Session, run: BillingRun, now: datetime, rules: Rules) -> 
             },
             "eta_seconds": eta,
             "eta_at": None if eta is None else instant(now + timedelta(seconds=eta)),
-            "declines": declines(session, run.id),
-            "by_channel": by_channel(session, run.id),
+            "declines": declines(session, ChargeAttempt.run_id == run.id),
+            "by_channel": by_channel(session, ChargeAttempt.run_id == run.id),
             "channels_down": channels_down(session),
             "guards_near": guards_near(run, found, rules),
             "against_plan": against_plan(run, found),
@@ -139,15 +139,21 @@ def eta_seconds(found: Standing, limit: float | None) -> int | None:
     return math.ceil(left * 60 / pace) if pace else None
 
 
-def declines(session: Session, run_id: str) -> list[Json]:
-    rows = run_queries.declines_by_reason(session, run_id)
+def results_of(session: Session, run: BillingRun, of: ColumnElement[bool], opened: int, now: datetime) -> Json:
+    """As the members of `run_view`, of a part of the run or of more than it."""
+    found = run_queries.standing(session, run.id, now, of=of)
+    return totals(found, opened) | {"declines": declines(session, of), "by_channel": by_channel(session, of)}
+
+
+def declines(session: Session, of: ColumnElement[bool]) -> list[Json]:
+    rows = run_queries.declines_by_reason(session, of)
     return [{"failure_code": code, "decline_class": cls, "count": count} for code, cls, count in rows]
 
 
-def by_channel(session: Session, run_id: str) -> list[Json]:
+def by_channel(session: Session, of: ColumnElement[bool]) -> list[Json]:
     """Charges sent, by channel and currency, with what came of them."""
     rows: dict[tuple[str | None, str], Json] = {}
-    for channel, currency, status, count, minor in run_queries.results_by_channel(session, run_id):
+    for channel, currency, status, count, minor in run_queries.results_by_channel(session, of):
         empty = {
             "channel_code": channel,
             "currency": currency,

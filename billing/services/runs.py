@@ -3,31 +3,33 @@
 Without Redis this process does the work and returns when nothing is due; with Redis it hands the work to the workers
 and may wait for them. Safe to start twice at once: two runs share the work, and one whose process died is taken up
 again under its own id. The scheduler's run of the day needs no driver (services/guards.py).
+
+A report counts what this command did, and `whole_run` what the run came to, whoever did it.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import wraps
 
-from sqlalchemy import select, update
+from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.orm import Session
 
 from billing.domain.gateway import CHARGE_ENDPOINT
-from billing.domain.lifecycle import AttemptStatus, HoldKind
+from billing.domain.lifecycle import HoldKind
 from billing.errors import ServiceUnavailable
 from billing.services import dispatch, ending, guards, invoicing, planning, steering
-from billing.services.parts import Parts, Rules, Send
+from billing.services.parts import Parts, Rules, Send, Tally, tallied
 from billing.services.planning import FORECAST, dry_run
-from billing.services.progress import run_view, totals
+from billing.services.progress import results_of, run_view, totals
 from billing.services.steering import RUNNING
 from billing.services.views import Json, instant
 from billing.store import queries, run_queries
 from billing.store.clock import real_now, uptime
-from billing.store.models import BillingRun, ChargeAttempt, Subscription, new_id
+from billing.store.models import BillingRun, Subscription, new_id
 from billing.store.run_queries import Standing
 
 __all__ = ["dry_run", "forget_old_ticks", "run_here", "run_on_workers"]
@@ -45,6 +47,13 @@ def run_here(
 ) -> Json:
     """Everything due, done in this process: left-over events, openings, charges, look-ups, until nothing is due."""
     run = _start(parts, at, expect, progress)
+    with tallied(run.tally):
+        _work(run, send)
+    return _finish(run)
+
+
+def _work(run: _Run, send: Send) -> None:
+    parts = run.parts
     try:
         run.look()
         while run.goes_on():
@@ -63,7 +72,6 @@ def run_here(
     except (ServiceUnavailable, KeyboardInterrupt):
         _leave(run)
         raise
-    return _finish(run)
 
 
 def run_on_workers(
@@ -78,18 +86,34 @@ def run_on_workers(
 ) -> Json:
     """Open here, charge there. Without `wait` the scheduler (or the next run) hands out what does not fit at once."""
     run = _start(parts, at, expect, progress)
+    with parts.reading() as session:
+        run.begun_before = run_queries.begun_of_run(session, run.id)
     try:
         run.look()
         if run.goes_on():
             _hand_out(run, send)
         if wait:
             _follow(run, send, poll_seconds)
+        elif not run.handed_out:
+            run.not_handed_out = _why_not_handed_out(run, send)
     except _Halted:
         pass
-    except (ServiceUnavailable, KeyboardInterrupt):
+    except ServiceUnavailable as error:
+        _leave(run)
+        raise ServiceUnavailable(f"{run.done_so_far}{error}") from None
+    except KeyboardInterrupt:
         _leave(run)
         raise
     return _finish(run)
+
+
+def _why_not_handed_out(run: _Run, send: Send) -> str | None:
+    """What is due and nobody was told of; that the quota or others have filled the next seconds is no reason."""
+    with run.parts.reading() as session:
+        due = run_queries.anything_to_claim(session, run.as_of, real_now())
+    if not due or dispatch.takes_more(send, dispatch.CHARGE):
+        return None
+    return "no worker fetches what lies in Redis"
 
 
 def _hand_out(run: _Run, send: Send) -> None:
@@ -131,12 +155,30 @@ class _Run:
     progress: Progress
     skipped: list[dict[str, str]]
     taken_up: bool = False
+    opened: int = 0  # by this command
+    tally: Tally = field(default_factory=Tally)  # of what this command charges itself
+    begun_before: Collection[str] | None = None  # where workers charge: what of the run was begun before it came
+    handed_out: int = 0
+    not_handed_out: str | None = None
     _rest_until: float = field(default=0.0)
     _seen: Standing = field(default_factory=Standing)
 
     @property
     def as_of(self) -> datetime:
         return self.at or self.parts.clock.now()
+
+    @property
+    def done_so_far(self) -> str:
+        """In words, for an error that ends it."""
+        if not self.opened and not self.handed_out:
+            return ""
+        return f"{self.opened} period(s) opened, {self.handed_out} charge(s) handed to workers; then "
+
+    @property
+    def of_this_command(self) -> ColumnElement[bool]:
+        if self.begun_before is None:
+            return run_queries.begun_by(self.tally.begun, self.id)
+        return run_queries.begun_of_run_but(self.begun_before, self.id)
 
     def beat(self) -> None:
         """A sign of life: it is not taken over by another process."""
@@ -169,6 +211,7 @@ class _Run:
                     queries.release_leases(session, ids)
                 raise _Halted
             send(kind, ids)
+            self.handed_out += len(ids)
             self.look()
 
         return watched
@@ -249,6 +292,7 @@ def _open(run: _Run) -> int:
         if not run.goes_on():
             break
     if opened:
+        run.opened += opened
         with run.parts.transaction() as session:
             session.execute(update(BillingRun).where(BillingRun.id == run.id).values(opened=BillingRun.opened + opened))
     return opened
@@ -308,25 +352,33 @@ def _finish(run: _Run) -> Json:
 
 
 def _report(run: _Run) -> Json:
-    """With `stopped` (the account was refused) and `not_sent` (why charges of this run still wait), if any."""
+    """What this command did, with what is left and why: `stopped` (all charging is), `unsent` charges that could not
+    be sent (`not_sent` says why), `withdrawn` ones of invoices that are still owed (`why_withdrawn`), `not_handed_out`
+    (why workers got nothing)."""
     with run.parts.reading() as session:
         row = session.get_one(BillingRun, run.id)
-        not_sent = session.scalar(
-            select(ChargeAttempt.error).where(
-                ChargeAttempt.run_id == run.id,
-                ChargeAttempt.status == AttemptStatus.SCHEDULED,
-                ChargeAttempt.error.is_not(None),
-            )
-        )
         view = run_view(session, row, run.as_of, run.parts.rules)
+        mine = results_of(session, row, run.of_this_command, run.opened, run.as_of)
+        unsent, not_sent = run_queries.unsent(session, run.id, run.tally.unsent, real_now())
+        withdrawn, why_withdrawn = run_queries.withdrawn(session, run.id)
         stop = run_queries.charging_stop_reason(session)
-    return view | {
-        "at": instant(run.opening_at),
-        "skipped": run.skipped,
-        "stopped": stop,
-        "not_sent": not_sent,
-        "taken_up": run.taken_up,
-    }
+    return (
+        view
+        | mine
+        | {
+            "whole_run": {name: view[name] for name in mine},
+            "at": instant(run.opening_at),
+            "skipped": run.skipped,
+            "stopped": stop,
+            "unsent": unsent,
+            "not_sent": not_sent,
+            "withdrawn": withdrawn,
+            "why_withdrawn": why_withdrawn,
+            "handed_out": run.handed_out,
+            "not_handed_out": run.not_handed_out,
+            "taken_up": run.taken_up,
+        }
+    )
 
 
 def forget_old_ticks(parts: Parts) -> None:

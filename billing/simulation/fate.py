@@ -34,6 +34,8 @@ AT_A_CALL = {
     "stranger_after": (0.01, 0.1),  # the same, and it was done behind it
     "refused_key": (0.002, 0.01),  # Xendit's own 401
 }
+# Before a call. Drawn by a chance of its own: the years of the seeds in which it never happens stay what they were.
+OF_THE_MACHINE = {"no_client": (0.005, 0.05)}  # for a while no HTTP client can be made: a proxy, a certificate
 ON_THE_WAY = {
     "message_lost": (0.01, 0.3),
     "message_doubled": (0.01, 0.3),
@@ -98,6 +100,9 @@ class Fate:
         for name, (mild, bad) in {**AT_A_PAUSE, **AT_A_CALL, **ON_THE_WAY, **OF_THE_CUSTOMER, **OF_THE_MONEY}.items():
             drawn, worst = self._chance.random() < OFTEN, self._chance.random() < OFTEN
             rates[name] = (bad if worst else mild) if drawn else 0.0
+        apart = random.Random(f"machine:{self.seed}")
+        for name, (mild, bad) in OF_THE_MACHINE.items():
+            rates[name] = apart.choice((mild, bad)) if apart.random() < OFTEN else 0.0
         return rates
 
     def happens(self, kind: str) -> bool:

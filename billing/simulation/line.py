@@ -1,7 +1,8 @@
 """The line to Xendit: everything that can happen to a request on its way, and what must never travel on it.
 
 An httpx transport, so that the client of billing/xendit is the real one down to its last error. What arrives at the
-simulator is checked against what PostgreSQL has committed by then and against what arrived before.
+simulator is checked against what PostgreSQL has committed by then and against what arrived before. `Gateway` is that
+client on a machine on which, for a while, none can be made.
 """
 
 from __future__ import annotations
@@ -17,14 +18,18 @@ import httpx
 import simplejson
 from sqlalchemy import Engine, text
 
+from billing.domain.gateway import ChargeReport, ChargeRequest
+from billing.errors import NotSent
 from billing.services.dispatch import KIND_OF_LANE
 from billing.simulation.stage import Stage
+from billing.xendit.client import XenditGateway
 from billing.xendit.simulator import Simulator, SimulatorTransport
 
 CHARGES = "/v3/payment_requests"
 TOKENS = "/v3/payment_tokens/"
 CHARGE_KINDS = tuple(KIND_OF_LANE.values())  # how work that charges is called
 TIMEOUT_SECONDS = 30
+LONGEST_WITHOUT_CLIENT = 2 * 3600  # seconds
 ASKED_WITHIN = timedelta(hours=3)  # a retry asks about the try before it, and may then stand still for a while
 ERRORS = (500, 502, 503, 504)
 GARBAGE = b"<html>upstream connect error</html>"
@@ -84,7 +89,33 @@ class Line(httpx.BaseTransport):
         self.answered: set[str] = set()  # references whose answer has arrived here
         self.tokens_unknown_until: datetime | None = None  # under the key of another account
         self.key_refused_at: datetime | None = None
+        self.no_client_until: datetime | None = None
+        self._prepared: set[str] = set()  # references whose request was ready before they were submitted
         self.asks_customer: Callable[[str], None] = lambda _request_id: None
+
+    def prepare(self, reference: str) -> None:
+        """Everything that a charge needs of this machine. Raises NotSent."""
+        self._check_client()
+        self._prepared.add(reference)
+
+    def check_prepared(self, reference: str) -> None:
+        """Asked when a charge is made. Raises NotSent; and the play ends if nobody had looked before it was begun."""
+        if reference in self._prepared:
+            self._prepared.remove(reference)
+            return
+        try:
+            self._check_client()
+        except NotSent:
+            self._stage.unsafe(f"charge {reference} is submitted though it cannot be sent")
+
+    def _check_client(self) -> None:
+        stage = self._stage
+        if self.no_client_until is None or self.no_client_until <= stage.now:
+            if not stage.fate.happens("no_client"):
+                return
+            self.no_client_until = stage.now + timedelta(seconds=stage.fate.between(60, LONGEST_WITHOUT_CLIENT))
+            stage.note(f"no HTTP client can be made until {self.no_client_until:%d %H:%M}")
+        raise NotSent("no HTTP client can be made")
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         stage, fate = self._stage, self._stage.fate
@@ -239,6 +270,25 @@ class Line(httpx.BaseTransport):
     @property
     def _slack(self) -> Any:
         return abs(self._stage.skew)
+
+
+class Gateway(XenditGateway):
+    def __init__(self, line: Line) -> None:
+        super().__init__(
+            base_url="https://xendit.example",
+            secret_key="xnd_development_simulated",
+            timeout_seconds=TIMEOUT_SECONDS,
+            transport=line,
+        )
+        self._line = line
+
+    def prepare(self, request: ChargeRequest) -> None:
+        self._line.prepare(request.reference_id)
+        super().prepare(request)
+
+    def charge(self, request: ChargeRequest) -> ChargeReport:
+        self._line.check_prepared(request.reference_id)
+        return super().charge(request)
 
 
 _RATE_LIMITED = {"error_code": "RATE_LIMIT_EXCEEDED", "message": "Rate limit exceeded"}

@@ -28,7 +28,7 @@ from billing.services import guards as runs_of_the_day
 from billing.services.parts import Parts
 from billing.simulation import coverage, guards, oracle
 from billing.simulation.fate import Fate
-from billing.simulation.line import Line
+from billing.simulation.line import Gateway, Line
 from billing.simulation.merchant import SmallBudget, rules_of
 from billing.simulation.money import put_between
 from billing.simulation.people import People
@@ -37,7 +37,6 @@ from billing.simulation.stage import ConnectionLost, Process, Stage, SteppedPart
 from billing.store.clock import machine_time
 from billing.store.engine import make_sessions
 from billing.store.models import ids_from
-from billing.xendit.client import XenditGateway
 from billing.xendit.simulator import Simulator, SimulatorConfig
 from billing.xendit.simulator.webhooks import Delivery
 from billing.xendit.webhook import read_event, read_payload
@@ -152,14 +151,11 @@ class Play:
         self.parts = SteppedParts(
             sessions=make_sessions(engine),
             clock=self,
-            gateway=XenditGateway(
-                base_url="https://xendit.example", secret_key="xnd_development_simulated", timeout_seconds=30,
-                transport=self.line,
-            ),
+            gateway=Gateway(self.line),
             quota=self.budget,
             rules=rules_of(self.merchant, self.subscribers),
             stage=self.stage,
-        )  # fmt: skip
+        )
         self.has_redis = not self.fate.coin(0.2)
         self.people = People(self.fate, self.simulator, self._send, self.subscribers)
         self._cast()
@@ -255,7 +251,7 @@ class Play:
         self.fate.calm = True
         self.stage.skew = timedelta()
         self.simulator.world.webhooks.faults.without_payment_failure = False
-        self.line.tokens_unknown_until = None
+        self.line.tokens_unknown_until = self.line.no_client_until = None
         for process in self._processes():
             process.alive, process.leaving, process.back_at = True, False, None
         for who in self.subscribers:

@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from billing.errors import InvalidSetting
-from billing.store.trouble import PREPARED_ELSEWHERE, READ_ONLY_TRANSACTION, sqlstate
+from billing.store.trouble import PREPARED_ELSEWHERE, READ_ONLY_TRANSACTION, never_show, sqlstate
 
 Sessions = sessionmaker[Session]
 
@@ -155,6 +155,7 @@ def _create(url: str, ways: _Ways, limits: Mapping[str, Any]) -> Engine:
         ) from None
     if refused:
         raise InvalidSetting(f"BILLING_DATABASE_URL: {refused[0]} cannot be set in it; take it out")
+    never_show(engine.url.password or "")
     _set_up_connections(engine, ways)
     _leave_what_failed_over(engine, ways)
     return engine

@@ -10,18 +10,20 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, cast
 
-from sqlalchemy import CursorResult, and_, exists, func, or_, select, text, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import ColumnElement, CursorResult, and_, exists, false, func, literal, or_, select, text, update
+from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.orm import Session
+from sqlalchemy.types import Text
 
 from billing.domain.gateway import CHARGE_ENDPOINT, Lane
-from billing.domain.lifecycle import BILLABLE, AttemptStatus, HoldKind
+from billing.domain.lifecycle import BILLABLE, AttemptStatus, HoldKind, InvoiceStatus
 from billing.store.models import (
     BillingRun,
     ChannelBreaker,
     ChargeAttempt,
     ChargingStop,
     Fact,
+    Invoice,
     PaymentToken,
     QuotaBudget,
     Subscription,
@@ -102,8 +104,8 @@ def _sums(money: Counter[tuple[str, str]], statuses: Collection[str]) -> dict[st
     return dict(sorted(sums.items()))
 
 
-def standing(session: Session, run_id: str, now: datetime) -> Standing:
-    """One pass over the run's attempts, by their index."""
+def standing(session: Session, run_id: str, now: datetime, *, of: ColumnElement[bool] | None = None) -> Standing:
+    """One pass over the run's attempts, by their index; or over others (`of`)."""
     attempt = ChargeAttempt
     free, scheduled = attempt.parked_by.is_(None), attempt.status == AttemptStatus.SCHEDULED
     own = attempt.lane != Lane.CUSTOMER
@@ -121,7 +123,7 @@ def standing(session: Session, run_id: str, now: datetime) -> Standing:
             func.count().filter(attempt.number == 1, attempt.status == AttemptStatus.SUCCEEDED),
             func.count().filter(attempt.number == 1, declined),
         )
-        .where(attempt.run_id == run_id)
+        .where(attempt.run_id == run_id if of is None else of)
         .group_by(attempt.status, attempt.currency, own)
     )
     found = Standing()
@@ -137,6 +139,59 @@ def standing(session: Session, run_id: str, now: datetime) -> Standing:
             found.first_succeeded += succeeded
             found.first_declined += failed
     return found
+
+
+def _among(ids: Collection[str]) -> ColumnElement[bool]:
+    """As an array: there may be more of them than a statement takes parameters."""
+    return ChargeAttempt.id == func.any(literal(list(ids), ARRAY(Text)))
+
+
+def begun_by(begun: Collection[str], run_id: str) -> ColumnElement[bool]:
+    """The attempts that one command has begun, and what still waits of the run that it drives."""
+    attempt = ChargeAttempt
+    waits = and_(attempt.run_id == run_id, attempt.status == AttemptStatus.SCHEDULED)
+    return or_(_among(begun), waits)
+
+
+def begun_of_run_but(before: Collection[str], run_id: str) -> ColumnElement[bool]:
+    """The attempts of a run, but those that were begun `before`."""
+    return and_(ChargeAttempt.run_id == run_id, ~_among(before))
+
+
+def begun_of_run(session: Session, run_id: str) -> set[str]:
+    idle = (AttemptStatus.SCHEDULED, AttemptStatus.CANCELED)
+    query = select(ChargeAttempt.id).where(ChargeAttempt.run_id == run_id, ChargeAttempt.status.not_in(idle))
+    return set(session.scalars(query))
+
+
+def unsent(session: Session, run_id: str, others: Collection[str], real_now: datetime) -> tuple[int, str | None]:
+    """How many of a run (and of `others`) wait because they could not be sent, and why one of them does. What somebody
+    has in hand is on its way."""
+    attempt = ChargeAttempt
+    in_hand = attempt.lease_until > real_now
+    row = session.execute(
+        select(func.count(), func.min(attempt.error)).where(
+            attempt.status == AttemptStatus.SCHEDULED,
+            or_(attempt.run_id == run_id, _among(others)),
+            attempt.error.is_not(None),
+            func.coalesce(in_hand, false()).is_(False),
+        )
+    ).one()
+    return row[0], row[1]
+
+
+def withdrawn(session: Session, run_id: str) -> tuple[int, str | None]:
+    """How many of a run were withdrawn though their invoice is not paid, and why one of them was."""
+    row = session.execute(
+        select(func.count(), func.min(ChargeAttempt.error))
+        .join(Invoice, Invoice.id == ChargeAttempt.invoice_id)
+        .where(
+            ChargeAttempt.run_id == run_id,
+            ChargeAttempt.status == AttemptStatus.CANCELED,
+            Invoice.status == InvoiceStatus.OPEN,
+        )
+    ).one()
+    return row[0], row[1]
 
 
 def committed(session: Session, run_id: str, *, but: Collection[str]) -> tuple[Counter[str], int]:
@@ -158,11 +213,13 @@ def committed(session: Session, run_id: str, *, but: Collection[str]) -> tuple[C
     return Counter({row[0]: int(row[1]) for row in rows}), sum(row[2] for row in rows)
 
 
-def declines_by_reason(session: Session, run_id: str, most: int = 20) -> list[tuple[str | None, str | None, int]]:
+def declines_by_reason(
+    session: Session, of: ColumnElement[bool], most: int = 20
+) -> list[tuple[str | None, str | None, int]]:
     attempt = ChargeAttempt
     rows = session.execute(
         select(attempt.failure_code, attempt.decline_class, func.count())
-        .where(attempt.run_id == run_id, attempt.status == AttemptStatus.FAILED)
+        .where(of, attempt.status == AttemptStatus.FAILED)
         .group_by(attempt.failure_code, attempt.decline_class)
         .order_by(func.count().desc(), attempt.failure_code)
         .limit(most)
@@ -170,15 +227,15 @@ def declines_by_reason(session: Session, run_id: str, most: int = 20) -> list[tu
     return [(row[0], row[1], row[2]) for row in rows]
 
 
-def results_by_channel(session: Session, run_id: str) -> list[tuple[str | None, str, str, int, int]]:
-    """(channel, currency, status, charges, minor units) of what a run has sent."""
+def results_by_channel(session: Session, of: ColumnElement[bool]) -> list[tuple[str | None, str, str, int, int]]:
+    """(channel, currency, status, charges, minor units) of what was sent."""
     attempt = ChargeAttempt
     rows = session.execute(
         select(
             PaymentToken.channel_code, attempt.currency, attempt.status, func.count(), func.sum(attempt.amount_minor)
         )
         .outerjoin(PaymentToken, PaymentToken.id == attempt.payment_token_id)
-        .where(attempt.run_id == run_id, attempt.status.not_in({AttemptStatus.SCHEDULED, AttemptStatus.CANCELED}))
+        .where(of, attempt.status.not_in({AttemptStatus.SCHEDULED, AttemptStatus.CANCELED}))
         .group_by(PaymentToken.channel_code, attempt.currency, attempt.status)
         .order_by(PaymentToken.channel_code, attempt.currency)
     )

@@ -21,6 +21,9 @@ READ_ONLY_TRANSACTION = "25006"
 # A pooler between us and the server has given this transaction another connection than the one that prepared.
 PREPARED_ELSEWHERE = frozenset({"26000", "42P05"})
 CONFLICT_TRIES = 4
+SHORTEST_PASSWORD = 4  # a shorter one would be found in every word
+
+_passwords: set[str] = set()  # of the databases of this process
 
 Result = TypeVar("Result")
 
@@ -137,6 +140,15 @@ def sqlstate(error: BaseException | None) -> str:
     return getattr(error, "sqlstate", None) or ""
 
 
+def never_show(password: str) -> None:
+    """A server may repeat a part of what it was sent: of our passwords nothing is in any line."""
+    if len(password) >= SHORTEST_PASSWORD:
+        _passwords.add(password)
+
+
 def first_line(error: DBAPIError) -> str:
     said = str(error.orig).strip()
-    return said.splitlines()[0] if said else error.__class__.__name__
+    line = said.splitlines()[0] if said else error.__class__.__name__
+    for password in _passwords:
+        line = line.replace(password, "***")
+    return line

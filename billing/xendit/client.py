@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from http import HTTPStatus
 from typing import NoReturn
 
@@ -84,6 +85,10 @@ class XenditGateway:
     def __repr__(self) -> str:
         return f"XenditGateway({self._connection.address!r})"
 
+    def ready(self) -> None:
+        """Called where a process begins. Raises InvalidSetting when no request could ever leave this machine."""
+        self._connection.ready()
+
     def close(self) -> None:
         """Closes the connections of all threads. A later call opens new ones."""
         self._connection.close()
@@ -96,7 +101,7 @@ class XenditGateway:
             "api-version": CUSTOMERS_API_VERSION,
             "idempotency-key": _idempotency_key(customer.reference_id),
         }
-        answer = self._send(CREATE_CUSTOMER, body=bodies.customer_body(customer), headers=headers)
+        answer = self._send(CREATE_CUSTOMER, body=partial(bodies.customer_body, customer), headers=headers)
         if answer.status == HTTPStatus.CONFLICT:
             return self._find_customer(customer.reference_id, duplicate=answer)
         payload = _payload(CREATE_CUSTOMER, answer)
@@ -123,7 +128,7 @@ class XenditGateway:
     # Payment sessions --------------------------------------------------------------------------------------
 
     def create_session(self, request: SessionRequest) -> SessionReport:
-        answer = self._send(CREATE_SESSION, body=bodies.session_body(request))
+        answer = self._send(CREATE_SESSION, body=partial(bodies.session_body, request))
         payload = _payload(CREATE_SESSION, answer, f"customer {request.customer_id}")
         return wire.session_report(payload) or _unreadable(CREATE_SESSION, answer)
 
@@ -157,8 +162,11 @@ class XenditGateway:
 
     # Charges -----------------------------------------------------------------------------------------------
 
+    def prepare(self, request: ChargeRequest) -> None:
+        self._connection.prepare(CHARGE, partial(bodies.charge_body, request))
+
     def charge(self, request: ChargeRequest) -> ChargeReport:
-        answer = self._send(CHARGE, body=bodies.charge_body(request))
+        answer = self._send(CHARGE, body=partial(bodies.charge_body, request))
         if (declined := token_refusal(answer)) is not None:
             return wire.refused_charge(request, declined)
         report = wire.charge_report(_payload(CHARGE, answer))
@@ -187,8 +195,12 @@ class XenditGateway:
         return wire.charge_report(payload) or _unreadable(call, answer)
 
     def refund(self, *, reference_id: str, payment_request_id: str, amount: Money, reason: str) -> RefundReport:
-        body = bodies.refund_body(
-            reference_id=reference_id, payment_request_id=payment_request_id, amount=amount, reason=reason
+        body = partial(
+            bodies.refund_body,
+            reference_id=reference_id,
+            payment_request_id=payment_request_id,
+            amount=amount,
+            reason=reason,
         )
         answer = self._send(REFUND, body=body)
         return wire.refund_report(_payload(REFUND, answer)) or _unreadable(REFUND, answer)

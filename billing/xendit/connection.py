@@ -1,7 +1,8 @@
 """How requests reach Xendit: connections, headers, and which transport errors leave the outcome open. Called
 by client.py.
 
-Every request is sent once, and nothing here repeats one: a repeated charge is a second charge.
+Every request is sent once, and nothing here repeats one: a repeated charge is a second charge. Whatever goes wrong
+before its first byte is written is NotSent.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import httpx
 
 from billing.errors import GatewayError, InvalidSetting, NotFound, NotSent, OutcomeUnknown, Unavailable
+from billing.xendit import network
 from billing.xendit.members import dump_json, parse_json
 from billing.xendit.rates import HEADERS
 from billing.xendit.refusals import Answer, Call
@@ -31,17 +33,16 @@ API_VERSION = "2024-11-11"
 LONGEST_CONNECT_SECONDS = 10.0
 _SHORT_ENOUGH = 12
 
-# Raised before a byte of the request is written. Any other transport error may come after Xendit has it all.
-_NOTHING_SENT = (
-    httpx.ConnectError,
-    httpx.ConnectTimeout,
-    httpx.PoolTimeout,
-    httpx.ProxyError,
-    httpx.UnsupportedProtocol,
-)
+# Raised before a byte of the request is written. Any other error may come after Xendit has it all, unless `_Watched`
+# knows better.
+_NOT_CONNECTED = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
+_NOT_MADE = (httpx.UnsupportedProtocol, httpx.InvalidURL, UnicodeEncodeError)
+
+_SENDING = (".send_request_headers.started", ".send_request_body.started")
 
 OnResponse = Callable[[str, int, Mapping[str, str], float], None]
 BeforeRequest = Callable[[str], None]
+Body = Callable[[], Mapping[str, Any]]  # made in here, so that a body that cannot be made is one that was not sent
 
 
 class Connection:
@@ -67,9 +68,14 @@ class Connection:
         self._clients: dict[int, httpx.Client] = {}
         self._lock = threading.Lock()
         self._ssl_context: ssl.SSLContext | None = None
+        self._checked = False
 
     def __repr__(self) -> str:
         return f"Connection({self.address!r})"
+
+    def ready(self) -> None:
+        """All that a request needs of this machine is there. Raises InvalidSetting."""
+        self._client()
 
     @property
     def address(self) -> str:
@@ -88,30 +94,55 @@ class Connection:
         call: Call,
         *,
         record_id: str | None = None,
-        body: Mapping[str, Any] | None = None,
+        body: Body | None = None,
         params: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Answer:
         """Raises NotSent; without an answer, Unavailable for a read and OutcomeUnknown for all the rest."""
-        path = call.route if record_id is None else call.route.replace("{id}", _path_segment(record_id))
-        client = self._client()
+        client, request = self._make(call, record_id=record_id, body=body, params=params, headers=headers)
         if self._before_request is not None:
             self._before_request(call.endpoint)
+        watched = _Watched()
+        if self._transport is None:
+            request.extensions["trace"] = watched
         started = time.perf_counter()
         try:
-            response = client.request(
-                call.method,
-                path,
-                params=params,
-                content=None if body is None else dump_json(body),
-                headers=_headers(call, headers),
-            )
-        except _NOTHING_SENT as error:
-            raise self._not_sent(call, error) from None
-        except httpx.RequestError as error:
-            raise self._no_answer(call, error) from None
+            response = client.send(request)
+        except Exception as error:
+            if isinstance(error, _NOT_CONNECTED):
+                raise self._not_sent(call, error) from None
+            if isinstance(error, _NOT_MADE) or (self._transport is None and watched.nothing_left(error)):
+                raise _not_made(call, error) from None
+            if isinstance(error, httpx.RequestError):
+                raise self._no_answer(call, error) from None
+            raise
         self._tell(call, response, seconds=time.perf_counter() - started)
         return _answer(response)
+
+    def prepare(self, call: Call, body: Body) -> None:
+        """All of a request that could fail on this machine. Raises NotSent."""
+        self._make(call, body=body)
+
+    def _make(
+        self,
+        call: Call,
+        *,
+        record_id: str | None = None,
+        body: Body | None = None,
+        params: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> tuple[httpx.Client, httpx.Request]:
+        path = call.route if record_id is None else call.route.replace("{id}", _path_segment(record_id))
+        try:
+            client = self._client()
+            content = None if body is None else dump_json(body())
+            return client, client.build_request(
+                call.method, path, params=params, content=content, headers=_headers(call, headers)
+            )
+        except InvalidSetting as error:
+            raise NotSent(f"{call.what} was not sent: {error}") from None
+        except Exception as error:  # noqa: BLE001 - whatever it is, nothing has left
+            raise _not_made(call, error) from None
 
     def _tell(self, call: Call, response: httpx.Response, *, seconds: float) -> None:
         if self._on_response is not None:
@@ -139,20 +170,52 @@ class Connection:
 
     def _open_client(self) -> httpx.Client:
         connect_seconds = min(self._timeout_seconds, LONGEST_CONNECT_SECONDS)
+        beside_proxies = self._transport is not None or _is_this_machine(self.base_url.host)
         with self._lock:
-            if self._transport is None:
-                self._ssl_context = self._ssl_context or _make_ssl_context()
-            client = httpx.Client(
-                base_url=self.base_url,
-                auth=self._auth,
-                verify=self._ssl_context or False,  # a transport of the caller's own brings its own security
-                timeout=httpx.Timeout(self._timeout_seconds, connect=connect_seconds),
-                limits=httpx.Limits(max_connections=2, max_keepalive_connections=1),
-                trust_env=not _is_this_machine(self.base_url.host),  # a proxy cannot reach our own simulator
-                transport=self._transport,
-            )
+            if not self._checked:
+                # A transport of the caller's own brings its own security, and plain HTTP has none.
+                if self._transport is None and self.base_url.scheme == "https":
+                    self._ssl_context = network.tls_context()
+                if not beside_proxies:
+                    network.check_proxies()
+                self._checked = True
+            try:
+                client = httpx.Client(
+                    base_url=self.base_url,
+                    auth=self._auth,
+                    verify=self._ssl_context or False,
+                    timeout=httpx.Timeout(self._timeout_seconds, connect=connect_seconds),
+                    limits=httpx.Limits(max_connections=2, max_keepalive_connections=1),
+                    trust_env=not beside_proxies,  # a proxy cannot reach our own simulator
+                    transport=self._transport,
+                )
+            except Exception as error:  # noqa: BLE001 - of this machine, whatever it is
+                raise network.not_made(error) from None
             self._clients[threading.get_ident()] = client
         return client
+
+
+class _Watched:
+    """Told by httpx of every step. A proxy that is asked for a way to Xendit has nothing of the request yet."""
+
+    def __init__(self) -> None:
+        self._begun: set[str] = set()
+
+    def __call__(self, step: str, about: Mapping[str, Any]) -> None:
+        if step.endswith(_SENDING) and about["request"].method != b"CONNECT":
+            self._begun.add(step.rpartition("send_request_")[2])
+
+    def nothing_left(self, error: Exception) -> bool:
+        """Headers that HTTP does not allow are found when they are put together."""
+        return not self._begun or (isinstance(error, httpx.LocalProtocolError) and len(self._begun) == 1)
+
+
+def _not_made(call: Call, error: Exception) -> NotSent:
+    """Without the error's text, which may hold what was to be sent, the key included."""
+    return NotSent(
+        f"{call.what} was not sent: the request could not be made on this machine ({error.__class__.__name__});"
+        " please report it with the version of billing"
+    )
 
 
 def _answer(response: httpx.Response) -> Answer:
@@ -181,22 +244,10 @@ def _reason(error: Exception) -> str:
 
 
 def _checked_url(base_url: str) -> httpx.URL:
-    try:
-        url = httpx.URL(base_url)
-        named = url.host.encode("idna")  # a label that is too long would only fail when it is looked up
-    except (httpx.InvalidURL, UnicodeError):
-        url, named = httpx.URL(""), b""
-    if url.scheme not in ("http", "https") or not re.fullmatch(rb"[A-Za-z0-9._:-]+", named):
+    url = network.web_address(base_url, ("http", "https"))
+    if url is None or url.query or url.fragment:
         raise InvalidSetting("BILLING_XENDIT_BASE_URL: not a web address; for example https://api.xendit.co")
     return url
-
-
-def _make_ssl_context() -> ssl.SSLContext:
-    """20 ms and half a megabyte of certificates, so it is made once and shared by all clients."""
-    try:
-        return httpx.create_ssl_context()
-    except OSError as error:
-        raise InvalidSetting(f"SSL_CERT_FILE or SSL_CERT_DIR: cannot be read ({_reason(error)})") from None
 
 
 def _is_this_machine(host: str) -> bool:

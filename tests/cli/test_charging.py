@@ -97,7 +97,8 @@ def test_a_run_that_can_send_nothing_is_no_success(ana: Terminal) -> None:
     ended = ana("run", "--json", BILLING_XENDIT_BASE_URL="http://127.0.0.1:1")
     assert ended.status == 1
     assert (ended.document["attempted"], ended.document["waiting"]) == (0, 1)
-    assert ended.err.startswith("billing: 1 charge(s) could not be sent yet: ")
+    assert ended.err.startswith("billing: 1 charge(s) did not leave: the charge was not sent: no connection to ")
+    assert ended.err.endswith("; 0 charge(s) sent; the next run sends them\n")
 
 
 def test_a_refused_account_stops_charging_until_somebody_resumes_it(ana: Terminal, xendit: Xendit) -> None:
@@ -171,12 +172,56 @@ def test_an_operator_can_charge_a_declined_invoice_by_hand(ana: Terminal, xendit
     assert "it is paid" in ana.refused("invoice", "pay", "ana-gold-1")
 
 
-def test_a_decline_by_hand_is_a_result_and_not_an_error(ana: Terminal, xendit: Xendit) -> None:
+def test_a_decline_by_hand_exits_1_and_says_what_to_do(ana: Terminal, xendit: Xendit) -> None:
     xendit.script(_token(ana), "INSUFFICIENT_BALANCE", "INSUFFICIENT_BALANCE")
     ana.json("run")
     ended = ana("invoice", "pay", "ana-gold-1", "--token", _token(ana), "--json")
+    assert (ended.status, ended.document["status"]) == (1, "open")
+    assert ended.err.startswith("billing: attempt 3 was declined: INSUFFICIENT_BALANCE; `billing invoice pay")
+    assert ended.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status"),
+    [("PENDING", "is pending"), ("REQUIRES_ACTION", "is requires_action"), ("TIMEOUT_AFTER", "is in doubt")],
+)
+def test_an_attempt_by_hand_that_may_still_bring_the_money_exits_0_and_says_so(
+    ana: Terminal, xendit: Xendit, outcome: str, status: str
+) -> None:
+    xendit.script(_token(ana), "INSUFFICIENT_BALANCE", outcome)
+    ana.json("run")
+    ended = ana("invoice", "pay", "ana-gold-1", "--json")
     assert (ended.status, ended.document["status"]) == (0, "open")
-    assert "failed: INSUFFICIENT_BALANCE" in ended.err
+    assert f"attempt 3 {status}" in ended.err
+    assert "billing invoice show ana-gold-1" in ended.err
+
+
+def test_an_attempt_by_hand_that_did_not_leave_exits_1(ana: Terminal, xendit: Xendit) -> None:
+    xendit.script(_token(ana), "INSUFFICIENT_BALANCE")
+    ana.json("run")
+    ended = ana("invoice", "pay", "ana-gold-1", "--json", BILLING_XENDIT_BASE_URL="http://127.0.0.1:1")
+    assert (ended.status, ended.document["attempts"][-1]["status"]) == (1, "scheduled")
+    assert "has not left: " in ended.err
+
+
+def test_an_attempt_by_hand_without_a_payment_method_exits_1(ana: Terminal, xendit: Xendit) -> None:
+    xendit.script(_token(ana), "INSUFFICIENT_BALANCE")
+    ana.json("run")
+    ana.json("token", "cancel", ana.json("token", "list", "--customer", "ana")[0]["id"])
+    ended = ana("invoice", "pay", "ana-gold-1", "--json")
+    assert (ended.status, ended.document["status"]) == (1, "open")
+    assert "no payment token that may be charged" in ended.err
+
+
+def test_a_refusal_by_hand_that_is_our_fault_exits_1_and_says_that_the_invoice_is_held(
+    ana: Terminal, xendit: Xendit
+) -> None:
+    xendit.script(_token(ana), "INSUFFICIENT_BALANCE")
+    ana.json("run")
+    xendit.fail("POST /v3/payment_requests", "HTTP:400:API_VALIDATION_ERROR")
+    ended = ana("invoice", "pay", "ana-gold-1", "--json")
+    assert ended.status == 1
+    assert "refused by Xendit, and invoice ana-gold-1 is held: API_VALIDATION_ERROR" in ended.err
 
 
 def test_an_attempt_in_doubt_blocks_paying_by_hand(ana: Terminal, xendit: Xendit) -> None:

@@ -522,7 +522,7 @@ SCENARIOS: Mapping[str, Scenario] = {
         ),
     ),
     "token_cannot_be_verified": Scenario(
-        partial(her_token_was_imported, fault="500_BEFORE"), tick, ("charging._ask_and_charge#1",)
+        partial(her_token_was_imported, fault="500_BEFORE"), tick, ("charging._postpone#1",)
     ),
     "another_card": Scenario(adds_another_card, web_and_scheduler, (*INBOX[:2], *INBOX[3:5], *PAID)),
     "token_canceled": Scenario(

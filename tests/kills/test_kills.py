@@ -28,7 +28,7 @@ LEFT_OUT = {
     "cli.token.prefer#1": "an order of preference; nothing follows from it until the next charge",
     "demo.*": "the demo's own database",
     "doctor.*": "repairs: idempotent, one row each, run again by whoever ran them (tests/services/test_doctor.py)",
-    "dispatch._send_charges#1": "gives back leases, which end by themselves",
+    "dispatch.send_charges#1": "gives back leases, which end by themselves",
     "parking.*": "parks or lets go a portion; the state it follows is elsewhere, a look goes on (test_parked.py)",
     "ending.close_overdue_invoices#2": "holds an invoice that raised an error; the next tick meets it again",
     "ending.end_subscriptions#2": "holds a subscription that raised an error (stories/test_one_bad_row.py); as above",

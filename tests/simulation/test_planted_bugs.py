@@ -84,6 +84,16 @@ def _(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(charging, "doubt_attempt", set_back)
 
 
+@plant("a charge is begun before it is known that it can be sent", says="though it cannot be sent", no_client=0.2)
+def _(patch: pytest.MonkeyPatch) -> None:
+    begin = charging.begin_attempts
+
+    def unprepared(*given: Any, prepare: Any, **more: Any) -> Any:  # noqa: ARG001 - that is the bug
+        return begin(*given, **more)
+
+    patch.setattr(charging, "begin_attempts", unprepared)
+
+
 @plant("a capture is settled twice (D4)", says="UniqueViolation", webhook_doubled=0.3)
 def _(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(settling, "_known_capture", lambda _found, _report: None)

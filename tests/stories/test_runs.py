@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
@@ -11,7 +12,7 @@ from sqlalchemy import event, select, text, update
 from sqlalchemy.exc import OperationalError
 
 from billing.errors import IllegalTransition, NotFound
-from billing.services import dispatch, explain, guards, progress, runs, steering
+from billing.services import charging, dispatch, explain, guards, progress, runs, steering
 from billing.services.parts import Parts, Rules
 from billing.services.views import Json
 from billing.store.clock import real_now
@@ -116,7 +117,9 @@ def test_a_resumed_run_goes_on_where_it_was_under_its_own_id(world: World) -> No
     done = world.run()
 
     assert done["run_id"] == paused["run_id"]
-    assert (done["state"], done["opened"], done["succeeded"]) == ("finished", 6, 6)
+    assert (done["state"], done["opened"], done["succeeded"]) == ("finished", 0, 4), "what this command did"
+    assert (done["whole_run"]["attempted"], done["whole_run"]["succeeded"]) == (6, 6)
+    assert shown(world, done["run_id"])["opened"] == 6
     assert done["against_plan"] == {"charges": 0, "totals": {"IDR": "0"}}
     assert world.collected() == [50_000] * 6
 
@@ -242,7 +245,8 @@ def test_a_run_whose_process_died_goes_on_under_its_own_id(world: World) -> None
     report = world.run()
 
     assert (report["run_id"], report["taken_up"]) == (died.id, True)
-    assert (report["opened"], report["succeeded"], report["state"]) == (5, 5, "finished")
+    assert (report["opened"], report["succeeded"], report["state"]) == (0, 3, "finished"), "the other had done two"
+    assert (shown(world, died.id)["opened"], shown(world, died.id)["succeeded"]) == (5, 5)
     assert report["plan"]["charges"] == 5, "what it had planned is not planned once more"
     assert world.collected() == [50_000] * 5
 
@@ -263,7 +267,8 @@ def test_a_run_that_is_taken_up_plans_what_has_become_due_meanwhile(world: World
     report = world.run()
 
     assert (report["plan"]["charges"], report["plan"]["totals"]) == (5, {"IDR": "250000"})
-    assert report["succeeded"] == 5
+    assert (report["opened"], report["succeeded"]) == (2, 4)
+    assert report["whole_run"]["succeeded"] == 5
 
 
 def test_a_run_that_lives_is_not_taken_over(world: World) -> None:
@@ -287,11 +292,29 @@ def test_two_runs_at_once_share_the_work(new_world: NewWorld) -> None:
     world.in_two_threads(lambda: reports.append(world.run()))
 
     assert world.collected() == [50_000] * 16
+    for name in ("opened", "attempted", "succeeded"):
+        assert sum(report[name] for report in reports) == 16, f"each counts what itself has {name}"
     views = [shown(world, report["run_id"]) for report in reports]
     assert sum(view["succeeded"] for view in views) == 16
     assert sum(view["opened"] for view in views) == 16
     guards.watch(world.parts)
     assert {shown(world, report["run_id"])["state"] for report in reports} == {"finished"}
+
+
+def test_what_a_scheduler_beside_it_charges_is_none_of_its_counts(world: World) -> None:
+    renewals(world, 4)
+
+    def scheduler_takes_one(sent: int) -> None:
+        if sent == 0:
+            another_process = contextvars.Context()
+            another_process.run(charging.charge, world.parts, [world.all_attempts()[-1].id])
+
+    report = run_with(world, scheduler_takes_one)
+
+    assert (report["opened"], report["attempted"], report["succeeded"]) == (4, 3, 3)
+    assert report["collected"] == {"IDR": "150000"}
+    assert report["whole_run"]["succeeded"] == 4
+    assert world.collected() == [50_000] * 4
 
 
 # ---------------------------------------------------------------------------------------- the spending cap
