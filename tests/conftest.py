@@ -106,6 +106,15 @@ def _create_database(server: psycopg.Connection, *, template: str = "template0")
     return name
 
 
+def _adopt(url: str) -> None:
+    """`billing adopt`: a copy of the template charges nobody (billing/store/which_database.py)."""
+    with _maintenance(make_url(url)) as database:
+        database.execute(
+            "UPDATE database_identity SET database_oid ="
+            " (SELECT CAST(oid AS bigint) FROM pg_database WHERE datname = current_database())"
+        )
+
+
 def _drop_database(server: psycopg.Connection, name: str) -> None:
     server.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
 
@@ -141,7 +150,9 @@ def _maintenance_connection(postgres_url: str) -> Iterator[psycopg.Connection]:
 def database_url(servers: Servers, _maintenance_connection: psycopg.Connection) -> Iterator[str]:
     """A migrated, empty database of this test's own."""
     name = _create_database(_maintenance_connection, template=servers.template)
-    yield _named(servers.postgres_url, name)
+    url = _named(servers.postgres_url, name)
+    _adopt(url)
+    yield url
     _drop_database(_maintenance_connection, name)
 
 

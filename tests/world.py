@@ -26,7 +26,7 @@ import simplejson
 from sqlalchemy import Select, func, select, text, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from billing.app import work_on
+from billing.app import refusing_a_copy, work_on
 from billing.domain.gateway import Lane, Quota, SessionMode, SessionType
 from billing.domain.lifecycle import BILLABLE
 from billing.domain.money import Money
@@ -154,15 +154,17 @@ class World:
         self.clock = StoppedClock(start)
         config = SimulatorConfig(requests_per_minute=NO_LIMIT, **simulator)
         self.simulator = Simulator(self.clock.now, seed=1, config=config)
+        self.engine = make_engine(database_url, pool_size=16)
+        sessions = make_sessions(self.engine)
         self.gateway = XenditGateway(
             base_url="https://xendit.example",
             secret_key=SECRET_KEY,
             timeout_seconds=5,
+            before_request=refusing_a_copy(sessions),
             transport=OneAtATime(self.simulator),
         )
-        self.engine = make_engine(database_url, pool_size=16)
         self.parts = Parts(
-            sessions=make_sessions(self.engine),
+            sessions=sessions,
             clock=self.clock,
             gateway=self.gateway,
             quota=quota or Unlimited(),
@@ -358,6 +360,7 @@ class World:
         plan: Plan | None = None,
         country: str = "ID",
         start_at: datetime | None = None,
+        again: bool = False,
     ) -> Subscriber:
         """`billing subscribe`: the customer has a link and has not followed it yet."""
         subscription, session = onboarding.subscribe(
@@ -368,6 +371,7 @@ class World:
             mode=SessionMode.PAYMENT_LINK,
             start_at=start_at,
             reference=None,
+            again=again,
         )
         return Subscriber(self, subscription.id, session.id)
 

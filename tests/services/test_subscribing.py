@@ -75,7 +75,7 @@ def test_components_come_with_a_key_instead_of_a_link(world: World) -> None:
 
 def test_a_customer_is_created_at_xendit_once(world: World) -> None:
     first = world.subscribe("ana")
-    world.subscribe("ana")
+    world.subscribe("ana", again=True)
 
     assert world.calls("POST /customers") == 1
     assert first.customer.xendit_customer_id
