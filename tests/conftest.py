@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 
@@ -154,6 +154,20 @@ def database_url(servers: Servers, _maintenance_connection: psycopg.Connection) 
     _adopt(url)
     yield url
     _drop_database(_maintenance_connection, name)
+
+
+@pytest.fixture
+def copy_database(servers: Servers, _maintenance_connection: psycopg.Connection) -> Iterator[Callable[[str], str]]:
+    """Makes a copy beside a database to which nobody is connected: the address of the copy."""
+    made: list[str] = []
+
+    def copy(url: str) -> str:
+        made.append(_create_database(_maintenance_connection, template=make_url(url).database or ""))
+        return _named(servers.postgres_url, made[-1])
+
+    yield copy
+    for name in made:
+        _drop_database(_maintenance_connection, name)
 
 
 @pytest.fixture

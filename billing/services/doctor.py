@@ -59,6 +59,8 @@ LOST = timedelta(minutes=4)  # what a dead process held is taken up within this,
 EXAMPLES = 5
 REPAIRED_AT_ONCE = 1_000
 
+WHICH_DATABASE = "this_is_the_database"
+
 Found = dict[str, Any]
 log = structlog.get_logger()
 
@@ -151,7 +153,7 @@ def _examine_identity(parts: Parts) -> Found:
     with parts.reading() as session:
         here = which_database.standing(session)
     return {
-        "name": "this_is_the_database",
+        "name": WHICH_DATABASE,
         "ok": here.is_the_one,
         "count": int(not here.is_the_one),
         "detail": f"{here.wrong or f'it is {here}'} ({here.told_by})",
