@@ -37,11 +37,13 @@ from billing.services import (
     charging,
     dispatch,
     doctor,
+    explain,
     key,
     onboarding,
     paying,
     reconciling,
     runs,
+    story,
     subscriptions,
     webhooks,
 )
@@ -569,6 +571,11 @@ class Subscriber:
             row = subscriptions.lock_subscription(session, self.id)
             subscriptions.cancel(session, row, self.world.now, at_once=at_once, reason="by request")
 
+    def uncancel(self) -> None:
+        with self.world.parts.transaction() as session:
+            row = subscriptions.lock_subscription(session, self.id)
+            subscriptions.uncancel(session, row, session.get_one(Plan, row.plan_id), self.world.now)
+
     def pay_invoice(self, *, token: PaymentToken | None = None) -> None:
         """`billing invoice pay` of the newest invoice."""
         attempt_id = paying.pay_invoice(self.world.parts, self.invoice.id, token.id if token else None)
@@ -649,6 +656,13 @@ class Subscriber:
         query = select(Refund).join(Capture, Capture.id == Refund.capture_id)
         query = query.join(Invoice, Invoice.id == Capture.invoice_id).where(Invoice.subscription_id == self.id)
         return self.world.all(query.order_by(Refund.id))
+
+    @property
+    def next(self) -> explain.Next:
+        """What `billing explain` says comes next."""
+        with self.world.parts.reading() as session:
+            row = session.get_one(Subscription, self.id)
+            return explain.next_of(story.read(session, row, self.world.now, self.world.parts.rules))
 
     @property
     def story(self) -> list[str]:
