@@ -92,9 +92,7 @@ def update(
         view = show_customer(session, customer)
     output.show(view, as_json=as_json, people=lambda: output.card(f"Customer {view['reference']}", view))
     if view["xendit_customer_id"] is not None and (name, email, mobile) != (None, None, None):
-        output.note(
-            f"at Xendit, {view['xendit_customer_id']} keeps the name, mail and mobile number it was created with"
-        )
+        output.note(f"at Xendit, {view['xendit_customer_id']} keeps the name, mail and mobile number it was made with")
 
 
 @app.command("list")
