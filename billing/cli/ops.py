@@ -81,7 +81,7 @@ def adopt(as_json: AsJson = False) -> None:
     """Say that this database is the one to charge from now on: a restored backup, or one that has moved.
 
     A copy charges nobody until then. Make sure first that nothing uses the other one any more, and that it holds what
-    was charged last: docs/operations.md, "Restoring a backup".
+    was charged last: docs/operations.md, "The database was restored from a backup".
 
     Example: billing adopt
     """
@@ -96,7 +96,10 @@ def adopt(as_json: AsJson = False) -> None:
     }
     output.show(document, as_json=as_json, people=lambda: output.say(_adopted(before, here)))
     if before.noted is not None and not before.is_the_one:
-        output.warn("if anything still runs on the other database, both charge now: stop it there")
+        output.warn(
+            "what the other database has charged since this copy was made, or still charges, is unknown here and would be"
+            " charged again: docs/operations.md, 'The database was restored from a backup'"
+        )
 
 
 def _noted_view(noted: which_database.Noted | None) -> Json | None:
