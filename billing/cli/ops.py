@@ -97,7 +97,7 @@ def adopt(as_json: AsJson = False) -> None:
     output.show(document, as_json=as_json, people=lambda: output.say(_adopted(before, here)))
     if before.noted is not None and not before.is_the_one:
         output.warn(
-            "what the other database has charged since this copy was made, or still charges, is unknown here and would be"
+            "what the other database has charged since this copy was made, or still charges, is unknown here and is"
             " charged again: docs/operations.md, 'The database was restored from a backup'"
         )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -203,10 +205,19 @@ def test_a_plan_the_customer_is_about_to_have_is_refused_with_the_way_on(world: 
     world.subscribe()
 
 
-def test_of_two_at_the_same_moment_one_wins(world: World) -> None:
-    """A double click: both have looked before either has written."""
+def test_of_two_at_the_same_moment_one_wins(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A double click: whoever has looked is held until the other has looked as well, or has to wait for him."""
     world.subscribe("ana", plan=world.plan("other"))  # the customer is known at Xendit
     refused: list[str] = []
+    both_have_looked = threading.Barrier(2, timeout=0.5)
+    look = onboarding._refuse_a_second
+
+    def look_and_hold(*wanted: Any) -> None:
+        look(*wanted)
+        with suppress(threading.BrokenBarrierError):
+            both_have_looked.wait()
+
+    monkeypatch.setattr(onboarding, "_refuse_a_second", look_and_hold)
 
     def click() -> None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import psycopg
 import pytest
@@ -15,6 +16,7 @@ from billing.app import work_on
 from billing.domain.gateway import SessionMode, SessionType
 from billing.errors import CopyOfDatabase, NotSent
 from billing.services import dispatch, doctor, onboarding, paying, sessions, token_commands
+from billing.services.refunding import follow_refund
 from billing.store import migrate, which_database
 from billing.store.clock import real_now
 from billing.store.engine import make_engine
@@ -136,8 +138,12 @@ def test_what_arrives_at_a_copy_is_applied_and_a_refund_waits(world: World) -> N
     world.deliver_webhooks()
     (refund,) = ana.refunds
 
-    with pytest.raises(CopyOfDatabase):
-        work_on(world.parts, dispatch.REFUND, refund.id)
+    for follow in (
+        lambda: work_on(world.parts, dispatch.REFUND, refund.id),
+        partial(follow_refund, world.parts, refund.id),
+    ):
+        with pytest.raises(CopyOfDatabase):
+            follow()
 
     assert {event.state for event in world.events()} == {"applied"}
     assert world.calls("POST /refunds") == 0
