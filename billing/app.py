@@ -17,14 +17,24 @@ from sqlalchemy.exc import SQLAlchemyError
 from billing import log
 from billing.domain.gateway import CHARGE_ENDPOINT, Lane, PaymentGateway, Quota
 from billing.domain.money import parse_amounts
-from billing.errors import Conflict, GatewayError, InvalidMoney, InvalidSetting, NotFound, NotSent, ServiceUnavailable
+from billing.errors import (
+    Conflict,
+    CopyOfDatabase,
+    GatewayError,
+    InvalidMoney,
+    InvalidSetting,
+    NotFound,
+    NotSent,
+    ServiceUnavailable,
+)
 from billing.quota import NO_LIMIT, make_quota
 from billing.services import charging, dispatch, key, reconciling, refunding, sessions, tokens, webhooks
 from billing.services.parts import Parts, Rules, Send, in_lane, lane_of_this_work
 from billing.settings import Settings
 from billing.store.clock import make_clock
-from billing.store.engine import make_engine, make_sessions
+from billing.store.engine import Sessions, make_engine, make_sessions
 from billing.store.trouble import database_errors_in_one_line
+from billing.store.which_database import refuse_a_copy
 from billing.xendit.client import XenditGateway
 from billing.xendit.rates import Rates
 from billing.xendit.webhook import read_event
@@ -66,7 +76,7 @@ def build(settings: Settings, *, gateway: PaymentGateway | None = None) -> App:
     parts = Parts(
         sessions=sessions,
         clock=make_clock(sessions, test_clock=settings.test_clock),
-        gateway=gateway or make_gateway(settings, quota),
+        gateway=gateway or make_gateway(settings, quota, before_request=refusing_a_copy(sessions)),
         quota=quota,
         rules=_rules(settings),
         callers=ThreadPoolExecutor(settings.charge_threads, thread_name_prefix="billing-call"),
@@ -75,10 +85,13 @@ def build(settings: Settings, *, gateway: PaymentGateway | None = None) -> App:
     return App(settings, engine, parts)
 
 
-def make_gateway(settings: Settings, quota: Quota) -> XenditGateway:
+def make_gateway(
+    settings: Settings, quota: Quota, *, before_request: Callable[[str], None] = lambda _endpoint: None
+) -> XenditGateway:
     """Every request is paid for out of the budget before it is sent, and a 429 closes its endpoint for all."""
 
     def pay_for(endpoint: str) -> None:
+        before_request(endpoint)
         # A charge has its permit already: it is taken before the attempt begins, so that none waits while submitted.
         if endpoint != CHARGE_ENDPOINT and not quota.acquire(
             endpoint, lane_of_this_work(), wait_seconds=QUOTA_WAIT_SECONDS
@@ -102,6 +115,22 @@ def make_gateway(settings: Settings, quota: Quota) -> XenditGateway:
         before_request=pay_for,
         on_response=learn,
     )
+
+
+def refusing_a_copy(sessions: Sessions) -> Callable[[str], None]:
+    """Before a request: what changes anything at Xendit does not leave a copy of the database, whoever asks for it."""
+
+    def refuse(endpoint: str) -> None:
+        # A charge is refused before it is written down as submitted (services/charging.py).
+        if endpoint == CHARGE_ENDPOINT or endpoint.startswith("GET "):
+            return
+        try:
+            with sessions.begin() as session:
+                refuse_a_copy(session)
+        except CopyOfDatabase as error:
+            raise NotSent(str(error)) from None
+
+    return refuse
 
 
 def _rules(settings: Settings) -> Rules:
@@ -146,6 +175,8 @@ def work_on(parts: Parts, kind: str, *identities: str) -> None:
 
 
 def _follow(parts: Parts, kind: str, identity: str) -> None:
+    if kind != dispatch.EVENT:  # what has arrived is applied; nothing else is asked for by itself
+        parts.refuse_a_copy()
     match kind:
         case dispatch.CHECK:
             reconciling.check_attempt(parts, identity)

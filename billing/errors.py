@@ -9,6 +9,7 @@
       IllegalTransition          a move that domain/lifecycle.py does not list
       ServiceUnavailable         database, Redis or an embedded server does not answer
         EmbeddedServerFailed
+        CopyOfDatabase           nothing is charged from a copy until `billing adopt`
       WebhookRejected            400, 401, 408 or 413 to the sender
       GatewayError               the call to Xendit did not end in an answer we can act on
         NotSent                  nothing left us            -> attempt scheduled again, same reference
@@ -64,6 +65,10 @@ class ServiceUnavailable(BillingError):
 
 
 class EmbeddedServerFailed(ServiceUnavailable):
+    pass
+
+
+class CopyOfDatabase(ServiceUnavailable):
     pass
 
 

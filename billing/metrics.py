@@ -14,7 +14,7 @@ from billing.domain.lifecycle import BILLABLE, UNFINISHED, AttemptStatus, EventS
 from billing.services import planning, progress
 from billing.services.parts import Parts, Rules
 from billing.services.steering import ASKED, DAILY, PAUSED, STOPPED
-from billing.store import run_queries
+from billing.store import run_queries, which_database
 from billing.store.models import BillingRun, ChargeAttempt, ChargingStop, Subscription, WebhookEvent
 from billing.store.run_queries import Standing
 
@@ -41,7 +41,9 @@ def _measure(parts: Parts, registry: CollectorRegistry) -> None:
     stopped = Gauge(
         "billing_charging_stopped", "1 while the account is refused and nothing is charged", registry=registry
     )
+    copy = Gauge("billing_database_is_a_copy", "1 on a copy of the database, which charges nobody", registry=registry)
     with parts.reading() as session:
+        copy.set(0 if which_database.standing(session).is_the_one else 1)
         counted = session.execute(
             select(ChargeAttempt.status, func.count())
             .where(ChargeAttempt.status.in_(UNFINISHED))

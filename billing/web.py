@@ -40,6 +40,7 @@ from billing.services import dispatch, sessions, webhooks
 from billing.services.inbox import Inbox
 from billing.services.parts import Send
 from billing.settings import Settings, load_settings
+from billing.store import which_database
 from billing.store.engine import refuse_unusable
 from billing.store.models import PaymentSession
 from billing.store.trouble import Trouble, in_words, trouble_of
@@ -168,18 +169,27 @@ def make_web(
         log.error("web.database_is_away", error=in_words(error) or error.__class__.__name__)
         return PlainTextResponse("not available at the moment, try again\n", 503)
 
-    return Starlette(
+    web = Starlette(
         routes=[
-            Route("/webhooks/xendit", receive_webhook, methods=["POST"]),
-            Route("/healthz", healthz),
-            Route("/readyz", readyz),
-            Route("/metrics", show_metrics),
-            Route("/return/{session_id}", return_page),
-            Route("/checkout/{session_id}", checkout_page),
+            *_with_and_without_slash("/webhooks/xendit", receive_webhook, methods=["POST"]),
+            *_with_and_without_slash("/healthz", healthz),
+            *_with_and_without_slash("/readyz", readyz),
+            *_with_and_without_slash("/metrics", show_metrics),
+            *_with_and_without_slash("/return/{session_id}", return_page),
+            *_with_and_without_slash("/checkout/{session_id}", checkout_page),
         ],
         exception_handlers={SQLAlchemyError: database_is_away},
         lifespan=living,
     )
+    web.router.redirect_slashes = False
+    return web
+
+
+def _with_and_without_slash(
+    path: str, endpoint: Callable[[Request], object], *, methods: list[str] | None = None
+) -> Sequence[Route]:
+    """A redirect from one to the other would lose a webhook: behind a proxy it leads to http."""
+    return Route(path, endpoint, methods=methods), Route(f"{path}/", endpoint, methods=methods)
 
 
 # ------------------------------------------------------------------------------------------------- refusals
@@ -255,6 +265,8 @@ def _problems(app: App, settings: Settings) -> list[str]:
     try:
         with app.parts.reading() as session:
             session.execute(_WRITES_NOTHING)
+            wrong = which_database.standing(session).wrong
+            problems += [wrong] if wrong else []
     except SQLAlchemyError as error:
         problems.append(_PROBLEMS.get(trouble_of(error) or Trouble.AWAY, "the database does not answer"))
     if settings.redis:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 
@@ -106,6 +106,15 @@ def _create_database(server: psycopg.Connection, *, template: str = "template0")
     return name
 
 
+def _adopt(url: str) -> None:
+    """`billing adopt`: a copy of the template charges nobody (billing/store/which_database.py)."""
+    with _maintenance(make_url(url)) as database:
+        database.execute(
+            "UPDATE database_identity SET database_oid ="
+            " (SELECT CAST(oid AS bigint) FROM pg_database WHERE datname = current_database())"
+        )
+
+
 def _drop_database(server: psycopg.Connection, name: str) -> None:
     server.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
 
@@ -141,8 +150,24 @@ def _maintenance_connection(postgres_url: str) -> Iterator[psycopg.Connection]:
 def database_url(servers: Servers, _maintenance_connection: psycopg.Connection) -> Iterator[str]:
     """A migrated, empty database of this test's own."""
     name = _create_database(_maintenance_connection, template=servers.template)
-    yield _named(servers.postgres_url, name)
+    url = _named(servers.postgres_url, name)
+    _adopt(url)
+    yield url
     _drop_database(_maintenance_connection, name)
+
+
+@pytest.fixture
+def copy_database(servers: Servers, _maintenance_connection: psycopg.Connection) -> Iterator[Callable[[str], str]]:
+    """Makes a copy beside a database to which nobody is connected: the address of the copy."""
+    made: list[str] = []
+
+    def copy(url: str) -> str:
+        made.append(_create_database(_maintenance_connection, template=make_url(url).database or ""))
+        return _named(servers.postgres_url, made[-1])
+
+    yield copy
+    for name in made:
+        _drop_database(_maintenance_connection, name)
 
 
 @pytest.fixture

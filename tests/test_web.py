@@ -425,6 +425,74 @@ def test_somebody_elses_payment_is_kept_unmatched(web: Web) -> None:
     assert [(row.event, row.state) for row in web.stored()] == [("payment.capture", "unmatched")]
 
 
+# What "Test and save" in Xendit's dashboard sends: objects of the reference, which exist nowhere.
+DASHBOARD = {
+    "payment.capture": {
+        "payment_id": "py-1fdaf346-dd2e-4b6c-b938-124c7167a822",
+        "reference_id": "example_reference_id",
+    },
+    "payment.failure": {
+        "payment_id": "py-1fdaf346-dd2e-4b6c-b938-124c7167a822",
+        "reference_id": "example_reference_id",
+    },
+    "payment_token.activation": {
+        "payment_token_id": "pt-1402feb0-bb79-47ae-9d1e-e69394d3949c",
+        "reference_id": "90392f42-d98a-49ef-a7f3-abcezas123",
+        "customer_id": "cust-b98d6f63-d240-44ec-9bd5-aa42954c4f48",
+    },
+    "payment_session.completed": {
+        "payment_session_id": "ps-661f87c614802d6c402cd82d",
+        "reference_id": "order_12345_PAY",
+        "payment_token_id": "pt-661f87c614802d6c402cd82d",
+    },
+    "refund.succeeded": {
+        "event": "refund.succeeded",
+        "data": {
+            "id": "rfd-6f4a377d-a201-437f-9119-f8b00cbbe857",
+            "payment_id": "ddpy-3cd658ae-25b9-4659-aa36-596ae41a809f",
+            "reference_id": "b2756a1e-e6cd-4352-9a68-0483aa2b6a2",
+            "amount": 10000,
+            "currency": "PHP",
+        },
+    },
+}
+
+
+def test_samples_of_the_dashboard_do_not_wait_for_a_parent(web: Web) -> None:
+    """An alert on events that belong to nothing begins at 0."""
+    for event, data in DASHBOARD.items():
+        for _ in range(2):
+            assert web.post({"event": event, "created": "2021-12-02T14:52:21.566Z", "data": data}).status_code == 200
+
+    stored = web.stored()
+    assert [(row.state, row.deliveries, row.next_try_at) for row in stored] == [("ignored", 2, None)] * len(DASHBOARD)
+    assert all("sample" in (row.error or "") for row in stored)
+    assert 'billing_webhook_events_waiting{state="unmatched"} 0.0' in web.get("/metrics").text
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_a_slash_at_the_end_changes_nothing(web: Web, slash: str) -> None:
+    answer = web.ask("POST", f"{WEBHOOKS}{slash}", json=capture(), headers={"x-callback-token": TOKEN})
+    assert (answer.status_code, len(web.stored())) == (200, 1)
+    assert web.ask("POST", f"{WEBHOOKS}{slash}", json=capture()).status_code == 401
+    assert web.get(f"{WEBHOOKS}{slash}").status_code == 405
+    for path, status in (("/healthz", 200), ("/readyz", 200), ("/metrics", 200), ("/return/nobody", 404)):
+        assert web.get(f"{path}{slash}").status_code == status
+
+
+def test_a_copy_of_the_database_is_not_ready_and_stores_what_arrives(web: Web, world: World) -> None:
+    world.waive("this_is_the_database")
+    with world.parts.transaction() as session:
+        session.execute(text("UPDATE database_identity SET database_oid = 1"))
+
+    ready = web.get("/readyz")
+    assert (ready.status_code, ready.json()["ok"]) == (503, False)
+    assert "this database is a copy" in ready.json()["problems"][0]
+    assert "billing_database_is_a_copy 1.0" in web.get("/metrics").text
+    assert web.post(capture()).status_code == 200
+    assert len(web.stored()) == 1
+
+
 def test_an_event_before_its_parent_is_applied_when_the_parent_appears(web: Web, world: World) -> None:
     world.waive(NO_PERIOD_TWICE)  # the event tells of a payment that Xendit does not have
     ana = world.subscribe_save()

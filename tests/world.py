@@ -26,7 +26,7 @@ import simplejson
 from sqlalchemy import Select, func, select, text, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from billing.app import work_on
+from billing.app import refusing_a_copy, work_on
 from billing.domain.gateway import Lane, Quota, SessionMode, SessionType
 from billing.domain.lifecycle import BILLABLE
 from billing.domain.money import Money
@@ -37,11 +37,13 @@ from billing.services import (
     charging,
     dispatch,
     doctor,
+    explain,
     key,
     onboarding,
     paying,
     reconciling,
     runs,
+    story,
     subscriptions,
     webhooks,
 )
@@ -137,6 +139,8 @@ class Budget:
 class World:
     """Parts, clock and simulator, and the verbs of a story. Use it as a context manager.
 
+    With `beside` another world it has that one's clock and Xendit: two databases, one account.
+
     When it ends its promises are checked. A test that makes up rows which no service would write names the promises
     (NO_PERIOD_TWICE, or checks of the doctor) that it breaks by that: `world.waive("periods_tile")`; all others hold.
     """
@@ -148,21 +152,24 @@ class World:
         start: datetime = START,
         rules: Rules | None = None,
         quota: Quota | None = None,
+        beside: World | None = None,
         **simulator: Any,
     ) -> None:
         self._waived = {*NOT_WRONG}
-        self.clock = StoppedClock(start)
+        self.clock = beside.clock if beside else StoppedClock(start)
         config = SimulatorConfig(requests_per_minute=NO_LIMIT, **simulator)
-        self.simulator = Simulator(self.clock.now, seed=1, config=config)
+        self.simulator = beside.simulator if beside else Simulator(self.clock.now, seed=1, config=config)
+        self.engine = make_engine(database_url, pool_size=16)
+        sessions = make_sessions(self.engine)
         self.gateway = XenditGateway(
             base_url="https://xendit.example",
             secret_key=SECRET_KEY,
             timeout_seconds=5,
+            before_request=refusing_a_copy(sessions),
             transport=OneAtATime(self.simulator),
         )
-        self.engine = make_engine(database_url, pool_size=16)
         self.parts = Parts(
-            sessions=make_sessions(self.engine),
+            sessions=sessions,
             clock=self.clock,
             gateway=self.gateway,
             quota=quota or Unlimited(),
@@ -358,6 +365,7 @@ class World:
         plan: Plan | None = None,
         country: str = "ID",
         start_at: datetime | None = None,
+        again: bool = False,
     ) -> Subscriber:
         """`billing subscribe`: the customer has a link and has not followed it yet."""
         subscription, session = onboarding.subscribe(
@@ -368,6 +376,7 @@ class World:
             mode=SessionMode.PAYMENT_LINK,
             start_at=start_at,
             reference=None,
+            again=again,
         )
         return Subscriber(self, subscription.id, session.id)
 
@@ -455,7 +464,7 @@ class World:
     # What never happens ---------------------------------------------------------------------------------------
 
     def waive(self, *promises: str) -> None:
-        unknown = {*promises} - {NO_PERIOD_TWICE, *CHECKS}
+        unknown = {*promises} - {NO_PERIOD_TWICE, doctor.WHICH_DATABASE, *CHECKS}
         assert not unknown, f"no such promise: {unknown}"
         self._waived |= {*promises}
 
@@ -562,6 +571,11 @@ class Subscriber:
             row = subscriptions.lock_subscription(session, self.id)
             subscriptions.cancel(session, row, self.world.now, at_once=at_once, reason="by request")
 
+    def uncancel(self) -> None:
+        with self.world.parts.transaction() as session:
+            row = subscriptions.lock_subscription(session, self.id)
+            subscriptions.uncancel(session, row, session.get_one(Plan, row.plan_id), self.world.now)
+
     def pay_invoice(self, *, token: PaymentToken | None = None) -> None:
         """`billing invoice pay` of the newest invoice."""
         attempt_id = paying.pay_invoice(self.world.parts, self.invoice.id, token.id if token else None)
@@ -642,6 +656,13 @@ class Subscriber:
         query = select(Refund).join(Capture, Capture.id == Refund.capture_id)
         query = query.join(Invoice, Invoice.id == Capture.invoice_id).where(Invoice.subscription_id == self.id)
         return self.world.all(query.order_by(Refund.id))
+
+    @property
+    def next(self) -> explain.Next:
+        """What `billing explain` says comes next."""
+        with self.world.parts.reading() as session:
+            row = session.get_one(Subscription, self.id)
+            return explain.next_of(story.read(session, row, self.world.now, self.world.parts.rules))
 
     @property
     def story(self) -> list[str]:

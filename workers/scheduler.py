@@ -19,18 +19,19 @@ import structlog
 
 from billing.app import App, InProcess, build, find_sender
 from billing.domain.schedule import last_tick
-from billing.errors import BillingError
+from billing.errors import BillingError, CopyOfDatabase
 from billing.services import dispatch, guards, runs
 from billing.services.key import lift_stop_of_another_key
 from billing.services.parts import Parts, Send
 from billing.settings import load_settings
 from billing.store import queries
-from billing.store.clock import real_now
+from billing.store.clock import real_now, uptime
 from billing.store.engine import refuse_unusable
 from billing.store.trouble import database_errors_in_one_line, is_databases_trouble
 
 LOOP_SECONDS = 0.2
 LONGEST_PAUSE_SECONDS = 15  # between tries while the database or Redis is away
+SAY_AGAIN_SECONDS = 60  # that this is a copy of the database
 
 log = structlog.get_logger()
 
@@ -47,6 +48,7 @@ JOBS: Mapping[str, Job] = {
     "bill": Job("* * * * * *", dispatch.tick),
     "watch-runs": Job("* * * * * */2", lambda parts, _send: guards.watch(parts)),
     "compare-days": Job("17 3 * * * 0", dispatch.hand_out_days),
+    "which-database": Job("* * * * * 0", lambda parts, _send: parts.refuse_a_copy()),
     "forget-ticks": Job("17 * * * * 0", lambda parts, _send: runs.forget_old_ticks(parts)),
 }
 
@@ -124,12 +126,18 @@ def _loop(app: App, send: Send, stop: threading.Event) -> None:
     done: dict[str, datetime] = {}
     pause = LOOP_SECONDS
     lifted = False
+    say_again = 0.0
     while not stop.is_set():
         try:
             with database_errors_in_one_line():
                 lifted = lifted or lift_stop_of_another_key(app.parts)
                 run_due_jobs(app.parts, send, done)
             pause = LOOP_SECONDS
+        except CopyOfDatabase as error:
+            pause = LONGEST_PAUSE_SECONDS
+            if uptime() >= say_again:
+                log.error("scheduler.copy_of_database", error=str(error))
+                say_again = uptime() + SAY_AGAIN_SECONDS
         except BillingError as error:
             # The database or Redis is away: what is due stays due. Ask again, less and less often.
             pause = min(pause * 2, LONGEST_PAUSE_SECONDS)

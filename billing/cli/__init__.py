@@ -49,7 +49,7 @@ from billing.store.trouble import database_errors_in_one_line, first_line
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 PANELS = {
-    "Set-up": ("migrate", "import"),
+    "Set-up": ("migrate", "adopt", "import"),
     "Catalog": ("plan", "customer"),
     "Subscribers": ("subscribe", "subscription", "session", "token"),
     "Billing": ("run", "runs", "invoice", "explain"),
@@ -96,6 +96,7 @@ def options(
 def _assemble() -> None:
     commands: dict[str, tuple[Callable[..., None], str]] = {
         "migrate": (ops.migrate, "Create the schema, or bring it up to date."),
+        "adopt": (ops.adopt, "Say that this database is the one now: a restored backup, a move."),
         "import": (ops.import_, "Bring in existing subscribers with existing tokens."),
         "subscribe": (subscribe.subscribe, "Subscribe a customer to a plan."),
         "explain": (explain.explain, "One subscription's story, and why the next charge is when it is."),
@@ -110,7 +111,7 @@ def _assemble() -> None:
     groups: dict[str, tuple[typer.Typer, str]] = {
         "plan": (plan.app, "What is sold, at what price, and when."),
         "customer": (customer.app, "Who pays."),
-        "subscription": (subscription.app, "List, show, pause, resume, cancel."),
+        "subscription": (subscription.app, "List, show, pause, resume, cancel, uncancel."),
         "run": (run.app, "Open what is due and charge it; approve what waits."),
         "runs": (runs.app, "Billing runs: list, show, pause, resume, abort."),
         "session": (session.app, "Pages on which customers save a payment method or pay."),

@@ -59,6 +59,42 @@ def create(
     output.show(view, as_json=as_json, people=lambda: output.say(text))
 
 
+@app.command("update")
+def update(
+    reference: Annotated[str, typer.Argument(metavar="REFERENCE", help="Reference or id.", show_default=False)],
+    *,
+    name: Annotated[str | None, typer.Option(help="Full name.", show_default=False)] = None,
+    email: Annotated[str | None, typer.Option(help="Where Xendit writes to.", show_default=False)] = None,
+    country: Annotated[str | None, typer.Option(help="Two letters; the time zone stays.", show_default=False)] = None,
+    mobile: Annotated[str | None, typer.Option(help="International form: +628123456789.", show_default=False)] = None,
+    timezone: Annotated[str | None, typer.Option(help="IANA zone.", show_default=False)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change what is given, and nothing else.
+
+    Subscriptions keep the time zone they began with. A customer whom Xendit knows already keeps the old name and mail
+    there, because Xendit has no way to change them.
+
+    Example: billing customer update ana --email ana.putri@example.com
+    """
+    if all(value is None for value in (name, email, country, mobile, timezone)):
+        raise typer.BadParameter("nothing to change: give --name, --email, --country, --mobile or --timezone")
+    with opened() as billing, billing.parts.transaction() as session:
+        customer = catalog.update_customer(
+            session,
+            catalog.find_customer(session, reference),
+            name=name,
+            email=email,
+            country=country,
+            mobile=mobile,
+            timezone=timezone,
+        )
+        view = show_customer(session, customer)
+    output.show(view, as_json=as_json, people=lambda: output.card(f"Customer {view['reference']}", view))
+    if view["xendit_customer_id"] is not None and (name, email, mobile) != (None, None, None):
+        output.note(f"at Xendit, {view['xendit_customer_id']} keeps the name, mail and mobile number it was made with")
+
+
 @app.command("list")
 def list_(limit: Limit = None, after: After = None, as_json: AsJson = False) -> None:
     """List customers with their saved payment methods, by their references."""

@@ -1,4 +1,4 @@
-"""The operator's commands: migrate, doctor, reconcile, replay, import; stored events, and the stop of all charging."""
+"""The operator's commands: migrate, adopt, doctor, reconcile, replay, import; stored events; the stop of charging."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from billing.services import catalog, importing, listings, reconciling, resolvin
 from billing.services import doctor as checks
 from billing.services.views import Json, event_view, instant
 from billing.settings import load_settings
-from billing.store import queries
+from billing.store import queries, which_database
+from billing.store.clock import real_now
 from billing.store.engine import make_engine
 from billing.store.migrate import upgrade
 from billing.xendit.webhook import read_event
@@ -70,6 +71,52 @@ def migrate(as_json: AsJson = False) -> None:
         ) from None
     text = f"The schema is at revision {revision}."
     output.show({"revision": revision}, as_json=as_json, people=lambda: output.say(text))
+    with opened(settings=settings) as billing, billing.parts.reading() as session:
+        wrong = which_database.standing(session).wrong
+    if wrong is not None:
+        output.warn(wrong)
+
+
+def adopt(as_json: AsJson = False) -> None:
+    """Say that this database is the one to charge from now on: a restored backup, or one that has moved.
+
+    A copy charges nobody until then. Make sure first that nothing uses the other one any more, and that it holds what
+    was charged last: docs/operations.md, "The database was restored from a backup".
+
+    Example: billing adopt
+    """
+    with opened() as billing, billing.parts.transaction() as session:
+        before = which_database.adopt(session, real_now())
+        here = which_database.standing(session)
+    document = {
+        "adopted": True,
+        "changed": not before.is_the_one,
+        "before": _noted_view(before.noted),
+        "now": _noted_view(here.noted),
+    }
+    output.show(document, as_json=as_json, people=lambda: output.say(_adopted(before, here)))
+    if before.noted is not None and not before.is_the_one:
+        output.warn(
+            "what the other database has charged since this copy was made, or still charges, is unknown here and is"
+            " charged again: docs/operations.md, 'The database was restored from a backup'"
+        )
+
+
+def _noted_view(noted: which_database.Noted | None) -> Json | None:
+    if noted is None:
+        return None
+    return {
+        "system_identifier": noted.system_identifier,
+        "database_oid": noted.database_oid,
+        "noted_at": instant(noted.noted_at),
+    }
+
+
+def _adopted(before: which_database.Standing, here: which_database.Standing) -> str:
+    if before.is_the_one:
+        return f"Nothing to change: this is the database, {here}."
+    since = "nothing" if before.noted is None else f"{before.noted}, noted {before.noted.noted_at:%Y-%m-%d %H:%M} UTC"
+    return f"This is the database now: {here}. Before: {since}. Charging goes on with the next run or tick."
 
 
 # -------------------------------------------------------------------------------------------- looking after

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from sqlalchemy.orm import Session
@@ -49,7 +49,11 @@ def list_(
     empty = "no such subscription" if narrowed else "no subscription yet; see `billing subscribe --help`"
     with opened() as billing:
         found = listings.list_subscriptions(billing.parts, status=status, customer=customer)
-        output.show_list(found, COLUMNS, limit=limit, after=after, as_json=as_json, empty=empty)
+        output.show_list(found, COLUMNS, limit=limit, after=after, as_json=as_json, empty=empty, row=_row)
+
+
+def _row(view: Mapping[str, Any]) -> Json:
+    return {**view, "next_billing_at": None if _ends_first(view) else view["next_billing_at"]}
 
 
 @app.command("show")
@@ -95,6 +99,17 @@ def cancel(
     output.show(view, as_json=as_json, people=lambda: output.say(_canceled(view)))
 
 
+@app.command("uncancel")
+def uncancel(name: SubscriptionName, as_json: AsJson = False) -> None:
+    """Take back a cancellation planned for the end of the period: it goes on as if nothing had been said.
+
+    Example: billing subscription uncancel ana-gold
+    """
+    with opened() as billing:
+        view = _move(billing, name, _uncancel)
+    output.show(view, as_json=as_json, people=lambda: output.say(_uncanceled(view)))
+
+
 def _move(billing: App, name: str, move: Move) -> Json:
     """Find, lock, move, show: one transaction."""
     now = billing.parts.clock.now()
@@ -110,16 +125,39 @@ def _resume(session: Session, subscription: Subscription, now: datetime) -> None
     subscriptions.resume(session, subscription, session.get_one(Plan, subscription.plan_id), now)
 
 
+def _uncancel(session: Session, subscription: Subscription, now: datetime) -> None:
+    subscriptions.uncancel(session, subscription, session.get_one(Plan, subscription.plan_id), now)
+
+
+def _ends_first(view: Mapping[str, Any]) -> bool:
+    """The next period would begin when it has ended: nothing is billed any more."""
+    ends_at, next_at = view["ends_at"], view["next_billing_at"]
+    return bool(view["cancel_at_period_end"]) and None not in (ends_at, next_at) and next_at >= ends_at
+
+
+def _next_billing(view: Json) -> str:
+    if _ends_first(view):
+        take_back = f"`billing subscription uncancel {view['reference']}` takes that back"
+        return f" until it ends {output.instant(view['ends_at'])}, as was planned; {take_back}"
+    return f"; next billing {output.instant(view['next_billing_at'])}" if view["next_billing_at"] else ""
+
+
 def _resumed(view: Json) -> str:
-    due = f"; next billing {output.instant(view['next_billing_at'])}" if view["next_billing_at"] else ""
-    return f"{view['reference']} is {view['status']} again{due}."
+    if view["status"] == SubscriptionStatus.CANCELED:
+        return _canceled(view)
+    return f"{view['reference']} is {view['status']} again{_next_billing(view)}."
+
+
+def _uncanceled(view: Json) -> str:
+    return f"{view['reference']} goes on: it is {view['status']}{_next_billing(view)}."
 
 
 def _canceled(view: Json) -> str:
     if view["status"] == SubscriptionStatus.CANCELED:
         return f"{view['reference']} is canceled."
-    until = output.instant(view["next_billing_at"]) if view["next_billing_at"] else "the end of its period"
-    return f"{view['reference']} ends {until} and is not charged again; --now ends it at once."
+    until = output.instant(view["ends_at"]) if view["ends_at"] else "at the end of its period"
+    take_back = f"`billing subscription uncancel {view['reference']}` takes that back"
+    return f"{view['reference']} ends {until} and is not charged again; --now ends it at once, {take_back}."
 
 
 def _people(view: Json) -> None:

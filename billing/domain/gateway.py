@@ -228,6 +228,7 @@ class GatewayEvent:
     dedupe_key: str
     primary_id: str | None
     report: ChargeReport | TokenReport | SessionReport | RefundReport | None
+    is_sample: bool = False  # names an object of the gateway's documents, as its dashboard sends to try an address
 
 
 class PaymentGateway(Protocol):

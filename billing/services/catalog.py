@@ -10,8 +10,9 @@ from sqlalchemy import or_, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from billing.domain.catch_up import CatchUp
-from billing.domain.channels import check_country
+from billing.domain.channels import check_country, off_session_channels
 from billing.domain.dunning import policy
+from billing.domain.lifecycle import SubscriptionStatus
 from billing.domain.money import Money
 from billing.domain.schedule import Schedule, parse_zone, schedule_to_text
 from billing.errors import Conflict, InvalidInput, NotFound
@@ -115,15 +116,8 @@ def create_customer(
 ) -> Customer:
     """Raises InvalidInput or Conflict; writes nothing then. The zone defaults to that of the country's capital."""
     check_reference("customer reference", reference)
-    check_country(country)
-    if not name.strip() or len(name) > LONGEST_NAME:
-        raise InvalidInput(f"name {name[:20]!r}: must have 1 to 100 characters")
-    if not _EMAIL.fullmatch(email) or len(email) > LONGEST_EMAIL:
-        raise InvalidInput(f"email {email[:60]!r}: not an address of at most 50 characters such as ana@example.com")
-    if mobile is not None and not _MOBILE.fullmatch(mobile):
-        raise InvalidInput(f"mobile {mobile[:20]!r}: must be in international form such as +628123456789")
     zone = timezone or ZONES.get(country, "UTC")
-    parse_zone(zone)
+    _check_person(name=name, email=email, country=country, mobile=mobile, timezone=zone)
     if session.scalar(select(Customer.id).where(Customer.reference == reference)) is not None:
         raise Conflict(f"customer {reference} exists already; see `billing customer show {reference}`")
     if xendit_customer_id is not None:
@@ -142,6 +136,60 @@ def create_customer(
     session.add(customer)
     session.flush()
     return customer
+
+
+def _check_person(*, name: str, email: str, country: str, mobile: str | None, timezone: str) -> None:
+    check_country(country)
+    if not name.strip() or len(name) > LONGEST_NAME:
+        raise InvalidInput(f"name {name[:20]!r}: must have 1 to 100 characters")
+    if not _EMAIL.fullmatch(email) or len(email) > LONGEST_EMAIL:
+        raise InvalidInput(f"email {email[:60]!r}: not an address of at most 50 characters such as ana@example.com")
+    if mobile is not None and not _MOBILE.fullmatch(mobile):
+        raise InvalidInput(f"mobile {mobile[:20]!r}: must be in international form such as +628123456789")
+    parse_zone(timezone)
+
+
+def update_customer(
+    session: Session,
+    customer: Customer,
+    *,
+    name: str | None = None,
+    email: str | None = None,
+    country: str | None = None,
+    mobile: str | None = None,
+    timezone: str | None = None,
+) -> Customer:
+    """What is given, and nothing else: not the zones of subscriptions, and not the customer at Xendit, who cannot be
+    changed there. Raises InvalidInput, or Conflict for a country in which a subscription could not be charged."""
+    customer = session.get_one(Customer, customer.id, with_for_update={"key_share": True}, populate_existing=True)
+    _check_person(
+        name=customer.name if name is None else name,
+        email=customer.email if email is None else email,
+        country=customer.country if country is None else country,
+        mobile=customer.mobile if mobile is None else mobile,
+        timezone=customer.timezone if timezone is None else timezone,
+    )
+    if country is not None and country != customer.country:
+        _check_can_be_charged_in(session, customer, country)
+    customer.name = customer.name if name is None else name.strip()
+    customer.email = customer.email if email is None else email
+    customer.country = customer.country if country is None else country
+    customer.mobile = customer.mobile if mobile is None else mobile
+    customer.timezone = customer.timezone if timezone is None else timezone
+    session.flush()
+    return customer
+
+
+def _check_can_be_charged_in(session: Session, customer: Customer, country: str) -> None:
+    query = select(Subscription).where(
+        Subscription.customer_id == customer.id, Subscription.status != SubscriptionStatus.CANCELED
+    )
+    for subscription in session.scalars(query.order_by(Subscription.id)):
+        if not off_session_channels(country, subscription.currency):
+            raise Conflict(
+                f"country {country}: subscription {subscription.reference} is charged in {subscription.currency}, which"
+                f" no payment channel there takes; cancel it first, or create another customer for {country}"
+            )
 
 
 def check_reference(what: str, reference: str) -> None:

@@ -38,6 +38,7 @@ from billing.domain.lifecycle import (
 )
 from billing.domain.money import Money
 from billing.errors import (
+    CopyOfDatabase,
     GatewayError,
     InvalidMoney,
     NotFound,
@@ -55,7 +56,7 @@ from billing.services.parts import Parts, Rules, note_begun, note_unsent, tell
 from billing.services.settling import doubt_attempt, settle_attempt
 from billing.services.subscriptions import recurring_terms
 from billing.services.tokens import hold_while_unknown, verify_for_charge, waits_for_token
-from billing.store import charge_path, queries
+from billing.store import charge_path, queries, which_database
 from billing.store.charge_path import Paid, ToBegin, TokenWithDeclines
 from billing.store.clock import real_now, uptime
 from billing.store.models import new_id
@@ -116,6 +117,8 @@ def _begin_group(parts: Parts, group: Sequence[str], now: datetime, asked: Colle
             return begin_attempts(
                 session, group, now, parts.rules, prepare=parts.gateway.prepare, asked=asked, troubles=troubles
             )
+    except CopyOfDatabase:
+        raise
     except Exception as error:  # noqa: BLE001 - whatever it is, it is one row's
         raise_if_databases_trouble(error)
         if len(group) == 1:
@@ -493,11 +496,12 @@ def begin_attempts(
 
     Checked here, whatever was true when an attempt was planned: still scheduled and due, its run not stopped,
     subscription chargeable, invoice open, amount unchanged, token ACTIVE, network caps, channel limits, channel not
-    down, no stop of the whole account.
+    down, no stop of the whole account; and that this database is no copy of the one that charges (CopyOfDatabase).
 
     The move itself is one UPDATE that names the expected old state, so it is won once (D6). Whoever withdraws a
     planned attempt (cancel, pause, another payment) changes the same row: one of the two finds it changed.
     """
+    which_database.refuse_a_copy(session)
     started = Started()
     chosen: dict[str, tuple[ToBegin, TokenWithDeclines]] = {}
     waiting: list[Parking] = []

@@ -56,13 +56,15 @@ class Done:
 def tick(parts: Parts, send: Send) -> Done:
     """Everything that is due now, once. With nothing due it costs one statement.
 
-    Raises ServiceUnavailable when there is no way to whoever does the work. What needs nobody else is done even so:
+    Raises CopyOfDatabase, before anything is done, and
+    ServiceUnavailable when there is no way to whoever does the work. What needs nobody else is done even so:
     a period that is not opened for weeks would be skipped by its plan.
     """
     done = Done()
     due = look(parts)
     if not due:
         return done
+    parts.refuse_a_copy()
     until = uptime() + TICK_SECONDS
     now = parts.clock.now()
     unreachable = _unreachable(send)
@@ -275,6 +277,7 @@ def hand_out_days(parts: Parts, send: Send) -> None:
 
     Which days have been compared is written down: a day on which nobody was at work, or whose message was lost, comes
     again until somebody has compared it."""
+    parts.refuse_a_copy()
     if takes_more(send, DAY):
         send(DAY, [day.isoformat() for day in days_to_compare(parts)])
 

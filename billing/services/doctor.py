@@ -39,7 +39,7 @@ from billing.services.retrying import CARD_DECLINES_A_DAY, CARD_DECLINES_IN_30_D
 from billing.services.sessions import apply_session
 from billing.services.subscriptions import calendar_of, cycles_left, end_if_over, lock_subscription, plan_next
 from billing.services.tokens import release_when_known
-from billing.store import migrate
+from billing.store import migrate, which_database
 from billing.store.clock import real_now
 from billing.store.models import (
     BillingRun,
@@ -59,6 +59,8 @@ LOST = timedelta(minutes=4)  # what a dead process held is taken up within this,
 EXAMPLES = 5
 REPAIRED_AT_ONCE = 1_000
 
+WHICH_DATABASE = "this_is_the_database"
+
 Found = dict[str, Any]
 log = structlog.get_logger()
 
@@ -72,7 +74,8 @@ def examine(parts: Parts, *, repair: bool = False) -> dict[str, Any]:
     schema = _examine_schema(parts)
     if not schema["ok"]:
         return {"ok": False, "checks": [schema]}  # the statements are for the current tables
-    checks = [schema, *(_examine_one(parts, check, repair=repair) for check in CHECKS.values())]
+    examined = [_examine_one(parts, check, repair=repair) for check in CHECKS.values()]
+    checks = [schema, _examine_identity(parts), *examined]
     return {"ok": all(check["ok"] for check in checks), "checks": checks}
 
 
@@ -144,6 +147,19 @@ def _examine_schema(parts: Parts) -> Found:
     wrong = f"databases without the schema of this version, {needed}"
     schema = Check("schema_is_current", None, wrong, "", "run `billing migrate`")
     return _found(schema, int(current != needed), [f"it is at {current or 'none'}"])
+
+
+def _examine_identity(parts: Parts) -> Found:
+    with parts.reading() as session:
+        here = which_database.standing(session)
+    return {
+        "name": WHICH_DATABASE,
+        "ok": here.is_the_one,
+        "count": int(not here.is_the_one),
+        "detail": f"{here.wrong or f'it is {here}'} ({here.told_by})",
+        "repair": None if here.is_the_one else "`billing adopt`, if this is the one to charge from now on",
+        "invariant": None,
+    }
 
 
 # ------------------------------------------------------------------------------------------------- repairs

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from billing.domain.channels import off_session_channels
+from billing.domain.channels import check_amount, off_session_channels
 from billing.domain.gateway import (
     NewCustomer,
     SessionMode,
@@ -30,7 +30,9 @@ from billing.domain.schedule import frequency_days, schedule_from_text
 from billing.errors import Conflict, GatewayError, InvalidInput
 from billing.services.parts import Parts, tell
 from billing.services.sessions import session_over
-from billing.services.subscriptions import lock_subscription, recurring_terms
+from billing.services.subscriptions import activate, lock_subscription, recurring_terms
+from billing.services.tokens import check_may_start_with
+from billing.store import which_database
 from billing.store.models import (
     ChargeAttempt,
     Customer,
@@ -38,6 +40,7 @@ from billing.store.models import (
     Invoice,
     InvoiceLine,
     PaymentSession,
+    PaymentToken,
     Plan,
     Subscription,
     new_id,
@@ -77,28 +80,23 @@ def subscribe(
     mode: SessionMode,
     start_at: datetime | None,
     reference: str | None,
+    again: bool = False,
 ) -> tuple[Subscription, PaymentSession]:
     """A subscription that is `incomplete` until its session brings a token (SAVE), or token and money (PAY).
 
-    Raises Conflict for a reference in use, GatewayError when Xendit cannot be asked; then nothing is left behind.
+    Raises Conflict for a reference in use, or a plan that the customer has already (unless `again`), GatewayError when
+    Xendit cannot be asked; then nothing is left behind.
     """
+    parts.refuse_a_copy()
     if via == SessionType.PAY:
         _refuse_paying_for_a_trial(plan)
     now = parts.clock.now()
-    if start_at is not None and start_at < now - JUST_NOW:
-        raise InvalidInput(
-            f"--start-at {start_at.isoformat()} has passed; name a later time, or leave it out to begin with the"
-            " payment method"
-        )
+    _refuse_a_start_that_has_passed(start_at, now)
     channels = _channels(customer, plan)
     xendit_customer = ensure_xendit_customer(parts, customer)
     subscription = _new_subscription(customer, plan, start_at, reference, now)
     with parts.transaction() as session:
-        taken = session.scalar(select(Subscription.id).where(Subscription.reference == subscription.reference))
-        if taken is not None:
-            raise Conflict(f"subscription reference {subscription.reference} is in use; choose another --reference")
-        session.add(subscription)
-        session.flush()
+        _add_subscription(session, subscription, customer, plan, again=again)
         row = _new_session(customer, plan, subscription, via, mode, now)
         session.add(row)
         session.flush()
@@ -113,6 +111,83 @@ def subscribe(
     return subscription, _store_opened(parts, row.id, report)
 
 
+def subscribe_with_token(
+    parts: Parts,
+    customer: Customer,
+    plan: Plan,
+    token: PaymentToken,
+    *,
+    start_at: datetime | None,
+    reference: str | None,
+    again: bool = False,
+) -> Subscription:
+    """Starts at once on a payment method the customer has saved before: no page, and nothing is asked of Xendit. The
+    next run, or tick, charges the first period. Raises Conflict as `subscribe`, and for a token that may not be
+    charged; InvalidInput."""
+    now = parts.clock.now()
+    _refuse_a_start_that_has_passed(start_at, now)
+    _channels(customer, plan)
+    subscription = _new_subscription(customer, plan, start_at, reference, now)
+    with parts.transaction() as session:
+        which_database.refuse_a_copy(session)
+        _add_subscription(session, subscription, customer, plan, again=again)
+        token = session.get_one(PaymentToken, token.id, populate_existing=True)
+        check_may_start_with(token, customer)
+        check_amount(customer.country, token.channel_code, Money(plan.amount_minor, plan.currency))
+        subscription.payment_token_id = token.id
+        session.flush()
+        tell(session, subscription.id, now, "subscription.begun", plan=plan.code, token=token.id)
+        activate(session, subscription, plan, now)
+    return subscription
+
+
+def _refuse_a_start_that_has_passed(start_at: datetime | None, now: datetime) -> None:
+    if start_at is not None and start_at < now - JUST_NOW:
+        raise InvalidInput(
+            f"--start-at {start_at.isoformat()} has passed; name a later time, or leave it out to begin with the"
+            " payment method"
+        )
+
+
+def _add_subscription(
+    session: Session, subscription: Subscription, customer: Customer, plan: Plan, *, again: bool
+) -> None:
+    taken = session.scalar(select(Subscription.id).where(Subscription.reference == subscription.reference))
+    if taken is not None:
+        raise Conflict(f"subscription reference {subscription.reference} is in use; choose another --reference")
+    # Of two at the same moment (a double click) the second waits here, and then finds the first.
+    session.execute(select(Customer.id).where(Customer.id == customer.id).with_for_update(key_share=True))
+    if not again:
+        _refuse_a_second(session, customer, plan)
+    session.add(subscription)
+    session.flush()
+
+
+def _refuse_a_second(session: Session, customer: Customer, plan: Plan) -> None:
+    """The customer has the plan, or is about to: then somebody clicked twice."""
+    query = select(Subscription).where(
+        Subscription.customer_id == customer.id,
+        Subscription.plan_id == plan.id,
+        Subscription.status != SubscriptionStatus.CANCELED,
+    )
+    unfinished = Subscription.status == SubscriptionStatus.INCOMPLETE
+    found = session.scalar(query.order_by(unfinished, Subscription.created_at).limit(1))
+    if found is None:
+        return
+    raise Conflict(f"{_why_not_a_second(session, found, customer, plan)}; --again makes another one all the same")
+
+
+def _why_not_a_second(session: Session, found: Subscription, customer: Customer, plan: Plan) -> str:
+    if found.status != SubscriptionStatus.INCOMPLETE:
+        return f"{customer.reference} has plan {plan.code} already: subscription {found.reference} is {found.status}"
+    begun = f"{customer.reference} is about to have plan {plan.code}: subscription {found.reference}"
+    waiting = _open_session_of(session, found.id)
+    if waiting is not None:
+        return f"{begun} waits for payment session {waiting.id} (`billing session show {waiting.id}` has the link)"
+    start = f"billing session create {customer.reference} --subscription {found.reference}"
+    return f"{begun} has no payment method yet, and `{start}` makes a new link for it"
+
+
 def open_session(
     parts: Parts,
     customer: Customer,
@@ -122,6 +197,7 @@ def open_session(
     via: SessionType = SessionType.SAVE,
 ) -> PaymentSession:
     """A fresh session: one more payment method for a customer, or another start for an `incomplete` subscription."""
+    parts.refuse_a_copy()
     now = parts.clock.now()
     with parts.transaction() as session:
         subscription = subscription or _only_incomplete(session, customer)

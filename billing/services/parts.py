@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from billing.domain.gateway import Lane, PaymentGateway, Quota
 from billing.services.breaker import Breakers
 from billing.services.strangers import Strangers
+from billing.store import which_database
 from billing.store.clock import Clock
 from billing.store.engine import Sessions
 from billing.store.models import Fact
@@ -78,6 +79,11 @@ class Parts:
             yield session
             session.expunge_all()
             session.commit()
+
+    def refuse_a_copy(self) -> None:
+        """Before work that reaches outside begins. Raises CopyOfDatabase."""
+        with self.reading() as session:
+            which_database.refuse_a_copy(session)
 
 
 _lane: ContextVar[Lane] = ContextVar("lane", default=Lane.CUSTOMER)

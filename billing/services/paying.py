@@ -10,7 +10,7 @@ from billing.services.invoices import move_invoice, release_invoice, schedule_at
 from billing.services.parts import Parts, tell
 from billing.services.subscriptions import lock_subscription
 from billing.services.tokens import may_still_move_money, take_planned, unknown_in_words
-from billing.store import queries
+from billing.store import queries, which_database
 from billing.store.clock import real_now
 from billing.store.models import ChargeAttempt, ChargingStop, Invoice, PaymentToken
 
@@ -23,6 +23,7 @@ def pay_invoice(parts: Parts, invoice_id: str, token_id: str | None) -> str:
     """
     now = parts.clock.now()
     with parts.transaction() as session:
+        which_database.refuse_a_copy(session)
         invoice = session.get_one(Invoice, invoice_id)
         subscription = lock_subscription(session, invoice.subscription_id)
         session.refresh(invoice)

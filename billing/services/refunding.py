@@ -18,7 +18,7 @@ from billing.domain.money import Money
 from billing.errors import GatewayError, NotSent, OutcomeUnknown, RateLimited, Unavailable
 from billing.services.parts import Parts, Rules, tell
 from billing.services.subscriptions import lock_subscription
-from billing.store import queries
+from billing.store import queries, which_database
 from billing.store.models import Capture, ChargeAttempt, Invoice, Refund, new_id
 
 TRY_AGAIN = timedelta(minutes=10)
@@ -122,6 +122,7 @@ def _send(parts: Parts, refund_id: str) -> None:
         refund = session.get_one(Refund, refund_id, with_for_update=True)
         if refund.status != RefundState.REQUESTED:
             return
+        which_database.refuse_a_copy(session)
         capture = session.get_one(Capture, refund.capture_id)
         request_id = capture.payment_request_id
         if request_id is None:

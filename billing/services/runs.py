@@ -223,6 +223,7 @@ class _Run:
 def _start(parts: Parts, at: datetime | None, expect: Mapping[str, int] | None, progress: Progress) -> _Run:
     """A run of its own, or one that nobody drives any more: then with what has become due meanwhile. Charging may be
     stopped: what is due is opened all the same, and waits."""
+    parts.refuse_a_copy()
     now = at or parts.clock.now()
     with parts.reading() as session:
         skipped = planning.held_lines(session, now)

@@ -41,16 +41,18 @@ Json = dict[str, Any]
 # One line per kind of fact; the words in braces are members of its detail.
 LINES = {
     "subscription.created": "subscribed to plan {plan} ({via}); incomplete until its payment session brings a token",
+    "subscription.begun": "subscribed to plan {plan} with a payment method saved before ({token})",
     "subscription.imported": "imported on plan {plan} with {token} ({token_status}); billed from {next_billing_at} on",
     "subscription.activated": "active; the next period to bill begins {next_billing_at}",
     "subscription.trialing": "the free trial has begun; the first period to bill begins {next_billing_at}",
     "subscription.past_due": "past due: an invoice is unpaid and is being followed up",
     "subscription.recovered": "no overdue invoice is left: active again",
     "subscription.paused": "paused: {reason}; planned attempts are withdrawn and nothing is billed",
-    "subscription.resumed": "resumed; the next period to bill begins {next_billing_at}, not billed are {skipped}",
+    "subscription.resumed": "resumed; {goes_on}, not billed are {skipped}",
     "subscription.held": "billing of this subscription is on hold: {reason}",
     "subscription.released": "released by a person; it had been held because {held_because}",
     "subscription.cancel_planned": "canceled for the end of the period, {at}",
+    "subscription.cancel_taken_back": "the cancellation planned for {at} is taken back; next billing {next_billing_at}",
     "subscription.canceled": "canceled for good: {reason}",
     "periods.not_listed": "what was due and not billed could not be listed: {reason}",
     "periods.skipped": "periods not billed: {count}; {reason}",
@@ -238,6 +240,9 @@ def _line(story: Story, fact: Fact, attempt: ChargeAttempt | None) -> str:
         words["amount"] = format_money(Money.parse(fact.detail["amount"], story.subscription.currency))
     words["until"] = f" until {fact.detail['until']}" if fact.detail.get("until") else ""
     words["late"] = " late, after it had been reported otherwise" if fact.detail.get("late") else ""
+    words["goes_on"] = f"the next period to bill begins {fact.detail.get('next_billing_at', NOT_RECORDED)}"
+    if fact.detail.get("ends_at"):
+        words["goes_on"] = f"it ends {fact.detail['ends_at']}, as was planned"
     words["the_attempt"] = story.attempt_name(attempt) if attempt else "an attempt"
     words["declined"] = explain_for_people(_verdict(fact, attempt))
     words["evidence"] = _evidence_line(story, attempt)

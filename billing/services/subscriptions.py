@@ -244,6 +244,7 @@ def resume(session: Session, subscription: Subscription, plan: Plan, now: dateti
         "subscription.resumed",
         skipped=skipped,
         next_billing_at=_iso(subscription.next_billing_at),
+        ends_at=_iso(subscription.ends_at) if subscription.cancel_at_period_end else None,
     )
     for invoice in unpaid:
         if invoice.first_failed_at is not None:
@@ -257,6 +258,9 @@ def resume(session: Session, subscription: Subscription, plan: Plan, now: dateti
 def _approve_hold(session: Session, subscription: Subscription, now: datetime) -> None:
     if subscription.hold_reason is None:
         what = f"cannot resume {subscription.reference}"
+        if subscription.cancel_at_period_end and subscription.status != SubscriptionStatus.CANCELED:
+            take_back = f"`billing subscription uncancel {subscription.reference}` takes that back"
+            raise IllegalTransition(f"{what}: it is {subscription.status} until it ends with its period; {take_back}")
         raise IllegalTransition(f"{what}: it is {subscription.status} and not on hold")
     tell(session, subscription.id, now, "subscription.released", held_because=subscription.hold_reason)
     if subscription.hold_kind == HoldKind.CATCH_UP:
@@ -327,6 +331,32 @@ def cancel(session: Session, subscription: Subscription, now: datetime, *, at_on
         end(session, subscription, plan, now, kind=EndKind.PERIOD, reason=reason)
         return
     tell(session, subscription.id, now, "subscription.cancel_planned", at=_iso(subscription.ends_at))
+
+
+def uncancel(session: Session, subscription: Subscription, plan: Plan, now: datetime) -> None:
+    """Takes back a cancellation planned for the end of the period. Nothing else has moved with it: the next period and
+    planned retries are where they were."""
+    what = f"cannot uncancel {subscription.reference}"
+    if subscription.status == SubscriptionStatus.CANCELED:
+        raise IllegalTransition(f"{what}: it has ended, for good; `billing subscribe` begins another one")
+    if not subscription.cancel_at_period_end:
+        raise IllegalTransition(f"{what}: no cancellation is planned, it is {subscription.status}")
+    ended_at = subscription.ends_at or subscription.next_billing_at
+    if ended_at is not None and ended_at <= now:
+        over = f"its last period was over at {_iso(ended_at)}"
+        raise IllegalTransition(f"{what}: {over}; `billing subscribe` begins another one")
+    subscription.cancel_at_period_end = False
+    subscription.ends_at = None
+    if cycles_left(subscription, plan) == 0:
+        no_more_periods(subscription, subscription.current_period_end or now)
+    tell(
+        session,
+        subscription.id,
+        now,
+        "subscription.cancel_taken_back",
+        at=_iso(ended_at),
+        next_billing_at=_iso(subscription.next_billing_at),
+    )
 
 
 def _end_of_running_period(subscription: Subscription, plan: Plan, now: datetime) -> datetime:

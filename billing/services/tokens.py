@@ -320,6 +320,21 @@ def verify_for_charge(parts: Parts, payment_token_id: str) -> bool:
     return True
 
 
+def check_may_start_with(token: PaymentToken, customer: Customer) -> None:
+    """Of whom a subscription may be started without a page. Raises Conflict."""
+    others = f"see `billing token list --customer {customer.reference}`"
+    if token.customer_id != customer.id:
+        raise Conflict(f"token {token.id} belongs to another customer; {others}")
+    if token.status != TokenStatus.ACTIVE:
+        raise Conflict(f"token {token.id} is {token.status}; only an ACTIVE token can be charged, {others}")
+    if token.unknown_since is not None:
+        raise Conflict(f"token {token.id} cannot be charged: {unknown_in_words(token)}")
+    if token.blocked_reason is not None:
+        raise Conflict(f"token {token.id} must not be tried again: {token.blocked_reason}; {others}")
+    if token.replaced_at is not None:
+        raise Conflict(f"token {token.id} was declined and then replaced by another payment method; {others}")
+
+
 def make_first(session: Session, token: PaymentToken) -> None:
     """The first to be charged from now on, for the customer and for each of his subscriptions."""
     if token.status != TokenStatus.ACTIVE:

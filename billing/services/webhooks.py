@@ -116,13 +116,17 @@ def apply_stored_event(parts: Parts, event_id: str, read_event: ReadEvent, *, ag
             row = session.scalar(select(WebhookEvent).where(WebhookEvent.id == event_id).with_for_update())
             if row is None or (not again and row.state not in (EventState.RECEIVED, EventState.UNMATCHED)):
                 return
-            matched, subscription_id = _apply(session, read_event(row.payload), now, parts.rules)
+            event = read_event(row.payload)
+            matched, subscription_id = _apply(session, event, now, parts.rules)
             row.tries += 1
             row.lease_until = None
             row.error = None
             if matched:
                 row.state, row.applied_at, row.next_try_at = EventState.APPLIED, now, None
                 row.subscription_id = subscription_id
+            elif row.state != EventState.APPLIED and event.is_sample:
+                row.state, row.next_try_at = EventState.IGNORED, None
+                row.error = "a sample of Xendit's dashboard: it names nothing of this account"
             elif row.state != EventState.APPLIED:
                 _try_unmatched_later(row, now)
     except BillingError as error:

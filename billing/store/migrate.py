@@ -13,8 +13,11 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
 
 from billing.errors import ServiceUnavailable
+from billing.store import which_database
+from billing.store.clock import real_now
 from billing.store.engine import make_engine_for_migrations
 
 FOLDER = Path(__file__).resolve().parents[2] / "migrations"
@@ -26,8 +29,8 @@ ASK_AGAIN_SECONDS = 0.2
 
 
 def upgrade(url: str, revision: str = "head") -> str:
-    """Bring the database to `revision`. Returns the revision it is at. Raises SQLAlchemy's errors,
-    and ServiceUnavailable when work under way holds what a migration has to lock."""
+    """Bring the database to `revision`, and note which one it is if nobody has. Returns the revision it is at. Raises
+    SQLAlchemy's errors, and ServiceUnavailable when work under way holds what a migration has to lock."""
     _run(url, command.upgrade, revision)
     return current(url) or ""
 
@@ -66,6 +69,14 @@ def _run(url: str, action: object, revision: str) -> None:
         assert callable(action)  # noqa: S101 - alembic's commands
         _drop_half_built_indexes(connection)
         action(config, revision)
+        connection.commit()
+        _note_which_database(connection)
+
+
+def _note_which_database(connection: Connection) -> None:
+    if connection.scalar(text("SELECT to_regclass('database_identity') IS NOT NULL")):
+        with Session(connection) as session:
+            which_database.note_if_new(session, real_now())
         connection.commit()
 
 

@@ -111,6 +111,37 @@ def test_a_customer_with_a_bad_value_is_refused(billing: Terminal, words: tuple[
     assert billing.json("customer", "list") == []
 
 
+def test_an_update_changes_what_is_given_and_nothing_else(billing: Terminal) -> None:
+    before = billing.json(*ANA)
+    changed = billing.json("customer", "update", "ana", "--email", "ana.putri@example.com", "--mobile", "+628123456789")
+    assert changed == before | {"email": "ana.putri@example.com", "mobile": "+628123456789"}
+    moved = billing.json("customer", "update", before["id"], "--country", "PH")
+    assert moved == changed | {"country": "PH"}, "the zone stays"
+    assert billing.json("customer", "show", "ana") == moved
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("--email", "nobody"), "ana@example.com"),
+        (("--name", " "), "1 to 100 characters"),
+        (("--country", "XX"), "not supported"),
+        (("--mobile", "0812"), "+628123456789"),
+        (("--timezone", "Mars"), "IANA"),
+    ],
+)
+def test_an_update_with_a_bad_value_changes_nothing(billing: Terminal, words: tuple[str, str], reason: str) -> None:
+    before = billing.json(*ANA)
+    assert reason in billing.refused("customer", "update", "ana", "--name", "Ana P.", *words)
+    assert billing.json("customer", "show", "ana") == before
+
+
+def test_an_update_of_nothing_says_what_can_be_changed(billing: Terminal) -> None:
+    billing.json(*ANA)
+    assert "--email" in billing.refused("customer", "update", "ana", status=2)
+    assert "no customer 'bea'" in billing.refused("customer", "update", "bea", "--name", "Bea")
+
+
 def test_what_is_not_there_is_said_with_where_to_look(billing: Terminal) -> None:
     assert billing.refused("plan", "show", "nope") == "no plan 'nope'; see `billing plan list`"
     assert "billing customer list" in billing.refused("customer", "show", "nope")

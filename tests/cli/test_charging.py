@@ -252,6 +252,27 @@ def test_pause_resume_and_both_kinds_of_cancel(ana: Terminal) -> None:
     assert ana.json("subscription", "list", "--status", "active") == []
 
 
+def test_a_planned_cancellation_is_taken_back(ana: Terminal) -> None:
+    ana.json("run")
+    before = ana.json("subscription", "show", "ana-gold")
+    assert "no cancellation is planned" in ana.refused("subscription", "uncancel", "ana-gold")
+    end = ana.json("subscription", "cancel", "ana-gold")["ends_at"]
+    assert "`billing subscription uncancel ana-gold`" in ana.refused("subscription", "resume", "ana-gold")
+    ana.json("subscription", "pause", "ana-gold")
+    resumed = ana("subscription", "resume", "ana-gold").out
+    assert "next billing" not in resumed
+    assert f"ana-gold is active again until it ends {end[:10]}" in resumed
+    assert ana.json("explain", "ana-gold")["next"]["what"] == "end"
+    assert "the next period to bill begins" not in ana("explain", "ana-gold").out.split("canceled for the end")[1]
+    assert end[:10] not in ana("subscription", "list").out
+
+    after = ana.json("subscription", "uncancel", "ana-gold")
+    assert after == before
+    story = ana.json("explain", "ana-gold")
+    assert story["next"] == {"what": "charge", "at": before["next_billing_at"], "why": story["next"]["why"]}
+    assert story["events"][-1]["kind"] == "subscription.cancel_taken_back"
+
+
 def test_canceling_closes_the_link_that_is_still_open(shop: Terminal) -> None:
     shop.json("subscribe", "ana", "gold", "--via", "pay", "--reference", "ana-gold")
     shop.json("subscription", "cancel", "ana-gold")

@@ -92,6 +92,58 @@ def test_a_reference_is_used_once(shop: Terminal) -> None:
     assert "in use" in shop.refused(*SUBSCRIBE, "save")
 
 
+def test_a_plan_twice_is_refused_unless_again(shop: Terminal) -> None:
+    shop.json(*SUBSCRIBE, "save")
+    line = shop.refused("subscribe", "ana", "gold", "--via", "pay")
+    assert "ana is about to have plan gold: subscription ana-gold waits for payment session ses-" in line
+    assert line.endswith("--again makes another one all the same")
+    assert len(shop.json("subscription", "list")) == len(shop.json("session", "list")) == 1
+    assert shop.json("subscribe", "ana", "gold", "--via", "pay", "--again")["subscription"]["status"] == "incomplete"
+
+
+def test_on_a_saved_method_it_starts_without_a_page(shop: Terminal, two_cards: list[dict[str, Any]]) -> None:
+    silver = (
+        "plan",
+        "create",
+        "silver",
+        "--name",
+        "Silver",
+        "--amount",
+        "5000",
+        "--currency",
+        "IDR",
+        "--every",
+        "week",
+    )
+    shop.json(*silver)
+    words = ("subscribe", "ana", "silver", "--reference", "ana-silver", "--token", two_cards[1]["payment_token_id"])
+    document = shop.json(*words, BILLING_XENDIT_SECRET_KEY="")
+    assert document["session"] is None
+    assert (document["subscription"]["status"], document["subscription"]["payment_token_id"]) == (
+        "active",
+        two_cards[1]["id"],
+    )
+    shop.json("run")
+    [invoice] = shop.json("invoice", "list", "--subscription", "ana-silver")
+    assert (invoice["status"], invoice["attempts"][0]["payment_token_id"]) == ("paid", two_cards[1]["id"])
+    assert "subscribed to plan silver with a payment method saved before" in shop("explain", "ana-silver").out
+    assert "has plan silver already" in shop.refused(*words[:3], *words[5:])
+
+
+def test_a_beginning_is_named_once(shop: Terminal) -> None:
+    assert "--token" in shop.refused("subscribe", "ana", "gold", status=2)
+    assert "exclude each other" in shop.refused(*SUBSCRIBE, "save", "--token", "pt-1", status=2)
+    assert "no token 'pt-1'" in shop.refused("subscribe", "ana", "gold", "--token", "pt-1")
+
+
+def test_a_country_in_which_nothing_could_be_charged_is_refused(shop: Terminal) -> None:
+    shop.json(*SUBSCRIBE, "save")
+    assert "charged in IDR" in shop.refused("customer", "update", "ana", "--country", "PH")
+    ended = shop("customer", "update", "ana", "--name", "Ana P.")
+    assert "keeps the name, mail and mobile number it was made with" in ended.err
+    assert shop.json("customer", "show", "ana")["name"] == "Ana P."
+
+
 def test_a_canceled_session_can_be_followed_by_a_new_one(shop: Terminal, xendit: Xendit) -> None:
     first = shop.json(*SUBSCRIBE, "save")["session"]
     again = ("session", "create", "ana", "--subscription", "ana-gold")

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from billing.domain.gateway import SessionMode, SessionType
 from billing.errors import Conflict, GatewayError, IllegalTransition, InvalidInput
 from billing.services import onboarding, sessions, tokens
 from billing.services.parts import Rules
-from billing.store.models import ChargeAttempt, Invoice, Subscription
+from billing.store.models import ChargeAttempt, Invoice, PaymentToken, Subscription
 from tests.world import OTHER_VISA, START, VISA, World
 
 
@@ -75,7 +77,7 @@ def test_components_come_with_a_key_instead_of_a_link(world: World) -> None:
 
 def test_a_customer_is_created_at_xendit_once(world: World) -> None:
     first = world.subscribe("ana")
-    world.subscribe("ana")
+    world.subscribe("ana", again=True)
 
     assert world.calls("POST /customers") == 1
     assert first.customer.xendit_customer_id
@@ -170,6 +172,129 @@ def test_an_incomplete_subscription_ends_at_once(world: World) -> None:
     ana = world.subscribe()
     ana.cancel()
     assert ana.status == "canceled"
+
+
+# Twice the same
+
+
+def test_a_plan_the_customer_has_already_is_refused_unless_again(world: World) -> None:
+    ana = world.subscribe_save()
+    world.run()
+    with pytest.raises(Conflict, match=f"ana has plan gold already: subscription {ana.id} is active; --again"):
+        world.subscribe()
+    ana.pause()
+    with pytest.raises(Conflict, match="is paused"):
+        world.subscribe()
+
+    world.subscribe(plan=world.plan("silver"))
+    world.subscribe("ben")
+    world.subscribe(again=True)
+    ana.cancel(at_once=True)
+    assert len(world.all(select(Subscription))) == 4
+
+
+def test_a_plan_the_customer_is_about_to_have_is_refused_with_the_way_on(world: World) -> None:
+    ana = world.subscribe()
+    with pytest.raises(Conflict, match=f"billing session show {ana.session_id}"):
+        world.subscribe()
+    sessions.cancel_session(world.parts, ana.session_id)
+    with pytest.raises(Conflict, match=f"billing session create ana --subscription {ana.id}"):
+        world.subscribe()
+
+    ana.cancel(at_once=True)
+    world.subscribe()
+
+
+def test_of_two_at_the_same_moment_one_wins(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A double click: whoever has looked is held until the other has looked as well, or has to wait for him."""
+    world.subscribe("ana", plan=world.plan("other"))  # the customer is known at Xendit
+    refused: list[str] = []
+    both_have_looked = threading.Barrier(2, timeout=0.5)
+    look = onboarding._refuse_a_second
+
+    def look_and_hold(*wanted: Any) -> None:
+        look(*wanted)
+        with suppress(threading.BrokenBarrierError):
+            both_have_looked.wait()
+
+    monkeypatch.setattr(onboarding, "_refuse_a_second", look_and_hold)
+
+    def click() -> None:
+        try:
+            world.subscribe("ana", plan=world.plan("gold"))
+        except Conflict as error:
+            refused.append(str(error))
+
+    world.in_two_threads(click)
+
+    assert len(refused) == 1
+    assert len(world.all(select(Subscription))) == 2
+
+
+# On a saved payment method, without a page
+
+
+def begin(world: World, token: PaymentToken, *, customer: str = "ana", plan: str = "silver", **wanted: Any) -> Any:
+    return onboarding.subscribe_with_token(
+        world.parts, world.customer(customer), world.plan(plan), token, reference=None,
+        **({"start_at": None} | wanted),
+    )  # fmt: skip
+
+
+def test_a_saved_method_starts_a_subscription_at_once(world: World) -> None:
+    ana = world.subscribe_save()
+    second = ana.adds_card()
+    asked = world.calls("POST /sessions")
+
+    silver = begin(world, second)
+    assert (silver.status, silver.next_billing_at, silver.payment_token_id) == ("active", world.now, second.id)
+    world.run()
+
+    assert world.collected() == [50_000, 50_000]
+    assert {row.payment_token_id for row in world.all_attempts() if row.subscription_id == silver.id} == {second.id}
+    assert world.calls("POST /sessions") == asked
+    assert world.fresh(silver).next_billing_at == datetime(2026, 2, 28, 2, 0, tzinfo=UTC)
+
+
+def test_a_start_later_and_a_trial_are_kept(world: World) -> None:
+    ana = world.subscribe_save()
+    later = world.now + timedelta(days=3)
+    assert begin(world, ana.tokens[0], start_at=later).next_billing_at == later
+    world.plan("trial", trial_days=14)
+    trial = begin(world, ana.tokens[0], plan="trial")
+    assert (trial.status, trial.next_billing_at) == ("trialing", world.now + timedelta(days=14))
+    with pytest.raises(InvalidInput, match="has passed"):
+        begin(world, ana.tokens[0], plan="bronze", start_at=world.now - timedelta(days=1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"status": "EXPIRED"}, "is EXPIRED; only an ACTIVE token"),
+        ({"status": "PENDING"}, "is PENDING; only an ACTIVE token"),
+        ({"blocked_reason": "STOLEN_CARD"}, "must not be tried again: STOLEN_CARD"),
+        ({"unknown_since": START}, "Xendit does not know"),
+        ({"replaced_at": START}, "replaced by another payment method"),
+    ],
+)
+def test_of_a_method_that_may_not_be_charged_nothing_begins(world: World, changes: dict[str, Any], why: str) -> None:
+    world.waive("unknown_tokens_are_followed")  # made up
+    ana = world.subscribe_save()
+    with world.parts.transaction() as session:
+        session.execute(update(PaymentToken).values(**changes))
+
+    with pytest.raises(Conflict, match=why):
+        begin(world, ana.tokens[0])
+    assert len(world.all(select(Subscription))) == 1
+
+
+def test_nor_of_somebody_elses_nor_twice(world: World) -> None:
+    ana = world.subscribe_save()
+    with pytest.raises(Conflict, match="belongs to another customer"):
+        begin(world, ana.tokens[0], customer="ben")
+    with pytest.raises(Conflict, match="has plan gold already"):
+        begin(world, ana.tokens[0], plan="gold")
+    assert len(world.all(select(Subscription))) == 1
 
 
 # Calendars

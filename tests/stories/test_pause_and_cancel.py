@@ -180,3 +180,105 @@ def test_a_trial_that_is_canceled_costs_nothing(world: World) -> None:
 
     assert ana.status == "canceled"
     assert world.collected() == []
+
+
+# A planned cancellation is taken back
+
+
+def test_uncanceled_it_goes_on_as_if_nothing_had_been_said(world: World) -> None:
+    ana = world.subscribe_save()
+    world.run()
+    before = ana.subscription
+    ana.cancel()
+    world.live(days=10)
+
+    ana.uncancel()
+
+    after = ana.subscription
+    assert (after.cancel_at_period_end, after.ends_at, after.status) == (False, None, "active")
+    assert after.next_billing_at == before.next_billing_at
+    assert ana.next.what == "charge"
+    world.live(days=30)
+    assert world.collected() == [50_000, 50_000]
+
+
+def test_with_an_end_by_cycles_that_end_is_back(world: World) -> None:
+    ana = world.subscribe_save(plan=world.plan(cycles=1))
+    world.run()
+    end = ana.subscription.ends_at
+    ana.cancel()
+    ana.uncancel()
+
+    assert (ana.subscription.ends_at, ana.subscription.next_billing_at) == (end, None)
+    world.live(days=60)
+    assert (ana.status, ana.subscription.end_kind) == ("canceled", "cycles")
+    assert world.collected() == [50_000]
+
+
+def test_retries_go_on_over_the_end_that_was_taken_back(world: World) -> None:
+    ana = world.subscribe_save(plan=world.plan(every="every 1:week"))
+    ana.script(*["INSUFFICIENT_BALANCE"] * 4, "SUCCEEDED")  # the fifth try, on day 7, comes with the second period
+    world.run()
+    ana.cancel()
+    assert ana.outcomes == ["failed", "scheduled"]
+    ana.uncancel()
+    world.live(days=8)
+
+    assert (ana.status, [invoice.status for invoice in ana.invoices]) == ("active", ["paid", "paid"])
+
+
+def test_a_trial_whose_cancellation_is_taken_back_is_charged_at_its_end(world: World) -> None:
+    ana = world.subscribe_save(plan=world.plan(trial_days=14))
+    ana.cancel()
+    world.live(days=13)
+    ana.uncancel()
+    assert ana.status == "trialing"
+    world.live(days=2)
+    assert (ana.status, world.collected()) == ("active", [50_000])
+
+
+def test_canceled_paused_and_resumed_it_still_ends_and_says_so(world: World) -> None:
+    """A pause does not take a cancellation back; only `uncancel` does, paused or not."""
+    ana = world.subscribe_save()
+    world.run()
+    ana.cancel()
+    with pytest.raises(IllegalTransition, match="`billing subscription uncancel "):
+        ana.resume()
+    ana.pause()
+    world.live(days=5)
+    ana.resume()
+    assert (ana.next.what, ana.next.at) == ("end", ana.subscription.ends_at)
+
+    ana.pause()
+    ana.uncancel()
+    assert (ana.status, ana.subscription.next_billing_at, ana.subscription.ends_at) == ("paused", None, None)
+    ana.resume()
+    assert ana.next.what == "charge"
+    assert ana.next.at == ana.subscription.next_billing_at == ana.subscription.current_period_end
+
+
+def test_on_hold_it_stays_on_hold_and_bills_what_it_missed(world: World) -> None:
+    ana = world.subscribe_save(plan=world.plan(catch_up="hold"))
+    world.run()
+    world.advance(days=100)
+    world.run()
+    ana.cancel()
+    ana.uncancel()
+    assert ana.subscription.hold_kind == "catch_up"
+    ana.resume()
+    world.live(hours=1)
+    assert len(world.collected()) == 4
+
+
+def test_what_cannot_be_taken_back(world: World) -> None:
+    ana = world.subscribe_save()
+    world.run()
+    with pytest.raises(IllegalTransition, match="no cancellation is planned"):
+        ana.uncancel()
+    ana.cancel()
+    world.advance(days=40)  # nobody has looked since
+    with pytest.raises(IllegalTransition, match="was over"):
+        ana.uncancel()
+    world.tick()
+    with pytest.raises(IllegalTransition, match="it has ended, for good"):
+        ana.uncancel()

@@ -5,15 +5,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 from structlog.testing import capture_logs
 
 from billing.app import App
 from billing.errors import ServiceUnavailable
+from billing.store import which_database
 from billing.store.clock import real_now
 from tests.world import World
 from workers import scheduler
@@ -110,6 +113,41 @@ def test_the_loop_goes_on_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> N
 
     assert len(turns) == 3
     assert {line["event"] for line in logged} == {"scheduler.failed"}
+
+
+def test_that_this_is_a_copy_is_said_once_a_minute_and_adopting_it_ends_that(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ana = world.subscribe_save()
+    with world.parts.transaction() as session:
+        session.execute(text("UPDATE database_identity SET database_oid = 1"))
+    stop, up, slot = threading.Event(), [1000.0], [real_now()]
+
+    def pass_time(seconds: float) -> None:
+        up[0] += seconds
+        slot[0] += timedelta(seconds=seconds)
+        if up[0] > 1170:  # almost three minutes
+            stop.set()
+
+    monkeypatch.setattr(scheduler, "uptime", lambda: up[0])
+    monkeypatch.setattr(scheduler, "real_now", lambda: slot[0])
+    monkeypatch.setattr(stop, "wait", pass_time)
+    loop = partial(scheduler._loop, cast(App, SimpleNamespace(parts=world.parts)), world.send, stop)
+
+    with capture_logs() as logged:
+        loop()
+
+    said = [line for line in logged if line["log_level"] == "error"]
+    assert [line["event"] for line in said] == ["scheduler.copy_of_database"] * 3
+    assert "`billing adopt`" in said[0]["error"]
+    assert ana.invoices == []
+
+    with world.parts.transaction() as session:
+        which_database.adopt(session, real_now())
+    stop.clear()
+    up[0] = 1160
+    loop()
+    assert world.collected() == [50_000]
 
 
 def test_the_exit_status_says_whether_what_was_in_hand_was_finished() -> None:
