@@ -48,7 +48,8 @@ def test_a_plan_is_billed_by_period_or_by_cron_but_not_by_both(billing: Terminal
     ("changes", "reason"),
     [
         ({"--amount": "99000.50"}, "IDR has no decimals"),
-        ({"--amount": "1,000"}, "write 1000"),
+        ({"--amount": "1,000"}, "no separators"),
+        ({"--amount": "50.000"}, "IDR has no decimals; write the whole amount in digits only"),
         ({"--amount": "0"}, "must cost something"),
         ({"--currency": "XXX"}, "currency"),
         ({"--every": "fortnight"}, "2:week"),
