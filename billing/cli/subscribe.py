@@ -12,6 +12,7 @@ from billing.cli.opening import GATEWAY, opened
 from billing.cli.session import Mode, ModeOption, Via
 from billing.cli.values import INSTANT, INSTANT_HELP, AsJson, parse_instant
 from billing.domain.gateway import SessionType
+from billing.domain.names import check_reference
 from billing.services import catalog, onboarding
 from billing.services.views import session_view, subscription_view
 
@@ -46,7 +47,7 @@ def subscribe(
     Example: billing subscribe ana gold --via save --reference ana-gold
     """
     if reference is not None:
-        catalog.check_reference("subscription reference", reference)
+        check_reference("subscription reference", reference)
     with opened(GATEWAY) as billing:
         session.require_origins(billing.settings, mode)
         with billing.parts.sessions() as database:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from datetime import datetime
 from typing import TypeVar
 
@@ -13,6 +12,15 @@ from billing.domain.catch_up import CatchUp
 from billing.domain.channels import check_country
 from billing.domain.dunning import policy
 from billing.domain.money import Money
+from billing.domain.names import (
+    LONGEST_NAME,
+    LONGEST_PLAN_NAME,
+    check_email,
+    check_mobile,
+    check_reference,
+    check_text,
+    check_xendit_id,
+)
 from billing.domain.schedule import Schedule, parse_zone, schedule_to_text
 from billing.errors import Conflict, InvalidInput, NotFound
 from billing.store.models import (
@@ -42,12 +50,6 @@ ZONES = {
 }
 MAX_TRIAL_DAYS = 3_650
 MAX_CYCLES = 32_000
-LONGEST_NAME = 100
-LONGEST_EMAIL = 50  # Xendit's limit
-LONGEST_XENDIT_ID = 60
-_REFERENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+-]{0,99}")
-_EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s.]+")
-_MOBILE = re.compile(r"\+[1-9][0-9]{5,14}")
 
 
 def create_plan(
@@ -67,8 +69,7 @@ def create_plan(
 ) -> Plan:
     """Raises InvalidInput (bad value) or Conflict (code in use); writes nothing then."""
     check_reference("plan code", code)
-    if not name.strip():
-        raise InvalidInput("--name is empty; give the plan a name people will read on their invoice")
+    name = check_text("name", name, longest=LONGEST_PLAN_NAME)
     money = Money.parse(amount, currency)
     if money.amount_minor == 0:
         raise InvalidInput("--amount 0: a plan must cost something; for a free time use --trial-days")
@@ -85,7 +86,7 @@ def create_plan(
     plan = Plan(
         id=new_id("plan"),
         code=code,
-        name=name.strip(),
+        name=name,
         amount_minor=money.amount_minor,
         currency=money.currency,
         schedule=schedule_to_text(schedule),
@@ -116,12 +117,10 @@ def create_customer(
     """Raises InvalidInput or Conflict; writes nothing then. The zone defaults to that of the country's capital."""
     check_reference("customer reference", reference)
     check_country(country)
-    if not name.strip() or len(name) > LONGEST_NAME:
-        raise InvalidInput(f"name {name[:20]!r}: must have 1 to 100 characters")
-    if not _EMAIL.fullmatch(email) or len(email) > LONGEST_EMAIL:
-        raise InvalidInput(f"email {email[:60]!r}: not an address of at most 50 characters such as ana@example.com")
-    if mobile is not None and not _MOBILE.fullmatch(mobile):
-        raise InvalidInput(f"mobile {mobile[:20]!r}: must be in international form such as +628123456789")
+    name = check_text("name", name, longest=LONGEST_NAME)
+    check_email(email)
+    if mobile is not None:
+        check_mobile(mobile)
     zone = timezone or ZONES.get(country, "UTC")
     parse_zone(zone)
     if session.scalar(select(Customer.id).where(Customer.reference == reference)) is not None:
@@ -131,7 +130,7 @@ def create_customer(
     customer = Customer(
         id=new_id("cus"),
         reference=reference,
-        name=name.strip(),
+        name=name,
         email=email,
         country=country,
         mobile=mobile,
@@ -142,19 +141,6 @@ def create_customer(
     session.add(customer)
     session.flush()
     return customer
-
-
-def check_reference(what: str, reference: str) -> None:
-    if not _REFERENCE.fullmatch(reference):
-        raise InvalidInput(
-            f"{what} {reference[:40]!r}: use 1 to 100 letters, digits and . _ : @ + - (no blanks),"
-            " beginning with a letter or digit"
-        )
-
-
-def check_xendit_id(value: str, prefix: str, what: str) -> None:
-    if not value.startswith(prefix) or len(value) > LONGEST_XENDIT_ID or not value.isascii() or not value.isprintable():
-        raise InvalidInput(f"{what} {value[:20]!r}: Xendit's ids of this kind start with {prefix}")
 
 
 # ------------------------------------------------------------------------------------------------- finding
