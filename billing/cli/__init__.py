@@ -8,11 +8,9 @@ Exit status: 0 done; 1 refused or failed, one line on stderr says why; 2 usage o
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -45,6 +43,7 @@ from billing.cli import (
 from billing.cli.opening import debugging
 from billing.errors import BillingError
 from billing.store.engine import database_errors_in_one_line, first_line
+from billing.streams import drop, make_safe
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
@@ -139,6 +138,7 @@ def main() -> NoReturn:
 
 def run_command(arguments: Sequence[str]) -> int:
     """One command to its exit status. Every way it can end has its own line; none shows a traceback."""
+    make_safe()
     try:
         _refuse_bytes(arguments)
         with database_errors_in_one_line():
@@ -158,10 +158,10 @@ def run_command(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted()
     except BrokenPipeError:
-        _drop_stdout()
+        drop(sys.stdout)
         return FAILED  # whoever read us has seen enough: nothing to say
     except OSError as error:
-        _drop_stdout()
+        drop(sys.stdout)
         return _complain(f"the operating system refused: {error.strerror or error.__class__.__name__}", FAILED)
     except Exception as error:  # noqa: BLE001 - the edge: an unknown error is our bug, and still one line
         return _complain(_our_bug(error), FAILED)
@@ -178,12 +178,6 @@ def _complain(text: str, status: int) -> int:
         traceback.print_exc()
     output.complain(text)
     return status
-
-
-def _drop_stdout() -> None:
-    """What could not be written stays in Python's buffer; without this it would complain once more at the very end."""
-    with suppress(OSError):  # a stream without a file descriptor has nothing to drop
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _interrupted() -> int:
