@@ -8,6 +8,7 @@ Exit status: 0 done; 1 refused or failed, one line on stderr says why; 2 usage o
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -133,7 +134,15 @@ _assemble()
 
 def main() -> NoReturn:
     """The installed `billing`."""
-    sys.exit(run_command(sys.argv[1:]))
+    sys.exit(run_command([_typed(argument) for argument in sys.argv[1:]]))
+
+
+def _typed(argument: str) -> str:
+    """UTF-8 is UTF-8 also where the locale knows only ASCII, as in many containers."""
+    try:
+        return argument if argument.isprintable() else os.fsencode(argument).decode("utf-8")
+    except UnicodeError:
+        return argument
 
 
 def run_command(arguments: Sequence[str]) -> int:
@@ -157,6 +166,9 @@ def run_command(arguments: Sequence[str]) -> int:
         return _complain(reason, FAILED)
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted()
+    except SystemExit as left:  # how typer leaves when nobody reads what it prints
+        drop(sys.stdout)
+        return left.code if isinstance(left.code, int) else FAILED
     except BrokenPipeError:
         drop(sys.stdout)
         return FAILED  # whoever read us has seen enough: nothing to say

@@ -18,6 +18,7 @@ from billing.cli import output
 from billing.cli.opening import GATEWAY, opened
 from billing.cli.values import After, AsJson, Limit, parse_day
 from billing.domain.lifecycle import EventState
+from billing.domain.names import LONGEST_TEXT, check_text
 from billing.errors import BillingError, InvalidInput, ServiceUnavailable
 from billing.services import catalog, import_files, importing, listings, reconciling, resolving, webhooks
 from billing.services import doctor as checks
@@ -208,6 +209,7 @@ def stop_charging(
     as_json: AsJson = False,
 ) -> None:
     """Charge nobody until `billing charging resume`. What is under way is still followed; nothing is lost."""
+    reason = check_text("--reason", reason, longest=LONGEST_TEXT)
     with opened() as billing:
         with billing.parts.transaction() as session:
             queries.stop_charging(session, f"by an operator: {reason}", billing.parts.clock.now())
