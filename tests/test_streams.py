@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from typing import TextIO
 
 import pytest
+import structlog
 
+from billing import log
 from billing.streams import Unbreakable, drop, make_safe, readable
 
 
@@ -76,3 +78,35 @@ def test_log_lines_without_a_reader_are_lost_and_nothing_else(read_by_nobody: Te
         print("charge.submitted", file=log, flush=True)
     with pytest.raises(BrokenPipeError):
         read_by_nobody.flush()
+
+
+@pytest.fixture
+def own_log() -> Iterator[None]:
+    before = structlog.get_config()
+    yield
+    structlog.configure(**before)
+
+
+@pytest.mark.usefixtures("own_log")
+def test_the_work_goes_on_when_nobody_reads_its_log(monkeypatch: pytest.MonkeyPatch, read_by_nobody: TextIO) -> None:
+    monkeypatch.setattr(sys, "stderr", read_by_nobody)
+    log.configure("console")
+    for _ in range(3):
+        structlog.get_logger().info("charge.submitted", attempt="att-1")
+
+
+@pytest.mark.usefixtures("own_log")
+@pytest.mark.parametrize("log_format", ["console", "json"])
+def test_words_of_others_steer_no_log_either(monkeypatch: pytest.MonkeyPatch, log_format: str) -> None:
+    heard = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", heard)
+    log.configure(log_format)
+    structlog.get_logger().warning("xendit.refused", error="\x1b[31mno\x9b2J\u202e\nnext line")
+    try:
+        raise ValueError("of two\nlines")
+    except ValueError:
+        structlog.get_logger().exception("job.failed")
+    said = heard.getvalue()
+    assert "no" in said
+    assert readable(said, heard, keep="\n") == said
+    assert said.startswith("{") or said.splitlines()[1].endswith("job.failed")
