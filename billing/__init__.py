@@ -10,6 +10,7 @@ The floors, each importing only those below it (import-linter holds them apart):
     store/ xendit/       what is remembered; the outside world and its simulator
     quota.py embedded.py the shared request budget; servers for demo, dev and tests (processes.py: child processes)
     ratelimit.py         how often a stranger may do something
+    streams.py           output that fails on no terminal and in no pipe
     domain/              rules: money, schedule, lifecycle, declines, dunning, the gateway port
     settings.py errors.py
 

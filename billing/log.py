@@ -12,8 +12,12 @@ import threading
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from typing import TextIO, cast
 
 import structlog
+
+from billing.domain.names import visible
+from billing.streams import Unbreakable
 
 COMPLAINTS_A_MINUTE = 3
 _MINUTE = 60.0
@@ -92,10 +96,10 @@ _complaints = Complaints()
 
 def configure(log_format: str, *, level: int = logging.INFO) -> None:
     """`console` for people, `json` for machines; on stderr, so that stdout holds only what was asked for."""
-    renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer()
+    renderers: list[structlog.typing.Processor] = (
+        [structlog.processors.JSONRenderer()]
         if log_format == "json"
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        else [_spell_out, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
     )
     structlog.configure(
         processors=[
@@ -104,12 +108,21 @@ def configure(log_format: str, *, level: int = logging.INFO) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
-            renderer,
+            *renderers,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, Unbreakable(sys.stderr))),
         cache_logger_on_first_use=True,
     )
     for handler in (*logging.getLogger().handlers, logging.lastResort):
         if handler is not None:
             handler.addFilter(_complaints)  # a second time changes nothing
+
+
+def _spell_out(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Words of others reach a log as text; only a traceback has lines."""
+    lines = {"exception": "\n"}
+    return {
+        name: visible(value, keep=lines.get(name, "")) if isinstance(value, str) else value
+        for name, value in event.items()
+    }

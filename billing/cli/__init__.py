@@ -12,7 +12,6 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -45,6 +44,7 @@ from billing.cli import (
 from billing.cli.opening import debugging
 from billing.errors import BillingError
 from billing.store.trouble import database_errors_in_one_line, first_line
+from billing.streams import drop, make_safe
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
@@ -135,11 +135,20 @@ _assemble()
 
 def main() -> NoReturn:
     """The installed `billing`."""
-    sys.exit(run_command(sys.argv[1:]))
+    sys.exit(run_command([_typed(argument) for argument in sys.argv[1:]]))
+
+
+def _typed(argument: str) -> str:
+    """UTF-8 is UTF-8 also where the locale knows only ASCII, as in many containers."""
+    try:
+        return argument if argument.isprintable() else os.fsencode(argument).decode("utf-8")
+    except UnicodeError:
+        return argument
 
 
 def run_command(arguments: Sequence[str]) -> int:
     """One command to its exit status. Every way it can end has its own line; none shows a traceback."""
+    make_safe()
     try:
         _refuse_bytes(arguments)
         with database_errors_in_one_line():
@@ -158,11 +167,14 @@ def run_command(arguments: Sequence[str]) -> int:
         return _complain(reason, FAILED)
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted()
+    except SystemExit as left:  # how typer leaves when nobody reads what it prints
+        drop(sys.stdout)
+        return left.code if isinstance(left.code, int) else FAILED
     except BrokenPipeError:
-        _drop_stdout()
+        drop(sys.stdout)
         return FAILED  # whoever read us has seen enough: nothing to say
     except OSError as error:
-        _drop_stdout()
+        drop(sys.stdout)
         return _complain(f"the operating system refused: {error.strerror or error.__class__.__name__}", FAILED)
     except Exception as error:  # noqa: BLE001 - the edge: an unknown error is our bug, and still one line
         return _complain(_our_bug(error), FAILED)
@@ -179,12 +191,6 @@ def _complain(text: str, status: int) -> int:
         traceback.print_exc()
     output.complain(text)
     return status
-
-
-def _drop_stdout() -> None:
-    """What could not be written stays in Python's buffer; without this it would complain once more at the very end."""
-    with suppress(OSError):  # a stream without a file descriptor has nothing to drop
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _interrupted() -> int:

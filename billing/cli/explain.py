@@ -11,7 +11,7 @@ import typer
 from billing.cli import output
 from billing.cli.opening import opened
 from billing.cli.values import AsJson
-from billing.domain.schedule import parse_zone
+from billing.domain.schedule import stored_zone
 from billing.services import catalog
 from billing.services import explain as stories
 from billing.services.story import read
@@ -38,7 +38,7 @@ def explain(
 def _people(document: Json) -> None:
     output.card(f"Subscription {document['subscription']['reference']}", document["subscription"])
     output.say("")
-    zone = parse_zone(document["subscription"]["timezone"])
+    zone = stored_zone(document["subscription"]["timezone"])
     rows = [{"when": _local(event["at"], zone), "what": event["what"]} for event in document["events"]]
     output.table(rows, COLUMNS, empty="nothing has happened yet")
     _upcoming("Next", document["next"], zone)

@@ -18,8 +18,9 @@ from billing.cli import output
 from billing.cli.opening import GATEWAY, opened
 from billing.cli.values import After, AsJson, Limit, parse_day
 from billing.domain.lifecycle import EventState
+from billing.domain.names import LONGEST_TEXT, check_text
 from billing.errors import BillingError, InvalidInput, ServiceUnavailable
-from billing.services import catalog, importing, listings, reconciling, resolving, webhooks
+from billing.services import catalog, import_files, importing, listings, reconciling, resolving, webhooks
 from billing.services import doctor as checks
 from billing.services.views import Json, event_view, instant
 from billing.settings import load_settings
@@ -255,6 +256,7 @@ def stop_charging(
     as_json: AsJson = False,
 ) -> None:
     """Charge nobody until `billing charging resume`. What is under way is still followed; nothing is lost."""
+    reason = check_text("--reason", reason, longest=LONGEST_TEXT)
     with opened() as billing:
         with billing.parts.transaction() as session:
             queries.stop_charging(session, f"by an operator: {reason}", billing.parts.clock.now())
@@ -305,6 +307,7 @@ def import_(
 
     Example: billing import subscribers.jsonl --dry-run
     """
+    warnings: list[str] = []
     with opened(*((GATEWAY,) if verify else ())) as billing, _lines(file) as lines, output.progress("rows") as moved:
         verifies = bool(billing.settings.secret_key) if verify is None else verify
         if verifies:
@@ -315,7 +318,9 @@ def import_(
             dry_run=dry_run,
             verify_with_gateway=verifies,
             progress=lambda rows: moved(rows, None),
+            warn=warnings.append,
         )
+    _warn_of_rows(file, report, warnings)
     output.show(report, as_json=as_json, people=lambda: _people_import(report, dry_run=dry_run))
     if report["refused"]:
         raise Unsound(f"{len(report['refused'])} row(s) refused; mend them and import the file again")
@@ -323,19 +328,30 @@ def import_(
 
 @contextmanager
 def _lines(file: str) -> Iterator[TextIO]:
-    """Bytes that are no UTF-8 become `\\xff`, which no JSON string may hold: that row is refused, the others go on."""
     if file == "-":
-        if hasattr(sys.stdin, "reconfigure"):
-            sys.stdin.reconfigure(encoding="utf-8", errors="backslashreplace")
-        yield sys.stdin
+        stdin = getattr(sys.stdin, "buffer", None)
+        if stdin is None:  # text already
+            yield sys.stdin
+            return
+        with import_files.lines_of(file, stdin) as lines:
+            yield lines
         return
     try:
-        opened_file = Path(file).open(encoding="utf-8", errors="backslashreplace")  # noqa: SIM115 - closed below
+        stream = Path(file).open("rb")  # noqa: SIM115 - closed below
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InvalidInput(f"cannot read {file}: {reason}; name a file of JSON lines, or - for stdin") from None
-    with opened_file:
-        yield opened_file
+    with stream, import_files.lines_of(file, stream) as lines:
+        yield lines
+
+
+def _warn_of_rows(file: str, report: Json, warnings: list[str]) -> None:
+    for text in warnings[: output.MANY]:
+        output.warn(text)
+    if len(warnings) > output.MANY:
+        output.warn(f"... and {len(warnings) - output.MANY} more rows like these")
+    if not any(report.values()):
+        output.warn(f"{file} holds no row; is it the file you mean?")
 
 
 def _people_import(report: Json, *, dry_run: bool) -> None:

@@ -1,6 +1,7 @@
 """How commands speak: one JSON document, or tables for people, on stdout; everything else on stderr.
 
-Called by every file of this folder. Colours, boxes and widths belong to terminals: in a pipe lines are as long as they
+Called by every file of this folder. Text of others (names, Xendit's words, rows of earlier releases) is shown as text,
+whatever it holds. Colours, boxes and widths belong to terminals: in a pipe lines are as long as they
 are, so that ids stay whole.
 """
 
@@ -11,17 +12,20 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 from rich import box
 from rich.cells import cell_len
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from billing.domain.money import Money, format_money
+from billing.domain.names import visible
 from billing.services.paging import Listing
+from billing.streams import drop, holds_every_letter, readable
 
 Json = Mapping[str, Any]
 PIPE_WIDTH = 10_000
@@ -52,11 +56,32 @@ STYLE_OF = {word: style for style, words in _STATUS_STYLES.items() for word in w
 # ------------------------------------------------------------------------------------------- the two streams
 
 
+class _Screen(Console):
+    """Shows text as the stream can hold it and a terminal may have it, whoever wrote it and wherever it stands."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            if segment.control:
+                yield segment
+            else:
+                yield Segment(readable(segment.text, self._stream, keep="\n"), segment.style)
+
+    def on_broken_pipe(self) -> None:
+        """Who reads the result has seen enough: the command ends. Messages beside it may be read by nobody."""
+        drop(self._stream)
+        if self._stream is not sys.stderr:
+            raise BrokenPipeError
+
+    @property
+    def _stream(self) -> TextIO:
+        return cast(TextIO, self.file)
+
+
 def console(*, stderr: bool = False) -> Console:
     """Made for each use: tests and pipes change the streams."""
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else PIPE_WIDTH
-    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
+    return _Screen(file=stream, width=width, highlight=False, markup=False, emoji=False)
 
 
 def show(document: object, *, as_json: bool, people: Callable[[], None]) -> None:
@@ -103,10 +128,9 @@ def _chunks(rows: Iterable[Json], size: int) -> Iterator[list[Json]]:
 def stream_json(entries: Iterable[Json], stream: TextIO) -> None:
     """One JSON array. Nothing is written before the first entry is there, so that a refusal leaves stdout empty; what
     breaks later leaves an array without its end, which no reader takes for the whole."""
-    escape = _escapes(stream)
     before = "[\n"
     for entry in entries:
-        document = json.dumps(entry, indent=2, ensure_ascii=escape)
+        document = _json(entry, stream)
         stream.write(before + "  " + document.replace("\n", "\n  "))  # within a string JSON has no line break
         before = ",\n"
     stream.write("[]\n" if before == "[\n" else "\n]\n")
@@ -114,13 +138,19 @@ def stream_json(entries: Iterable[Json], stream: TextIO) -> None:
 
 
 def print_json(document: object) -> None:
-    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=_escapes(sys.stdout)) + "\n")
+    sys.stdout.write(_json(document, sys.stdout) + "\n")
     sys.stdout.flush()
 
 
-def _escapes(stream: TextIO) -> bool:
-    """Whether letters beyond ASCII are written as escapes: where the stream is not UTF-8."""
-    return not (stream.encoding or "ascii").lower().replace("-", "").startswith("utf8")
+def _json(document: object, stream: TextIO) -> str:
+    """Letters as they are where the stream holds them all; what steers a terminal is escaped in any case."""
+    text = json.dumps(document, indent=2, ensure_ascii=not holds_every_letter(stream))
+    return visible(text, keep="\n", spell=_json_escape)
+
+
+def _json_escape(letter: str) -> str:
+    pairs = letter.encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{pairs[place : place + 4]}" for place in range(0, len(pairs), 4))
 
 
 def say(text: str) -> None:
@@ -138,9 +168,12 @@ def warn(text: str) -> None:
 
 
 def complain(text: str) -> None:
-    """The one line of a refusal, whatever line breaks the reason holds."""
-    sys.stderr.write(f"billing: {' '.join(text.split())}\n")
-    sys.stderr.flush()
+    """The one line of a refusal, whatever line breaks the reason holds. Nobody need be there to read it."""
+    try:
+        sys.stderr.write(f"billing: {readable(' '.join(text.split()), sys.stderr)}\n")
+        sys.stderr.flush()
+    except OSError:
+        drop(sys.stderr)
 
 
 # ---------------------------------------------------------------------------------------------------- tables
@@ -213,7 +246,7 @@ def cell(row: Json, member: str) -> Text:
         return Text("-", style="dim")
     if isinstance(value, bool):
         return Text("yes" if value else "no", style="bold red" if member == "ok" and not value else "")
-    text = str(value)
+    text = readable(str(value), sys.stdout)
     if member in ("amount", "amount_paid") and row.get("currency"):
         return Text(money(text, row["currency"]))
     if member in ("at", "now") or member.endswith(("_at", "_start", "_end")):

@@ -14,6 +14,7 @@ from billing.cli.opening import GATEWAY, opened
 from billing.cli.session import Mode, ModeOption, Via
 from billing.cli.values import INSTANT, INSTANT_HELP, AsJson, parse_instant
 from billing.domain.gateway import SessionType
+from billing.domain.names import check_reference
 from billing.services import catalog, onboarding
 from billing.services.views import Json, session_view, subscription_view
 from billing.store.models import Customer, Plan, Subscription
@@ -61,7 +62,7 @@ def subscribe(
     Example: billing subscribe ana gold --via save --reference ana-gold
     """
     if reference is not None:
-        catalog.check_reference("subscription reference", reference)
+        check_reference("subscription reference", reference)
     if via is not None and token is None:
         _with_a_page(customer, plan, via, mode, start_at, reference, again=again, as_json=as_json)
     elif token is not None and via is None:

@@ -7,6 +7,7 @@ Xendit sent, `to_decimal` and `str` give back exactly the currency's decimals.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
@@ -155,23 +156,33 @@ def _unknown_currency(currency: str) -> str:
     return f"currency {_shown(currency)} is not known; write one of {' '.join(DECIMALS)}"
 
 
+# What is refused is never mended here: 1.500 may be meant as fifteen hundred or as one and a half, and whoever copies
+# a suggestion sells at that price. So the examples are no reading of what was written either.
+_EXAMPLES = {0: ("50000", "125000"), 2: ("499.50", "1250.75")}
+
+
+def _example(written: str, currency: str) -> str:
+    digits = "".join(str(unicodedata.decimal(letter)) for letter in written if letter.isdecimal()).lstrip("0")
+    one, other = _EXAMPLES[DECIMALS[currency]]
+    return other if digits.startswith(one[0]) else one
+
+
+def _how_to_write(written: str, currency: str) -> str:
+    form = "digits only" if DECIMALS[currency] == 0 else "digits with a point before the cents"
+    return f"write the whole amount in {form} and no separators, such as {_example(written, currency)}"
+
+
 def _not_plain(text: str, currency: str) -> str:
-    example = "50000" if DECIMALS[currency] == 0 else "499.50"
     stripped = text.strip()
     if _PLAIN.fullmatch(stripped.removeprefix("-")):
-        return f"amount {_shown(text)} is negative; write a plain amount such as {example}"
-    without_commas = stripped.replace(",", "").replace("_", "").replace(" ", "")
-    if _PLAIN.fullmatch(without_commas):
-        return f"amount {_shown(text)} has separators; write {without_commas}"
-    return f"amount {_shown(text)} is not a plain decimal; write {currency} in digits only, such as {example}"
+        return f"amount {_shown(text)} is negative; {_how_to_write(text, currency)}"
+    return f"amount {_shown(text)} is not a plain amount of {currency}; {_how_to_write(text, currency)}"
 
 
 def _wrong_decimals(whole: str, fraction: str, currency: str) -> str:
-    decimals = DECIMALS[currency]
-    shown = f"amount {_shown(whole + '.' + fraction)}"
-    if decimals == 0:
-        return f"{shown}: {currency} has no decimals; write {whole[:20]}"
-    return f"{shown}: {currency} has {decimals} decimals; write {whole[:20]}.{fraction[:decimals]}"
+    written = f"{whole}.{fraction}"
+    known = "no decimals" if DECIMALS[currency] == 0 else f"{DECIMALS[currency]} decimals"
+    return f"amount {_shown(written)}: {currency} has {known}; {_how_to_write(written, currency)}"
 
 
 def _within_bounds(minor: int, written: object) -> int:

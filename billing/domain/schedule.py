@@ -10,12 +10,14 @@ period before: 31 Jan, 28 Feb, 31 Mar.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
 from enum import StrEnum
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import assert_never
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
@@ -24,11 +26,13 @@ from croniter import (  # type: ignore[import-untyped]  # ships no types
     croniter,
 )
 
+from billing.domain.familiar_zones import FAMILIAR_ZONES, SOME_ZONE, ZONES_AT
 from billing.errors import InvalidSchedule
 
 LAST_YEAR = 9998  # python's calendar ends a year later
 CRON_FIELDS = 5
 LONGEST_CRON = 200
+EVERY = "*"  # how croniter says that a field names nothing
 SOME_DAY = datetime(2025, 1, 1)  # noqa: DTZ001 - a wall clock, like every tick
 CRON_YEARS = 9  # two leap days are at most eight years apart; what does not fire by then never will
 # Zones have skipped a whole day; no more ticks than this can be swallowed at once.
@@ -66,7 +70,7 @@ class Every:
 
 @dataclass(frozen=True, slots=True)
 class Cron:
-    """Five cron fields. Made by `parse_cron`, which checks them."""
+    """Five cron fields. Made by `parse_cron` and `schedule_from_text`, which check them."""
 
     expression: str
 
@@ -112,7 +116,32 @@ def parse_every(text: str) -> Every:
 
 
 def parse_cron(expression: str) -> Cron:
-    """Five fields that fire in every month they name. Raises InvalidSchedule."""
+    """What a new plan may say: one tick a day at most, on days that are named in one way. Raises InvalidSchedule."""
+    cron = _read_cron(expression)
+    shown = f"--cron {expression[:60]!r}"
+    (minutes, hours, days, _, weekdays), _ = croniter.expand(cron.expression)
+    if EVERY in days + weekdays:
+        _refuse_several_a_day(shown, minutes, hours)
+        return cron
+    minute, hour, day, month, weekday = cron.expression.split()
+    raise InvalidSchedule(
+        f"{shown}: with a day of the month and a weekday cron takes either, not both: it would fire on day {day} and"
+        f" on every {weekday} as well; write one of them: '{minute} {hour} {day} {month} *' or"
+        f" '{minute} {hour} * {month} {weekday}' (MON#1 is the first Monday of a month)"
+    )
+
+
+def _refuse_several_a_day(shown: str, minutes: list[int | str], hours: list[int | str]) -> None:
+    if len(minutes) > 1 or len(hours) > 1 or EVERY in minutes + hours:
+        raise InvalidSchedule(
+            f"{shown}: it fires more often than once a day, and each time is a charge; write one minute and one hour,"
+            " such as '0 9 * * *' for every day at 9:00"
+        )
+
+
+def _read_cron(expression: str) -> Cron:
+    """Five fields that fire in every month they name; also what plans of earlier releases say. Raises
+    InvalidSchedule."""
     fields = re.findall(r"\S+", expression, re.ASCII)
     shown = f"--cron {expression[:60]!r}"
     if len(fields) != CRON_FIELDS or len(expression) > LONGEST_CRON:
@@ -169,7 +198,7 @@ def schedule_from_text(text: str) -> Schedule:
         case "every":
             return parse_every(rest)
         case "cron":
-            return parse_cron(rest)
+            return _read_cron(rest)
         case _:
             raise InvalidSchedule(f"schedule {text[:60]!r}: write 'every 1:month' or 'cron 0 9 1 * *'")
 
@@ -189,47 +218,56 @@ def describe(schedule: Schedule) -> str:
 
 # -------------------------------------------------------------------------------- zones and instants
 
-# What people in our markets write for their zone.
-FAMILIAR_ZONES = {
-    "wib": "Asia/Jakarta",
-    "wita": "Asia/Makassar",
-    "wit": "Asia/Jayapura",
-    "pht": "Asia/Manila",
-    "ict": "Asia/Bangkok",
-    "sgt": "Asia/Singapore",
-    "myt": "Asia/Kuala_Lumpur",
-    "vietnam": "Asia/Ho_Chi_Minh",
-    "hanoi": "Asia/Ho_Chi_Minh",
-}
+NO_PLACES = ("Factory", "localtime", "posixrules")  # no zone set, whatever this machine is set to, rules for others
+REPEATED = ("right/", "posix/")  # the database again, with leap seconds and without
+
+
+def parse_zone(name: str) -> ZoneInfo:
+    """An IANA name, for something new. Raises InvalidSchedule with names that look alike."""
+    if name in NO_PLACES or name.startswith(REPEATED):
+        raise InvalidSchedule(f"time zone {name[:60]!r} is no place; write an IANA name such as Asia/Jakarta")
+    return stored_zone(name)
 
 
 @lru_cache(maxsize=1024)
-def parse_zone(name: str) -> ZoneInfo:
-    """An IANA name. Raises InvalidSchedule with names that look alike."""
-    # `right/` counts leap seconds and `localtime` is whatever this machine is set to: neither names a place.
-    if name.startswith(("right/", "posix/")) or name in ("localtime", "posixrules"):
-        raise InvalidSchedule(f"time zone {name!r}: write an IANA name such as Asia/Jakarta")
-    try:
-        return ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise InvalidSchedule(f"time zone {name[:60]!r} is not known; {_zone_advice(name)}") from None
+def stored_zone(name: str) -> ZoneInfo:
+    """The zone of something that is there already. Raises InvalidSchedule when the machine does not know it."""
+    if name in _known_zones() or name in NO_PLACES:
+        with suppress(ZoneInfoNotFoundError, ValueError, OSError):
+            return ZoneInfo(name)
+    raise InvalidSchedule(f"time zone {name[:60]!r} is not known; {_zone_advice(name)}")
+
+
+@cache
+def _known_zones() -> frozenset[str]:
+    """As they are written: where a file system knows no capitals, zoneinfo would take any spelling."""
+    return frozenset(available_timezones())
 
 
 def _zone_advice(name: str) -> str:
-    typed = name.strip().lower().replace(" ", "_")
-    if re.fullmatch(r"(utc|gmt)?[+-][0-9:]+", typed, re.ASCII):
-        return "an offset knows no clock change: write an IANA name such as Asia/Jakarta"
-    if typed in FAMILIAR_ZONES:
-        return f"write {FAMILIAR_ZONES[typed]}"
-    by_lower = {zone.lower(): zone for zone in sorted(available_timezones())}
-    cities = {zone.rpartition("/")[2]: zone for zone in by_lower}
+    typed = _plain_letters(name[:60])
+    city = typed.rpartition("/")[2]
+    if (offset := re.fullmatch(r"(?:utc|gmt)?([+-][0-9:]+)", typed, re.ASCII)) is not None:
+        hours = re.sub(r"^([+-])0?|:?00$", r"\1", offset[1])
+        return f"an offset knows no clock change: write an IANA name such as {ZONES_AT.get(hours, SOME_ZONE)}"
+    by_lower = {zone.lower(): zone for zone in sorted(_known_zones()) if zone not in NO_PLACES}
+    for written in (typed, city):
+        if written in FAMILIAR_ZONES:
+            return f"write {FAMILIAR_ZONES[written]}"
     if typed in by_lower:
         return f"write {by_lower[typed]}"
+    cities = {zone.rpartition("/")[2]: zone for zone in by_lower}
     close = get_close_matches(typed, by_lower, n=3, cutoff=0.7)
-    close += [cities[city] for city in get_close_matches(typed.rpartition("/")[2], cities, n=3, cutoff=0.75)]
+    close += [cities[found] for found in get_close_matches(city, cities, n=3, cutoff=0.75)]
     if not close:
-        return "write an IANA name such as Asia/Jakarta"
+        return f"write an IANA name such as {SOME_ZONE}"
     return "did you mean " + " or ".join(by_lower[zone] for zone in list(dict.fromkeys(close))[:3]) + "?"
+
+
+def _plain_letters(name: str) -> str:
+    """`Hà Nội` -> `ha_noi`."""
+    lower = unicodedata.normalize("NFKD", name.strip().lower().replace("\u0111", "d"))
+    return re.sub(r"[\s_-]+(?=[a-z])", "_", "".join(letter for letter in lower if not unicodedata.combining(letter)))
 
 
 def to_instant(local: datetime, zone: ZoneInfo) -> datetime:

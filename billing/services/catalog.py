@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from datetime import datetime
 from typing import TypeVar
 
@@ -14,6 +13,15 @@ from billing.domain.channels import check_country, off_session_channels
 from billing.domain.dunning import policy
 from billing.domain.lifecycle import SubscriptionStatus
 from billing.domain.money import Money
+from billing.domain.names import (
+    LONGEST_NAME,
+    LONGEST_PLAN_NAME,
+    check_email,
+    check_mobile,
+    check_reference,
+    check_text,
+    check_xendit_id,
+)
 from billing.domain.schedule import Schedule, parse_zone, schedule_to_text
 from billing.errors import Conflict, InvalidInput, NotFound
 from billing.store.models import (
@@ -43,12 +51,6 @@ ZONES = {
 }
 MAX_TRIAL_DAYS = 3_650
 MAX_CYCLES = 32_000
-LONGEST_NAME = 100
-LONGEST_EMAIL = 50  # Xendit's limit
-LONGEST_XENDIT_ID = 60
-_REFERENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+-]{0,99}")
-_EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s.]+")
-_MOBILE = re.compile(r"\+[1-9][0-9]{5,14}")
 
 
 def create_plan(
@@ -68,8 +70,7 @@ def create_plan(
 ) -> Plan:
     """Raises InvalidInput (bad value) or Conflict (code in use); writes nothing then."""
     check_reference("plan code", code)
-    if not name.strip():
-        raise InvalidInput("--name is empty; give the plan a name people will read on their invoice")
+    name = check_text("name", name, longest=LONGEST_PLAN_NAME)
     money = Money.parse(amount, currency)
     if money.amount_minor == 0:
         raise InvalidInput("--amount 0: a plan must cost something; for a free time use --trial-days")
@@ -86,7 +87,7 @@ def create_plan(
     plan = Plan(
         id=new_id("plan"),
         code=code,
-        name=name.strip(),
+        name=name,
         amount_minor=money.amount_minor,
         currency=money.currency,
         schedule=schedule_to_text(schedule),
@@ -116,8 +117,10 @@ def create_customer(
 ) -> Customer:
     """Raises InvalidInput or Conflict; writes nothing then. The zone defaults to that of the country's capital."""
     check_reference("customer reference", reference)
+    _check_person(email=email, country=country, mobile=mobile)
+    name = check_text("name", name, longest=LONGEST_NAME)
     zone = timezone or ZONES.get(country, "UTC")
-    _check_person(name=name, email=email, country=country, mobile=mobile, timezone=zone)
+    parse_zone(zone)
     if session.scalar(select(Customer.id).where(Customer.reference == reference)) is not None:
         raise Conflict(f"customer {reference} exists already; see `billing customer show {reference}`")
     if xendit_customer_id is not None:
@@ -125,7 +128,7 @@ def create_customer(
     customer = Customer(
         id=new_id("cus"),
         reference=reference,
-        name=name.strip(),
+        name=name,
         email=email,
         country=country,
         mobile=mobile,
@@ -138,15 +141,25 @@ def create_customer(
     return customer
 
 
-def _check_person(*, name: str, email: str, country: str, mobile: str | None, timezone: str) -> None:
-    check_country(country)
-    if not name.strip() or len(name) > LONGEST_NAME:
-        raise InvalidInput(f"name {name[:20]!r}: must have 1 to 100 characters")
-    if not _EMAIL.fullmatch(email) or len(email) > LONGEST_EMAIL:
-        raise InvalidInput(f"email {email[:60]!r}: not an address of at most 50 characters such as ana@example.com")
-    if mobile is not None and not _MOBILE.fullmatch(mobile):
-        raise InvalidInput(f"mobile {mobile[:20]!r}: must be in international form such as +628123456789")
-    parse_zone(timezone)
+def _check_person(
+    *,
+    name: str | None = None,
+    email: str | None = None,
+    country: str | None = None,
+    mobile: str | None = None,
+    timezone: str | None = None,
+) -> None:
+    """What is given. Raises InvalidInput."""
+    if name is not None:
+        check_text("name", name, longest=LONGEST_NAME)
+    if email is not None:
+        check_email(email)
+    if country is not None:
+        check_country(country)
+    if mobile is not None:
+        check_mobile(mobile)
+    if timezone is not None:
+        parse_zone(timezone)
 
 
 def update_customer(
@@ -162,16 +175,10 @@ def update_customer(
     """What is given, and nothing else: not the zones of subscriptions, and not the customer at Xendit, who cannot be
     changed there. Raises InvalidInput, or Conflict for a country in which a subscription could not be charged."""
     customer = session.get_one(Customer, customer.id, with_for_update={"key_share": True}, populate_existing=True)
-    _check_person(
-        name=customer.name if name is None else name,
-        email=customer.email if email is None else email,
-        country=customer.country if country is None else country,
-        mobile=customer.mobile if mobile is None else mobile,
-        timezone=customer.timezone if timezone is None else timezone,
-    )
+    _check_person(name=name, email=email, country=country, mobile=mobile, timezone=timezone)
     if country is not None and country != customer.country:
         _check_can_be_charged_in(session, customer, country)
-    customer.name = customer.name if name is None else name.strip()
+    customer.name = customer.name if name is None else check_text("name", name, longest=LONGEST_NAME)
     customer.email = customer.email if email is None else email
     customer.country = customer.country if country is None else country
     customer.mobile = customer.mobile if mobile is None else mobile
@@ -190,19 +197,6 @@ def _check_can_be_charged_in(session: Session, customer: Customer, country: str)
                 f"country {country}: subscription {subscription.reference} is charged in {subscription.currency}, which"
                 f" no payment channel there takes; cancel it first, or create another customer for {country}"
             )
-
-
-def check_reference(what: str, reference: str) -> None:
-    if not _REFERENCE.fullmatch(reference):
-        raise InvalidInput(
-            f"{what} {reference[:40]!r}: use 1 to 100 letters, digits and . _ : @ + - (no blanks),"
-            " beginning with a letter or digit"
-        )
-
-
-def check_xendit_id(value: str, prefix: str, what: str) -> None:
-    if not value.startswith(prefix) or len(value) > LONGEST_XENDIT_ID or not value.isascii() or not value.isprintable():
-        raise InvalidInput(f"{what} {value[:20]!r}: Xendit's ids of this kind start with {prefix}")
 
 
 # ------------------------------------------------------------------------------------------------- finding

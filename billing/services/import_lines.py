@@ -12,14 +12,14 @@ from datetime import datetime
 from difflib import get_close_matches
 from typing import Any
 
+from billing.domain.names import check_reference, check_xendit_id, refuse_no_text
 from billing.errors import InvalidInput
-from billing.services.catalog import check_reference, check_xendit_id
 
 LONGEST_LINE = 20_000
 LONGEST_VALUE = 200
 YEARS = range(2000, 2201)
-# Nothing a database or a terminal takes as text: control characters, and halves of characters JSON can spell.
-NOT_TEXT = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
+NOT_UTF_8 = re.compile("[\udc80-\udcff]")  # what errors="surrogateescape" makes of a byte
+BYTE_ORDER_MARK = "\ufeff"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,7 @@ class Row:
     timezone: str | None = None
     anchor_day: int | None = None
     xendit_customer_id: str | None = None
+    catch_up: bool = False  # periods that have passed by more than one may be billed
 
     @property
     def person(self) -> tuple[str, str, str]:
@@ -49,6 +50,7 @@ REQUIRED = (
     *("subscription_reference", "payment_token_id", "channel_code", "next_billing_at"),
 )
 MEMBERS = tuple(member.name for member in fields(Row))
+NO_TEXT = ("anchor_day", "catch_up")  # members that are not written in quotes
 
 
 def parse_row(text: str) -> Row:
@@ -63,16 +65,24 @@ def parse_row(text: str) -> Row:
     if missing:
         raise InvalidInput(f"{', '.join(missing)} missing; every row needs {', '.join(REQUIRED)}")
     values: dict[str, Any] = {
-        name: _text(name, value) for name, value in members.items() if name != "anchor_day" and value is not None
+        name: _text(name, value) for name, value in members.items() if name not in NO_TEXT and value is not None
     }
     values["next_billing_at"] = _instant(values["next_billing_at"])
     values["anchor_day"] = _day(members.get("anchor_day"))
+    values["catch_up"] = _flag("catch_up", members.get("catch_up"))
     row = Row(**values)
     _check_references(row)
     return row
 
 
 def _members_of(text: str) -> dict[str, Any]:
+    if NOT_UTF_8.search(text):
+        raise InvalidInput("not UTF-8 text; convert the file, from Windows with `iconv -f WINDOWS-1252 -t UTF-8 FILE`")
+    if BYTE_ORDER_MARK in text:
+        raise InvalidInput(
+            "a byte order mark stands in this line, where another file was joined on; take it out with"
+            r" `sed 's/\xEF\xBB\xBF/\n/g' FILE`"
+        )
     if len(text) > LONGEST_LINE:
         raise InvalidInput(f"the line has {len(text)} characters; write one row of at most {LONGEST_LINE} on a line")
     try:
@@ -98,8 +108,7 @@ def _text(name: str, value: object) -> str:
         raise InvalidInput(f"{name} must be text in quotes, not {_kind(value)}")
     if len(value) > LONGEST_VALUE:
         raise InvalidInput(f"{name} has {len(value)} characters; at most {LONGEST_VALUE} are kept")
-    if NOT_TEXT.search(value):
-        raise InvalidInput(f"{name} holds characters that are no text; write it in UTF-8 without control characters")
+    refuse_no_text(name, value)
     return value
 
 
@@ -136,6 +145,12 @@ def _day(value: object) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 31:  # noqa: PLR2004
         raise InvalidInput("anchor_day must be a whole number from 1 to 31, without quotes")
     return value
+
+
+def _flag(name: str, value: object) -> bool:
+    if value is not None and not isinstance(value, bool):
+        raise InvalidInput(f"{name} must be true or false, without quotes")
+    return value is True
 
 
 def _check_references(row: Row) -> None:

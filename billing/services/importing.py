@@ -17,6 +17,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from billing.domain import channels
+from billing.domain.catch_up import CatchUp, decide
 from billing.domain.gateway import TokenReport
 from billing.domain.lifecycle import SubscriptionStatus, TokenStatus
 from billing.domain.money import Money
@@ -27,6 +28,7 @@ from billing.domain.schedule import (
     Period,
     Unit,
     describe,
+    due_periods,
     parse_zone,
     schedule_from_text,
     to_local,
@@ -47,6 +49,8 @@ from billing.services.tokens import RIGHT_KEY, apply_token, has_ended
 from billing.store.models import Customer, PaymentToken, Plan, Subscription, new_id
 
 TRIES = 2  # of a row that lost a race against another import
+MOST_COUNTED = 1_000  # periods that have passed
+FAR = timedelta(days=5 * 365)  # ahead; beyond it a year is more likely mistyped than meant
 LOOKS_LIKE_A_CARD = re.compile(r"[0-9](?:[ -]?[0-9]){12,18}")
 
 
@@ -57,8 +61,10 @@ def import_rows(
     dry_run: bool,
     verify_with_gateway: bool,
     progress: Callable[[int], None] = lambda _: None,
+    warn: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Returns {"created", "unchanged", "refused": [{"line", "reason"}]}. `progress` is told the lines done so far.
+    """Returns {"created", "unchanged", "refused": [{"line", "reason"}]}. `progress` is told the lines done so far,
+    `warn` of rows that were taken and are strange.
 
     With `verify_with_gateway` Xendit is asked about each new token: an unknown or dead one refuses its row. What
     cannot be asked about now is stored as PENDING, and the charge path asks before the first charge. Raises
@@ -70,7 +76,7 @@ def import_rows(
     for number, line in enumerate(lines, start=1):
         text = (line.removeprefix("\ufeff") if number == 1 else line).strip()
         try:
-            if text and _import_line(parts, text, number, file, dry_run=dry_run, verify=verify_with_gateway):
+            if text and _import_line(parts, text, number, file, warn, dry_run=dry_run, verify=verify_with_gateway):
                 created += 1
             elif text:
                 unchanged += 1
@@ -82,11 +88,22 @@ def import_rows(
     return {"created": created, "unchanged": unchanged, "refused": refused}
 
 
-def _import_line(parts: Parts, text: str, number: int, file: FileSoFar, *, dry_run: bool, verify: bool) -> bool:
+def _import_line(
+    parts: Parts,
+    text: str,
+    number: int,
+    file: FileSoFar,
+    warn: Callable[[str], None],
+    *,
+    dry_run: bool,
+    verify: bool,
+) -> bool:
     """True when it makes a subscription, False when that is there already. Raises BillingError."""
     row = parse_row(text)
     created = not file.holds(row) and _import_row(parts, row, dry_run=dry_run, verify=verify)
     file.remember(row, number)
+    if created and row.next_billing_at - parts.clock.now() > FAR:
+        warn(f"line {number}: nothing is charged before {row.next_billing_at.date()}; is that year meant?")
     return created
 
 
@@ -105,7 +122,7 @@ def _import_row(parts: Parts, row: Row, *, dry_run: bool, verify: bool) -> bool:
     """True when the subscription is new, False when it is there as the row says. Raises BillingError."""
     for _ in range(TRIES):
         with parts.sessions() as session:
-            checked = _check(session, row)
+            checked = _check(session, row, parts.clock.now())
         if checked is None:
             return False
         token = checked.token
@@ -122,7 +139,7 @@ def _import_row(parts: Parts, row: Row, *, dry_run: bool, verify: bool) -> bool:
     raise Conflict("another process writes the same customer, token or subscription; import the file again")
 
 
-def _check(session: Session, row: Row) -> _Checked | None:
+def _check(session: Session, row: Row, now: datetime) -> _Checked | None:
     plan = session.scalar(select(Plan).where(Plan.code == row.plan))
     if plan is None:
         raise NotFound(f"no plan {row.plan[:60]!r}; create it with `billing plan create` first, or correct the row")
@@ -137,6 +154,8 @@ def _check(session: Session, row: Row) -> _Checked | None:
         raise InvalidInput(f"payment_token_id: this token is {state} and cannot be charged; ask for a new one")
     _check_channel(row, plan)
     calendar, period = _first_period(row, plan)
+    if not row.catch_up:
+        _refuse_a_long_past(plan, calendar, period, now)
     return _Checked(plan, calendar, period, customer, token)
 
 
@@ -231,6 +250,20 @@ def _first_period(row: Row, plan: Plan) -> tuple[Calendar, Period]:
             f" the next one is {nearest}"
         )
     raise InvalidInput(f"next_billing_at lies in an hour that comes twice in {zone_name}; write {nearest}")
+
+
+def _refuse_a_long_past(plan: Plan, calendar: Calendar, period: Period, now: datetime) -> None:
+    """A year mistyped would be many charges in the first minute."""
+    if period.end >= now:
+        return
+    due = due_periods(calendar.schedule, calendar.anchor, period, now, MOST_COUNTED)
+    begun = f"{len(due)} periods" if len(due) < MOST_COUNTED else f"{MOST_COUNTED} periods or more"
+    billed = len(decide(CatchUp(plan.catch_up), due).bill[: plan.cycles])
+    raise InvalidInput(
+        f"next_billing_at: {begun} of plan {plan.code} ({describe(calendar.schedule)}) have begun by now, and"
+        f" {billed} would be billed at once (catch-up {plan.catch_up}); correct the date, or add"
+        ' "catch_up": true to the row if that is meant'
+    )
 
 
 def _check_anchor_day(row: Row, schedule: Every | Cron, local: datetime, zone_name: str) -> None:

@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 from billing.domain.declines import Classified, classify, explain_for_people
 from billing.domain.lifecycle import AttemptStatus, InvoiceStatus
 from billing.domain.money import Money, format_money
-from billing.domain.schedule import parse_zone
+from billing.domain.schedule import stored_zone
 from billing.services.parts import Rules
 from billing.services.views import instant
 from billing.store.models import (
@@ -132,7 +132,7 @@ def read(session: Session, subscription: Subscription, now: datetime, rules: Rul
         subscription=subscription,
         plan=session.get_one(Plan, subscription.plan_id),
         customer=session.get_one(Customer, subscription.customer_id),
-        zone=parse_zone(subscription.timezone),
+        zone=stored_zone(subscription.timezone),
         facts=all_of(Fact, Fact.subscription_id, subscription.id),
         invoices={row.id: row for row in all_of(Invoice, Invoice.subscription_id, subscription.id)},
         attempts={row.id: row for row in all_of(ChargeAttempt, ChargeAttempt.subscription_id, subscription.id)},

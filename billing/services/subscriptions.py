@@ -34,9 +34,9 @@ from billing.domain.schedule import (
     first_period,
     frequency_days,
     next_period,
-    parse_zone,
     period_at,
     schedule_from_text,
+    stored_zone,
     to_local,
 )
 from billing.errors import IllegalTransition, NotFound
@@ -76,7 +76,7 @@ def calendar_of(subscription: Subscription, plan_schedule: str) -> Calendar:
     """Raises ValueError for a subscription that was never activated: it has no anchor."""
     if subscription.anchor_local is None or subscription.anchor_day is None:
         raise ValueError("no anchor before activation")
-    anchor = Anchor(subscription.anchor_local, subscription.anchor_day, parse_zone(subscription.timezone))
+    anchor = Anchor(subscription.anchor_local, subscription.anchor_day, stored_zone(subscription.timezone))
     return Calendar(schedule_from_text(plan_schedule), anchor)
 
 
@@ -114,7 +114,7 @@ def set_anchor(subscription: Subscription, plan: Plan, begins: datetime) -> None
 
     The day of the month is that of the anchor's wall clock in the subscription's zone (an import may give its own).
     """
-    zone = parse_zone(subscription.timezone)
+    zone = stored_zone(subscription.timezone)
     start = max(subscription.start_at or begins, begins)
     local = to_local(start, zone) + timedelta(days=plan.trial_days)
     subscription.anchor_local = local

@@ -153,7 +153,7 @@ class People:
             "customer_reference": who.customer, "name": "Ana", "email": "ana@example.com",
             "country": who.market.country, "plan": f"plan-{who.reference}", "subscription_reference": who.reference,
             "payment_token_id": token["payment_token_id"], "channel_code": token["channel_code"],
-            "next_billing_at": who.start_at.isoformat(),
+            "next_billing_at": who.start_at.isoformat(), "catch_up": True,
         }  # fmt: skip
         if who.anchor_day is not None:
             line["anchor_day"] = who.anchor_day

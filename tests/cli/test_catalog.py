@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from sqlalchemy import create_engine, text
 
 from tests.cli.terminal import Terminal
 
@@ -48,7 +49,8 @@ def test_a_plan_is_billed_by_period_or_by_cron_but_not_by_both(billing: Terminal
     ("changes", "reason"),
     [
         ({"--amount": "99000.50"}, "IDR has no decimals"),
-        ({"--amount": "1,000"}, "write 1000"),
+        ({"--amount": "1,000"}, "no separators"),
+        ({"--amount": "50.000"}, "IDR has no decimals; write the whole amount in digits only"),
         ({"--amount": "0"}, "must cost something"),
         ({"--currency": "XXX"}, "currency"),
         ({"--every": "fortnight"}, "2:week"),
@@ -66,6 +68,37 @@ def test_bad_values_are_refused_with_what_to_write(billing: Terminal, changes: d
 
 def test_cron_that_skips_short_months_is_refused_with_advice(billing: Terminal) -> None:
     assert "L" in billing.refused(*GOLD[:-2], "--cron", "0 9 31 * *")
+
+
+@pytest.mark.parametrize(
+    ("cron", "advice"),
+    [
+        ("*/5 * * * *", "more often than once a day"),
+        ("0 9,21 * * *", "more often than once a day"),
+        ("0 9 1 * MON", "'0 9 1 * *' or '0 9 * * MON'"),
+    ],
+)
+def test_cron_that_surprises_is_refused_with_advice(billing: Terminal, cron: str, advice: str) -> None:
+    assert advice in billing.refused(*GOLD[:-2], "--cron", cron)
+    assert billing.json("plan", "list") == []
+
+
+def test_a_plan_of_an_earlier_release_that_fires_twice_a_day_goes_on(billing: Terminal, database_url: str) -> None:
+    billing.json(*GOLD)
+    engine = create_engine(database_url)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE plans SET schedule = 'cron 0 9,21 1 * MON', timezone = 'Factory'"))
+    engine.dispose()
+    assert billing.json("plan", "show", "gold")["schedule"] == "cron 0 9,21 1 * MON"
+
+
+def test_names_that_steer_a_terminal_are_refused_everywhere(billing: Terminal) -> None:
+    name = "Gold\x1b]0;owned\x07"
+    said = "character 5 is U+001B (a control character), which is no text; leave it out"
+    assert billing.refused("plan", "create", "p", "--name", name, *GOLD[5:]) == f"name: {said}"
+    assert billing.refused("customer", "create", "a", "--name", name, *ANA[5:]) == f"name: {said}"
+    line = billing.refused("subscribe", "ana", "gold", "--via", "save", "--reference", name)
+    assert line.startswith(r"subscription reference 'Gold\x1b]0;owned\x07': use 1 to 100 letters")
 
 
 def test_a_code_is_used_once(billing: Terminal) -> None:

@@ -221,6 +221,61 @@ def test_a_file_that_cannot_be_read_is_one_line(keyless: Terminal, file: str) ->
     assert "cannot read" in keyless.refused("import", file)
 
 
+def test_a_file_in_another_form_is_one_line_and_nothing_is_read(keyless: Terminal, tmp_path: Path) -> None:
+    file = tmp_path / "subscribers.txt"
+    for content, said in (
+        (
+            _row().encode("utf-16"),
+            f"{file} is UTF-16 text; convert it: `iconv -f UTF-16 -t UTF-8 {file} | billing import -`",
+        ),
+        (
+            f"[{_row()}]".encode(),
+            f"{file} is a JSON list; write one object a line: `jq -c '.[]' {file} | billing import -`",
+        ),
+    ):
+        file.write_bytes(content)
+        assert keyless.refused("import", str(file), "--json") == said
+    assert keyless.json("customer", "list") == []
+
+
+def test_an_empty_file_is_taken_and_told(keyless: Terminal, tmp_path: Path) -> None:
+    file = tmp_path / "subscribers.jsonl"
+    file.write_bytes(b"\n")
+    ended = keyless("import", str(file), "--json")
+    assert (ended.status, ended.document) == (0, {"created": 0, "unchanged": 0, "refused": []})
+    assert ended.err == f"warning: {file} holds no row; is it the file you mean?\n"
+
+
+def test_two_files_joined_with_their_marks(keyless: Terminal, tmp_path: Path) -> None:
+    file = tmp_path / "joined.jsonl"
+    second = _row(customer_reference="x", subscription_reference="x-1", payment_token_id="pt-x")
+    file.write_bytes(b"".join(b"\xef\xbb\xbf" + row.encode() + b"\n" for row in (_row(), second)))
+    ended = keyless("import", str(file), "--json")
+    assert ended.document["created"] == 1
+    (refused,) = ended.document["refused"]
+    assert refused["line"] == 2
+    assert r"sed 's/\xEF\xBB\xBF/\n/g' FILE" in refused["reason"]
+
+
+def test_a_year_mistyped_is_no_dozen_charges(keyless: Terminal, tmp_path: Path) -> None:
+    file = tmp_path / "subscribers.jsonl"
+    file.write_text(_row(next_billing_at="2020-01-31T09:00:00+07:00"), encoding="utf-8")
+    ended = keyless("import", str(file), "--json")
+    assert ended.status == 1
+    assert "12 would be billed at once" in ended.document["refused"][0]["reason"]
+    assert keyless.json("subscription", "list") == []
+    file.write_text(_row(next_billing_at="2020-01-31T09:00:00+07:00", catch_up=True), encoding="utf-8")
+    assert keyless.json("import", str(file))["created"] == 1
+
+
+def test_a_year_far_ahead_is_asked_about(keyless: Terminal, tmp_path: Path) -> None:
+    file = tmp_path / "subscribers.jsonl"
+    file.write_text(_row(next_billing_at="2126-01-31T09:00:00+07:00"), encoding="utf-8")
+    ended = keyless("import", str(file), "--json")
+    assert ended.document["created"] == 1
+    assert ended.err == "warning: line 1: nothing is charged before 2126-01-31; is that year meant?\n"
+
+
 def test_with_a_key_tokens_are_verified_at_xendit(shop: Terminal, xendit: Xendit, tmp_path: Path) -> None:
     token = xendit.new_token(country="ID", currency="IDR", channel_code="CARDS")
     file = tmp_path / "subscribers.jsonl"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from decimal import Decimal
 
 import pytest
@@ -54,11 +56,11 @@ def test_people_write_major_units(text: str, currency: str, minor: int) -> None:
 @pytest.mark.parametrize(
     ("text", "currency", "advice"),
     [
-        ("50000.00", "IDR", "IDR has no decimals; write 50000"),
-        ("10.005", "PHP", "PHP has 2 decimals; write 10.00"),
+        ("50000.00", "IDR", "IDR has no decimals; write the whole amount in digits only"),
+        ("10.005", "PHP", "PHP has 2 decimals; write the whole amount in digits with a point before the cents"),
         ("-5", "IDR", "is negative"),
-        ("50,000", "IDR", "write 50000"),
-        ("5e4", "IDR", "such as 50000"),
+        ("50,000", "IDR", "no separators, such as 125000"),
+        ("5e4", "IDR", "such as 125000"),
         ("", "IDR", "such as 50000"),
         (".5", "PHP", "such as 499.50"),
         ("NaN", "PHP", "such as 499.50"),
@@ -73,6 +75,27 @@ def test_a_refused_amount_says_in_one_line_what_to_write(text: str, currency: st
         Money.parse(text, currency)
     assert advice in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+SEPARATED = [
+    *(("50.000", "IDR"), ("1.500", "VND"), ("50,000", "IDR"), ("50 000", "IDR"), ("50_000", "IDR"), ("50'000", "IDR")),
+    *(("Rp50000", "IDR"), ("IDR 50000", "IDR"), ("5e4", "IDR"), ("125.000", "IDR"), ("1.250.000", "IDR")),
+    *(("1,500.00", "PHP"), ("1.500,00", "PHP"), ("499,50", "PHP"), ("1.500", "PHP"), ("1,250.75", "PHP")),
+    *(("５００００", "IDR"), ("٥٠٠٠٠", "IDR"), ("50.00", "IDR"), ("0.5", "VND"), ("50000.00", "IDR")),  # noqa: RUF001
+]
+
+
+@pytest.mark.parametrize(("text", "currency"), SEPARATED)
+def test_no_amount_is_guessed_from_what_was_written(text: str, currency: str) -> None:
+    """Whoever follows a guess sells at a thousandth: the only number in the advice is another one."""
+    with pytest.raises(InvalidMoney) as refusal:
+        Money.parse(text, currency)
+    said = str(refusal.value).replace(repr(text), "").replace("has 2 decimals", "")
+    (example,) = re.findall(r"[0-9][0-9.,]*", said)
+    meant = "".join(str(unicodedata.decimal(letter)) for letter in text if letter.isdecimal()).strip("0")
+    assert example.replace(".", "").strip("0") != meant
+    assert example[0] != meant[0]
+    Money.parse(example, currency)
 
 
 @pytest.mark.parametrize("value", [50000, Decimal("50000"), Decimal("50000.0"), Decimal("5E+4"), "50000.00"])

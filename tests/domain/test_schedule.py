@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from calendar import monthrange
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, available_timezones
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from billing.domain.familiar_zones import FAMILIAR_ZONES, ZONES_AT
 from billing.domain.schedule import (
     MOST_OF_UNIT,
     Anchor,
@@ -31,6 +33,7 @@ from billing.domain.schedule import (
     period_at,
     schedule_from_text,
     schedule_to_text,
+    stored_zone,
     to_instant,
     to_local,
 )
@@ -48,7 +51,7 @@ walls = st.datetimes(datetime.fromisoformat("2024-01-01"), datetime.fromisoforma
     lambda wall: wall.replace(microsecond=0)
 )
 everies = st.builds(Every, st.integers(1, 10), st.sampled_from(Unit))
-crons = st.sampled_from(CRONS).map(parse_cron)
+crons = st.sampled_from(CRONS).map(lambda text: schedule_from_text(f"cron {text}"))
 anchors = st.builds(Anchor, walls, st.integers(1, 31), zones)
 
 
@@ -208,7 +211,7 @@ def test_the_second_of_two_hours_looks_like_the_first() -> None:
 
 
 def _keys(cron: str, anchor: Anchor, count: int) -> list[str]:
-    return [period.key for period in the_first(count, parse_cron(cron), anchor)]
+    return [period.key for period in the_first(count, schedule_from_text(f"cron {cron}"), anchor)]
 
 
 # ---------------------------------------------------------------------------------------------- due periods
@@ -261,7 +264,10 @@ def test_a_wrong_every_is_refused(text: str) -> None:
     ("written", "kept"),
     [
         ("0 9 1 * *", "0 9 1 * *"),
-        ("  0   9 1 jan,jul mon ", "0 9 1 JAN,JUL MON"),
+        ("  0   9 ? jan,jul mon ", "0 9 ? JAN,JUL MON"),
+        ("0 9 * * MON#1", "0 9 * * MON#1"),
+        ("0 9 * * L5", "0 9 * * L5"),
+        ("0 */24 * * *", "0 */24 * * *"),
         ("0 9 L * *", "0 9 L * *"),
         ("0 9 25-L * *", "0 9 25-L * *"),
         ("0 9 31 1,3,5 *", "0 9 31 1,3,5 *"),
@@ -284,6 +290,43 @@ def test_people_write_cron(written: str, kept: str) -> None:
 def test_a_day_that_some_months_lack_is_refused_with_advice(text: str) -> None:  # C6
     with pytest.raises(InvalidSchedule, match=r"has a day \d+; write L .* or use --every month"):
         parse_cron(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["0 9 1 * MON", "0 9 1-7 * MON", "0 9 */2 * 1", "0 9 L * FRI", "0 9 15W * 1-5", "0 9 1 * 0-6", "0 9 1,15 jan SUN"],
+)
+def test_a_day_of_the_month_and_a_weekday_is_refused_because_cron_takes_either(text: str) -> None:
+    with pytest.raises(InvalidSchedule, match=r"cron takes either, not both: .* write one of them") as refusal:
+        parse_cron(text)
+    assert "\n" not in str(refusal.value)
+
+
+def test_the_advice_for_two_kinds_of_days_is_two_lines_that_are_taken() -> None:
+    with pytest.raises(InvalidSchedule) as refusal:
+        parse_cron("0 9 1 * MON")
+    for advised in ("0 9 1 * *", "0 9 * * MON"):
+        assert f"'{advised}'" in str(refusal.value)
+        assert parse_cron(advised) == Cron(advised)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("*/5 * * * *", "* * * * *", "0 * * * *", "0 9,21 * * *", "0,30 9 * * *", "0 9-17 * * *", "0 */12 1 * *"),
+        *("* 9 1 * *", "0 9-10 L * *", "0-0 9 1 * *", "59 23,0 1 1 *", "0 0/6 * * MON#1"),
+    ],
+)
+def test_more_than_one_charge_a_day_is_refused(text: str) -> None:
+    with pytest.raises(InvalidSchedule, match="more often than once a day"):
+        parse_cron(text)
+
+
+@pytest.mark.parametrize("text", ["0 9 1 * MON", "*/5 * * * *", "0 9,21 * * *"])
+def test_a_plan_that_says_so_already_goes_on(text: str) -> None:
+    schedule = schedule_from_text(f"cron {text}")
+    assert schedule_to_text(schedule) == f"cron {text}"
+    assert frequency_days(schedule) >= 1
 
 
 @pytest.mark.parametrize("text", ["0 9 31 2 *", "0 9 31 4,6 *", "0 9 30 2 *"])
@@ -345,6 +388,31 @@ _FREQUENCIES = {
         ("UTC+7", "offset"),
         ("right/Asia/Jakarta", "IANA"),
         ("localtime", "IANA"),
+        ("posixrules", "IANA"),
+        ("posix/Asia/Jakarta", "IANA"),
+        ("Factory", "is no place"),
+        ("Asia/Hanoi", "write Asia/Ho_Chi_Minh"),
+        ("Hà Nội", "write Asia/Ho_Chi_Minh"),
+        ("Asia/Surabaya", "write Asia/Jakarta"),
+        ("medan", "write Asia/Jakarta"),
+        ("Asia/Bali", "write Asia/Makassar"),
+        ("Denpasar", "write Asia/Makassar"),
+        ("Asia/Cebu", "write Asia/Manila"),
+        ("Davao City", "write Asia/Manila"),
+        ("Asia/Chiang_Mai", "write Asia/Bangkok"),
+        ("chiang mai", "write Asia/Bangkok"),
+        ("Asia/Penang", "write Asia/Kuala_Lumpur"),
+        ("Johor", "write Asia/Kuala_Lumpur"),
+        ("WITA", "write Asia/Makassar"),
+        ("WIT", "write Asia/Jayapura"),
+        ("ICT", "write Asia/Bangkok"),
+        ("PHT", "write Asia/Manila"),
+        ("SGT", "write Asia/Singapore"),
+        ("UTC+07:00", "Asia/Jakarta, Asia/Bangkok or Asia/Ho_Chi_Minh"),
+        ("gmt+8", "Asia/Manila"),
+        ("Asia/jakarta", "write Asia/Jakarta"),
+        ("ASIA/MANILA", "write Asia/Manila"),
+        ("Asia/Jakarta ", "write Asia/Jakarta"),
         ("../../etc/passwd", "IANA"),
         ("", "IANA"),
         ("\0", "IANA"),
@@ -356,6 +424,18 @@ def test_a_wrong_zone_is_refused_with_what_to_write(typed: str, advice: str) -> 
         parse_zone(typed)
     assert advice in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+def test_every_zone_that_is_advised_is_one() -> None:
+    for zone in FAMILIAR_ZONES.values():
+        assert parse_zone(zone).key == zone
+    for advised in ZONES_AT.values():
+        assert all(parse_zone(zone) for zone in re.findall(r"Asia/\w+", advised))
+    assert not set(FAMILIAR_ZONES) & {zone.lower() for zone in available_timezones()}
+
+
+def test_what_was_stored_with_no_place_goes_on() -> None:
+    assert stored_zone("Factory").utcoffset(datetime(2026, 1, 1, tzinfo=UTC)) == timedelta(0)
 
 
 @pytest.mark.parametrize("count", [0, -1, 99_999])

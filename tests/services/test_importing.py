@@ -129,8 +129,78 @@ def test_without_an_anchor_day_it_is_the_day_of_the_next_date(parts: Parts, sess
 def test_a_date_in_the_past_is_left_to_the_catch_up_policy(parts: Parts, session: Session) -> None:
     past = (NOW - timedelta(days=40)).isoformat()
 
-    assert take(parts, row(next_billing_at=past))["created"] == 1
+    assert take(parts, row(next_billing_at=past, catch_up=True))["created"] == 1
     assert only(session).next_billing_at == NOW - timedelta(days=40)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "days", "taken"),
+    [
+        *(("every 1:month", 0, True), ("every 1:month", 27, True), ("every 1:month", 32, False)),
+        *(("every 1:week", 6, True), ("every 1:week", 8, False), ("every 1:day", 0.9, True)),
+        *(("every 1:day", 1.1, False), ("every 1:year", 364, True), ("every 1:year", 367, False)),
+    ],
+)
+def test_a_date_may_lie_one_of_its_periods_in_the_past_and_no_more(
+    parts: Parts, session: Session, schedule: str, days: float, taken: bool
+) -> None:
+    make_plan(session, code="plan", schedule=schedule)
+    session.commit()
+    line = row(plan="plan", next_billing_at=(NOW - timedelta(days=days)).isoformat())
+
+    assert take(parts, line, dry_run=True)["created"] == taken
+    assert take(parts, line)["created"] == taken
+    assert count(session, Subscription) == taken
+
+
+@pytest.mark.parametrize(
+    ("terms", "billed"),
+    [
+        ({}, 12),
+        ({"cycles": 3}, 3),
+        ({"catch_up": "latest"}, 1),
+        ({"catch_up": "skip"}, 0),
+        ({"catch_up": "hold"}, 0),
+    ],
+)
+def test_a_year_mistyped_is_refused_with_what_it_would_have_charged(
+    parts: Parts, session: Session, terms: dict[str, Any], billed: int
+) -> None:
+    make_plan(session, code="plan", **terms)
+    session.commit()
+
+    reason = refusal(parts, row(plan="plan", next_billing_at=(NOW - timedelta(days=6 * 365 + 2)).isoformat()))
+
+    assert "next_billing_at: 73 periods of plan plan (every month) have begun by now" in reason
+    assert f"and {billed} would be billed at once" in reason
+    assert '"catch_up": true' in reason
+    assert count(session, Customer) == 0
+
+
+def test_a_cron_plan_counts_its_own_ticks(parts: Parts, session: Session) -> None:
+    make_plan(session, code="cron", schedule="cron 0 9 1 * *")
+    session.commit()
+    two_ago = (NOW.replace(day=1) - timedelta(days=40)).strftime("%Y-%m-01T09:00:00+07:00")
+
+    assert "3 periods of plan cron" in refusal(parts, row(plan="cron", next_billing_at=two_ago))
+    assert take(parts, row(plan="cron", next_billing_at=two_ago, catch_up=True))["created"] == 1
+
+
+def test_a_row_that_is_here_already_is_unchanged_however_old_its_date(parts: Parts, clock: Clock) -> None:
+    take(parts, row())
+    clock.at = datetime(2027, 6, 1, tzinfo=UTC)
+
+    assert take(parts, row()) == {"created": 0, "unchanged": 1, "refused": []}
+
+
+def test_a_date_years_ahead_is_taken_with_a_warning(parts: Parts) -> None:
+    told: list[str] = []
+    lines = [row(), row(subscription_reference="b", next_billing_at="2126-02-28T09:00:00+07:00")]
+
+    report = import_rows(parts, lines, dry_run=False, verify_with_gateway=False, warn=told.append)
+
+    assert report["created"] == 2
+    assert told == ["line 2: nothing is charged before 2126-02-28; is that year meant?"]
 
 
 def test_the_rows_time_zone_decides_the_day(parts: Parts, session: Session) -> None:
@@ -328,6 +398,15 @@ def test_a_dry_run_reports_the_same_and_writes_nothing(parts: Parts, session: Se
         (row(next_billing_at="2026-02-28T09:00:00"), "no offset"),
         (row(next_billing_at="0001-01-01T00:00:00+14:00"), "the year 1"),
         (row(next_billing_at="9999-12-31T23:00:00-12:00"), "the year 9999"),
+        (row(catch_up="true"), "catch_up must be true or false"),
+        (row(catch_up=1), "catch_up must be true or false"),
+        (row(name="Ana \x1b[31m"), "name: character 5 is U+001B (a control character)"),
+        (row(name="Ana\u202e"), "U+202E (RIGHT-TO-LEFT OVERRIDE)"),
+        (row(email="ana\x9b@example.com"), "email: character 4 is U+009B"),
+        (row(plan="gold\u2028"), "plan: character 5 is U+2028"),
+        ("\ufeff" + row(), "a byte order mark stands in this line"),
+        (row() + "\ufeff" + row(), "a byte order mark stands in this line"),
+        (row(name="Ren").replace("Ren", "Ren\udce9"), "not UTF-8 text; convert the file"),
         (row(anchor_day=0), "from 1 to 31"),
         (row(anchor_day=32), "from 1 to 31"),
         (row(anchor_day="28"), "without quotes"),
@@ -340,7 +419,7 @@ def test_a_dry_run_reports_the_same_and_writes_nothing(parts: Parts, session: Se
 def test_a_row_that_cannot_be_meant_is_refused_in_one_line(
     parts: Parts, session: Session, line: str, reason: str
 ) -> None:
-    assert reason in refusal(parts, line)
+    assert reason in refusal(parts, "", line)
     assert count(session, Customer) == 0
     assert count(session, PaymentToken) == 0
 

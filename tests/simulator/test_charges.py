@@ -223,7 +223,6 @@ def test_a_refused_card_reference_is_free_again(desk: Desk) -> None:
         ({"metadata": {f"k{n}": "v" for n in range(21)}}, (400, "API_VALIDATION_ERROR")),
         ({"channel_properties": {"card_on_file_type": "RECURRING"}}, (400, "API_VALIDATION_ERROR")),
         ({"channel_properties": {"card_on_file_type": "SOMETIMES"}}, (400, "API_VALIDATION_ERROR")),
-        ({"customer_id": "cust-" + "0" * 36}, (400, "INVALID_VALUE_ERROR")),
         ({"items": [{"name": "no reference"}]}, (400, "API_VALIDATION_ERROR")),
     ],
 )
@@ -248,6 +247,17 @@ def test_without_the_optional_3ds_permission_renewals_are_forbidden() -> None:
     body = desk.charge_body(desk.new_token())
 
     assert desk.refusal("/v3/payment_requests", body) == (403, "SKIP_3DS_FORBIDDEN")
+
+
+def test_what_the_documents_leave_open_is_let_through_with_a_warning(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    card = desk.new_token(country="PH", currency="PHP")
+    in_dollars = desk.charge_body(card, country="PH", currency="USD", request_amount=5, customer_id="cust-" + "0" * 36)
+
+    assert desk.post("/v3/payment_requests", in_dollars, status=201)["currency"] == "USD"
+    assert "another currency of the channel" in caplog.text
+    assert "another customer_id" in caplog.text
 
 
 def test_a_card_past_its_date_and_a_cancelled_token_are_refused(desk: Desk) -> None:

@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+import simplejson
 
 from billing.xendit.simulator import SimulatorConfig
 from tests.simulator.desk import HEADERS, PERSON, START, Desk, session_body
@@ -196,7 +197,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"customer": None}, "MISSING_CUSTOMER"),
     ({**PAY, "customer": None, "allow_save_payment_method": "OPTIONAL"}, "MISSING_CUSTOMER"),
     ({"customer": None, "customer_id": "123"}, "INVALID_CUSTOMER_ID"),
-    ({"customer_id": "cust-" + "0" * 36}, "API_VALIDATION_ERROR"),
+    ({"customer_id": "cust-" + "0" * 35}, "API_VALIDATION_ERROR"),
+    ({"customer": {**PERSON, "individual_detail": {"given_names": "Ana <ana>"}}}, "API_VALIDATION_ERROR"),
+    ({"customer": {**PERSON, "individual_detail": {"given_names": "Ana\x1b"}}}, "API_VALIDATION_ERROR"),
+    ({"customer": {**PERSON, "individual_detail": {"given_names": "A" * 51}}}, "API_VALIDATION_ERROR"),
     ({"customer": {**PERSON, "reference_id": "not unique!"}}, "API_VALIDATION_ERROR"),
     ({"customer": {**PERSON, "type": "BUSINESS"}}, "API_VALIDATION_ERROR"),
     ({"customer": {**PERSON, "mobile_number": "0812"}}, "API_VALIDATION_ERROR"),
@@ -263,6 +267,25 @@ def test_a_customer_is_created_once_and_then_named_by_id(desk: Desk) -> None:
     assert by_id["customer_id"] == customer_id
     unknown = session_body(reference_id="ses-3", customer=None, customer_id="cust-" + "0" * 36)
     assert desk.refusal("/sessions", unknown) == (404, "DATA_NOT_FOUND")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["สมชาย ใจดี", "ณัฐวุฒิ น้ำผึ้ง", "Nguye\u0302\u0303n", "Nguyễn", "Seán O'Neill-Putri", "श्री", "க்\u200cஷ", "7"],
+)
+def test_names_of_every_script_are_taken_with_their_marks(desk: Desk, name: str) -> None:
+    session = desk.open_session(customer={**PERSON, "individual_detail": {"given_names": name}})
+
+    customer = desk.raw("GET", f"/customers/{session['customer_id']}", api_version="2020-10-31")
+    assert simplejson.loads(customer.body)["individual_detail"]["given_names"] == name
+
+
+def test_customer_and_id_together_are_let_through_with_a_warning(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    """The documents do not say: a simulator that refuses more than Xendit keeps customers out."""
+    customer_id = desk.open_session()["customer_id"]
+
+    assert desk.open_session(reference_id="ses-2", customer_id=customer_id)["customer_id"] == customer_id
+    assert "customer and customer_id" in caplog.text
 
 
 def test_a_session_reference_is_used_once_unless_told_otherwise() -> None:

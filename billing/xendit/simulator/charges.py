@@ -11,7 +11,7 @@ from functools import partial
 from billing.xendit.simulator import catalogue, outcomes
 from billing.xendit.simulator.answers import DUPLICATE_CHARGE, ApiError, Json, Reply, iso, json_amount
 from billing.xendit.simulator.calls import Call, find
-from billing.xendit.simulator.checks import Shape, check_card_properties, check_customer_id, check_items
+from billing.xendit.simulator.checks import Shape, check_card_properties, check_customer_id, check_items, unsettled
 from billing.xendit.simulator.outcomes import SUCCESS, Outcome, Result
 from billing.xendit.simulator.settlement import capture as capture_payment
 from billing.xendit.simulator.settlement import resolve, settle
@@ -143,15 +143,21 @@ def _chargeable_token(world: World, body: Json, now: datetime) -> Token:
 
 def _check_against_token(world: World, token: Token, body: Json, amount: Decimal) -> None:
     channel, document = token.channel, token.document
-    for name in ("country", "currency", "channel_code"):
+    currency = body["currency"]
+    for name in ("country", "channel_code"):
         if name in body and body[name] != document[name]:
             raise ApiError(400, "INVALID_VALUE_ERROR", f"{name} does not match the payment token")
+    if currency not in channel.currencies:
+        raise ApiError(400, "INVALID_VALUE_ERROR", "currency does not match the payment token")
+    if currency != document["currency"]:
+        unsettled("a charge in another currency of the channel than the token was made in")
     if body.get("customer_id", document.get("customer_id")) != document.get("customer_id"):
-        raise ApiError(400, "INVALID_VALUE_ERROR", "customer_id does not match the payment token")
-    if not catalogue.decimals_ok(document["currency"], amount):
-        raise ApiError(400, "INVALID_VALUE_ERROR", f"request_amount has too many decimals for {document['currency']}")
-    if not channel.minimum <= amount <= channel.maximum:
-        limits = f"{channel.minimum} and {channel.maximum} {document['currency']}"
+        unsettled("a charge with another customer_id than the token's")
+    if not catalogue.decimals_ok(currency, amount):
+        raise ApiError(400, "INVALID_VALUE_ERROR", f"request_amount has too many decimals for {currency}")
+    # The printed limits are in the country's own currency.
+    if currency == channel.currencies[0] and not channel.minimum <= amount <= channel.maximum:
+        limits = f"{channel.minimum} and {channel.maximum} {currency}"
         raise ApiError(400, "INVALID_VALUE_ERROR", f"request_amount must be between {limits} for {channel.code}")
     if channel.category != "CARDS":
         if body.get("capture_method") == "MANUAL":

@@ -13,6 +13,7 @@ from billing.xendit.simulator.checks import (
     check_customer,
     check_customer_id,
     check_items,
+    unsettled,
 )
 
 _MEMBERS = frozenset({
@@ -68,7 +69,7 @@ def _check_nested(shape: Shape) -> None:
     if customer is not None:
         check_customer(customer)
         if shape.has("customer_id"):
-            shape.breach("customer_id", "must NOT be sent together with customer")
+            unsettled("POST /sessions with customer and customer_id; the id is used")
     check_items(shape, metadata_error="INVALID_ITEM_METADATA")
     properties = shape.nested("channel_properties")
     cards = properties.nested("cards") if properties is not None else None

@@ -58,11 +58,9 @@ def expect_active(session: Session) -> None:
 
 
 def _customer(world: World, body: Json, now: datetime) -> Json | None:
-    if "customer" in body:
-        return customers.add(world, body["customer"], now, prefix="customer: ")
     customer_id = body.get("customer_id")
     if customer_id is None:
-        return None
+        return customers.add(world, body["customer"], now, prefix="customer: ") if "customer" in body else None
     if customer_id not in world.customers:
         raise ApiError(404, "DATA_NOT_FOUND", "The customer ID provided in the request does not exist")
     return world.customers[customer_id]

@@ -5,6 +5,7 @@ from decimal import Decimal, InvalidOperation
 
 from billing.xendit.simulator.answers import ApiError, Json, Reply, iso, json_amount, validation_error
 from billing.xendit.simulator.calls import Call
+from billing.xendit.simulator.checks import unsettled
 from billing.xendit.simulator.state import Payment, Transaction, World
 
 _STATUSES = {
@@ -56,10 +57,13 @@ def _checked(query: dict[str, list[str]]) -> dict[str, list[str]]:
     known = {*_LISTS, *_EXACT, *_RANGES, "amount", "limit", "after_id", "before_id"}
     for name, values in query.items():
         if name not in known:
-            raise validation_error(f"/query/{name}", "is not a known parameter")
+            unsettled("GET /transactions with a parameter that is not listed; it changes nothing")
         allowed = _LISTS.get(name)
-        if allowed is not None and not allowed.issuperset(values):
+        if allowed is None or allowed.issuperset(values):
+            continue
+        if name != "types":
             raise validation_error(f"/query/{name}", "must be equal to one of the allowed values")
+        unsettled("GET /transactions with a type that is not listed; the list is printed with more to come")
     for name in _RANGES:
         if name in query and not _is_instant(query[name][-1]):
             raise validation_error(f"/query/{name}", "must be an ISO 8601 date-time")
@@ -68,9 +72,11 @@ def _checked(query: dict[str, list[str]]) -> dict[str, list[str]]:
 
 def _limit(query: dict[str, list[str]]) -> int:
     text = query.get("limit", [str(_DEFAULT_LIMIT)])[-1]
-    if not text.isdecimal() or not 1 <= int(text) <= _MAXIMUM_LIMIT:
-        raise validation_error("/query/limit", f"must be between 1 and {_MAXIMUM_LIMIT}")
-    return int(text)
+    if not text.isdecimal() or int(text) < 1:
+        raise validation_error("/query/limit", "must be >= 1")
+    if int(text) > _MAXIMUM_LIMIT:
+        unsettled(f"GET /transactions with a limit above {_MAXIMUM_LIMIT}, which is used instead: none is published")
+    return min(int(text), _MAXIMUM_LIMIT)
 
 
 def _visible(world: World, query: dict[str, list[str]], now: datetime) -> list[Transaction]:
