@@ -44,6 +44,7 @@ from billing.cli import (
 )
 from billing.cli.opening import debugging
 from billing.errors import BillingError
+from billing.processes import end_like_ctrl_c
 from billing.store.engine import database_errors_in_one_line, first_line
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
@@ -133,8 +134,20 @@ _assemble()
 
 
 def main() -> NoReturn:
-    """The installed `billing`."""
-    sys.exit(run_command(sys.argv[1:]))
+    """The installed `billing`. A `timeout`, a container or systemd that ends it does no more harm than Ctrl-C."""
+    _open_what_is_closed()
+    ended_by = end_like_ctrl_c()
+    status = run_command(sys.argv[1:])
+    sys.exit(128 + ended_by[0] if ended_by and status == INTERRUPTED else status)
+
+
+def _open_what_is_closed() -> None:
+    """Some start programs without stdin or stderr. Python then has None for them, and the next file or connection that
+    is opened gets their number."""
+    if sys.stdin is None:
+        sys.stdin = Path(os.devnull).open(encoding="utf-8")  # noqa: SIM115 - ours until the end
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - likewise
 
 
 def run_command(arguments: Sequence[str]) -> int:
