@@ -27,7 +27,7 @@ from billing.services.key import lift_stop_of_another_key
 from billing.services.parts import Parts, Send
 from billing.settings import load_settings
 from billing.store import queries
-from billing.store.clock import real_now
+from billing.store.clock import real_now, refuse_a_wrong_clock
 from billing.store.engine import database_errors_in_one_line, is_databases_trouble
 
 LOOP_SECONDS = 0.2
@@ -63,6 +63,7 @@ def run_due_jobs(parts: Parts, send: Send, done: dict[str, datetime]) -> None:
         if done.get(name) == slot:
             continue
         with parts.transaction() as session:
+            refuse_a_wrong_clock(session)
             mine = queries.take_tick(session, name, slot)
             if not mine:
                 queries.forget_ticks_to_come(session, name, now + CLOCKS_DIFFER)

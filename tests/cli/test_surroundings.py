@@ -6,12 +6,17 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from datetime import timedelta
 
 import pytest
+from sqlalchemy import inspect, text
 
 from billing import processes
 from billing.cli import main
+from billing.store.clock import machine_time, real_now
+from billing.store.engine import make_engine
 from billing.xendit.client import XenditGateway
 from tests.cli.terminal import Terminal, Xendit
 
@@ -75,6 +80,55 @@ def test_what_nohup_has_ignored_stays_ignored() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     processes.end_like_ctrl_c()
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
+# ------------------------------------------------------------------------------------------------------ wrong clocks
+
+
+@pytest.mark.parametrize("off", [timedelta(days=365), timedelta(days=-1)])
+def test_a_machine_with_a_wrong_clock_charges_nobody(shop: Terminal, xendit: Xendit, off: timedelta) -> None:
+    session = shop.json("subscribe", "ana", "gold", "--via", "save")["session"]
+    xendit.complete(session)
+    shop.json("session", "refresh", session["id"])
+    wrong = real_now() + off
+    with machine_time(lambda: wrong, time.monotonic):
+        line = shop.refused("run")
+    assert line.startswith("the clock of this machine says ")
+    assert line.endswith("nothing is billed until they agree; set the wrong one (NTP)")
+    assert shop.json("invoice", "list") == []
+
+    assert shop.json("run")["succeeded"] == 1
+
+
+# -------------------------------------------------------------------------------------------- settings and databases
+
+
+@pytest.mark.parametrize(
+    "name", ["BILLING_TEST_CLOCK", "BILLING_RUN_THREADS", "BILLING_LOG_FORMAT", "BILLING_XENDIT_REQUESTS_PER_MINUTE"]
+)
+def test_a_setting_that_is_set_to_nothing_is_not_set(billing: Terminal, name: str) -> None:
+    """Compose writes `NAME: ${NAME:-}` for whatever nobody has set."""
+    assert billing.json("plan", "list", **{name: ""}) == []
+
+
+@pytest.mark.parametrize("name", ["BILLING_XENDIT_BASE_URL", "BILLING_PUBLIC_URL"])
+def test_but_an_address_that_got_lost_is_not_replaced_by_the_real_one(billing: Terminal, name: str) -> None:
+    assert billing.refused("plan", "list", status=2, **{name: ""}).startswith(f"{name}: must start with http")
+
+
+@pytest.mark.parametrize("table", ["customers", "alembic_version"])
+def test_a_database_of_another_program_is_left_alone(bare: Terminal, empty_database_url: str, table: str) -> None:
+    bare.environment["BILLING_DATABASE_URL"] = empty_database_url
+    engine = make_engine(empty_database_url, pool_size=2)
+    with engine.begin() as connection:
+        connection.execute(text(f"CREATE TABLE {table} (version_num varchar(32) PRIMARY KEY)"))
+        connection.execute(text(f"INSERT INTO {table} VALUES ('1975ea83b712')"))
+
+    assert "for this software alone" in bare.refused("migrate")
+
+    with engine.connect() as connection:
+        assert inspect(connection).get_table_names() in ([table], ["alembic_version", table])
+    engine.dispose()
 
 
 # ------------------------------------------------------------------------------------------ streams that are closed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from structlog.testing import capture_logs
 
 from billing.app import App
 from billing.errors import ServiceUnavailable
-from billing.store.clock import real_now
+from billing.store.clock import machine_time, real_now
 from billing.store.models import Tick
 from tests.world import World
 from workers import scheduler
@@ -130,6 +131,23 @@ def test_a_scheduler_whose_clock_is_ahead_leaves_the_others_their_turns_when_it_
         next_slot()
 
     assert len(ran) >= 29
+
+
+def test_a_machine_whose_clock_is_a_day_ahead_does_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would charge everybody a day early."""
+    ran: list[str] = []
+    jobs(monkeypatch, lambda: ran.append("tick"))
+
+    tomorrow = real_now() + timedelta(days=1)
+    with (
+        machine_time(lambda: tomorrow, time.monotonic),
+        pytest.raises(ServiceUnavailable, match="nothing is billed until they agree"),
+    ):
+        run_due_jobs(world.parts, nobody, {})
+    assert ran == []
+
+    run_due_jobs(world.parts, nobody, {})
+    assert ran == ["tick"]
 
 
 def test_of_two_schedulers_whose_clocks_agree_one_acts(
