@@ -9,11 +9,13 @@ import sys
 import time
 from collections.abc import Iterator
 from datetime import timedelta
+from types import ModuleType
 
 import pytest
 from sqlalchemy import inspect, text
 
 from billing import processes
+from billing.__main__ import main as begin
 from billing.cli import main
 from billing.store.clock import machine_time, real_now
 from billing.store.engine import make_engine
@@ -80,6 +82,20 @@ def test_what_nohup_has_ignored_stays_ignored() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     processes.end_like_ctrl_c()
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
+def test_ctrl_c_before_everything_is_imported_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Importing(ModuleType):
+        def __getattr__(self, _name: str) -> object:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "billing.cli", Importing("billing.cli"))
+    with pytest.raises(SystemExit) as ended:
+        begin()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "billing: interrupted; nothing was begun\n"
 
 
 # ------------------------------------------------------------------------------------------------------ wrong clocks
