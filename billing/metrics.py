@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest, values
 from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
@@ -19,6 +19,9 @@ from billing.store.models import BillingRun, ChargeAttempt, ChargingStop, Subscr
 from billing.store.run_queries import Standing
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+# Whatever PROMETHEUS_MULTIPROC_DIR says, which gunicorn's users set: there is nothing to share between processes here.
+values.ValueClass = values.MutexValue
 
 
 def exposition(parts: Parts) -> bytes:

@@ -138,6 +138,22 @@ def signals_end_us() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def end_like_ctrl_c() -> list[int]:
+    """From now on SIGTERM and SIGHUP end this process as Ctrl-C does, finishing what is in hand. Returns a list that
+    the first of them will be in. What `nohup` has ignored stays ignored."""
+    heard: list[int] = []
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        if not heard:  # who sends it again and again gets no half-finished clean-up
+            heard.append(number)
+            raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, end)
+    return heard
+
+
 def _end_with(parent: int) -> None:
     """Runs in the child, between fork and exec."""
     if _LIBC is not None:

@@ -6,14 +6,14 @@ terminal needs no settings), then from `.env`. Entry points call `load_settings(
 
 from __future__ import annotations
 
-import os
+import fcntl
 import re
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from billing.errors import InvalidSetting
@@ -54,6 +54,7 @@ _QUOTE_THEM = (
     "user, password, host and name cannot be told apart: write special characters in the password as %XX"
     " (@ is %40, : is %3A, / is %2F, # is %23, ? is %3F, % is %25)"
 )
+_ADDRESSES = ("xendit_base_url", "public_url")
 _AMOUNTS = re.compile(r"[A-Z]{3} [0-9]{1,15}(\.[0-9]+)?")
 
 
@@ -94,6 +95,12 @@ class Settings(BaseSettings):
     run_decline_jump: float = Field(default=0.4, ge=0, le=1)
     run_decline_sample: int = Field(default=100, ge=1)
     run_forecast_share: float = Field(default=0, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_not_set(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Compose files write `NAME: ${NAME:-}`. But an address that is lost that way must not become the real one."""
+        return {name: value for name, value in values.items() if value != "" or name in _ADDRESSES}
 
     @field_validator("database_url")
     @classmethod
@@ -284,15 +291,16 @@ def _env_files() -> tuple[Path, ...]:
 
 
 def dev_is_running() -> bool:
-    """Whether `billing dev` runs in this folder: its file names its process, and that process is alive."""
+    """Whether `billing dev` runs in this folder: it holds a lock on its file as long as it lives. (The number of a
+    process that was killed soon belongs to another one, in a container at the next start.)"""
     try:
-        first_line = DEV_ENV_FILE.read_text(encoding="utf-8").splitlines()[0]
-        os.kill(int(first_line.removeprefix("# pid ")), 0)
-    except PermissionError:
+        with DEV_ENV_FILE.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
         return True
-    except (OSError, ValueError, IndexError):
+    except OSError:
         return False
-    return True
+    return False
 
 
 def _one_line(error: ValidationError) -> str:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -542,6 +545,14 @@ def test_the_database_away_means_send_it_again(new_web: Callable[..., Web]) -> N
 
 
 # Health
+
+
+def test_metrics_need_no_folder_to_share_between_processes() -> None:
+    """Who runs web under gunicorn has set PROMETHEUS_MULTIPROC_DIR for other programs."""
+    made = "from billing import metrics; print(metrics.Gauge('a', 'b')._value.get())"
+    environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": "/nonexistent"}
+    done = subprocess.run([sys.executable, "-c", made], env=environment, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("0.0\n", 0), done.stderr
 
 
 def test_health_and_readiness(web: Web) -> None:

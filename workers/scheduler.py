@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from types import FrameType
 
 import structlog
@@ -25,13 +25,14 @@ from billing.services.key import lift_stop_of_another_key
 from billing.services.parts import Parts, Send
 from billing.settings import load_settings
 from billing.store import queries
-from billing.store.clock import real_now, uptime
+from billing.store.clock import real_now, refuse_a_wrong_clock, uptime
 from billing.store.engine import refuse_unusable
 from billing.store.trouble import database_errors_in_one_line, is_databases_trouble
 
 LOOP_SECONDS = 0.2
 LONGEST_PAUSE_SECONDS = 15  # between tries while the database or Redis is away
 SAY_AGAIN_SECONDS = 60  # that this is a copy of the database
+CLOCKS_DIFFER = timedelta(seconds=30)  # between machines, at most
 
 log = structlog.get_logger()
 
@@ -58,11 +59,15 @@ def run_due_jobs(parts: Parts, send: Send, done: dict[str, datetime]) -> None:
     no other from its turn; that the database or Redis is away is raised when all had theirs."""
     away: Exception | None = None
     for name, job in JOBS.items():
-        slot = last_tick(job.cron, real_now())
+        now = real_now()
+        slot = last_tick(job.cron, now)
         if done.get(name) == slot:
             continue
         with parts.transaction() as session:
+            refuse_a_wrong_clock(session)
             mine = queries.take_tick(session, name, slot)
+            if not mine:
+                queries.forget_ticks_to_come(session, name, now + CLOCKS_DIFFER)
         done[name] = slot
         if mine:
             away = _do(name, job, parts, send) or away
@@ -100,8 +105,9 @@ def main() -> int:
     def on_signal(_number: int, _frame: FrameType | None) -> None:
         stop.set()
 
-    signal.signal(signal.SIGTERM, on_signal)
-    signal.signal(signal.SIGINT, on_signal)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as `nohup` leaves it
+            signal.signal(number, on_signal)
     in_process = None if send else InProcess(app.parts, settings.run_threads)
     log.info("scheduler.started", work="workers" if send else "in this process", jobs=sorted(JOBS))
     _loop(app, send or in_process, stop)  # type: ignore[arg-type]

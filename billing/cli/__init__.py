@@ -43,6 +43,7 @@ from billing.cli import (
 )
 from billing.cli.opening import debugging
 from billing.errors import BillingError
+from billing.processes import end_like_ctrl_c
 from billing.store.trouble import database_errors_in_one_line, first_line
 from billing.streams import drop, make_safe
 
@@ -134,8 +135,10 @@ _assemble()
 
 
 def main() -> NoReturn:
-    """The installed `billing`."""
-    sys.exit(run_command([_typed(argument) for argument in sys.argv[1:]]))
+    """The installed `billing`. A `timeout`, a container or systemd that ends it does no more harm than Ctrl-C."""
+    ended_by = end_like_ctrl_c()
+    status = run_command([_typed(argument) for argument in sys.argv[1:]])
+    sys.exit(128 + ended_by[0] if ended_by and status == INTERRUPTED else status)
 
 
 def _typed(argument: str) -> str:

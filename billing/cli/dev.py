@@ -6,6 +6,7 @@ Embedded PostgreSQL and Valkey, the simulator, web, workers and scheduler, each 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 import socket
@@ -123,7 +124,9 @@ def _told_to_others(env: Mapping[str, str]) -> Iterator[None]:
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write("\n".join(lines) + "\n")
-        yield
+            file.flush()
+            fcntl.flock(file, fcntl.LOCK_EX)  # how others see that we live
+            yield
     finally:
         DEV_ENV_FILE.unlink(missing_ok=True)
         with suppress(OSError):  # somebody keeps something there

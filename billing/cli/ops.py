@@ -68,7 +68,9 @@ def migrate(as_json: AsJson = False) -> None:
         revision = upgrade(settings.database)
     except CommandError as error:
         raise ServiceUnavailable(
-            f"the database was made by another version of this software ({error}); install that version or a newer one"
+            f"the database was made by another version of this software ({error});"
+            " install that version or a newer one; or, if it is another program's, name a database in"
+            " BILLING_DATABASE_URL that is for this software alone"
         ) from None
     text = f"The schema is at revision {revision}."
     output.show({"revision": revision}, as_json=as_json, people=lambda: output.say(text))

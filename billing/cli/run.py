@@ -25,7 +25,7 @@ from billing.errors import Conflict, InvalidMoney, ServiceUnavailable
 from billing.services import runs, steering
 from billing.services.views import Json, instant
 from billing.settings import Settings, load_settings
-from billing.store.clock import require_test_clock, set_test_clock
+from billing.store.clock import refuse_a_wrong_clock, require_test_clock, set_test_clock
 
 app = typer.Typer()
 
@@ -143,6 +143,8 @@ def _people_approved(approved: list[Json]) -> None:
 
 def _run(settings: Settings, at: datetime | None, expect: Mapping[str, int] | None, *, wait: bool) -> Json:
     with opened(GATEWAY, settings=settings, log_level=logging.WARNING) as billing:
+        with billing.parts.reading() as session:
+            refuse_a_wrong_clock(session)
         as_of = _move_clock(billing, at) if at is not None else None
         seen: list[str] = []
 

@@ -13,13 +13,15 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
-from sqlalchemy import Engine, select
+from sqlalchemy import DateTime, Engine, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from billing.errors import InvalidSetting
+from billing.errors import InvalidSetting, ServiceUnavailable
 from billing.store.engine import Sessions
 from billing.store.models import TestClock
+
+CLOCKS_MAY_DIFFER = timedelta(hours=1)  # ours and the database's: less bills nobody on another day
 
 _OFFSET = select(TestClock.offset_microseconds).where(TestClock.id == 1)
 
@@ -59,6 +61,17 @@ def machine_time(now: Callable[[], datetime], up: Callable[[], float]) -> Iterat
         yield
     finally:
         _machine, _uptime = before
+
+
+def refuse_a_wrong_clock(session: Session) -> None:
+    """A machine that is a day ahead would charge everybody a day early, one that is a year ahead twelve times at once.
+    Raises ServiceUnavailable, until the clocks agree."""
+    ours, theirs = real_now(), session.scalars(select(func.clock_timestamp(type_=DateTime(timezone=True)))).one()
+    if abs(ours - theirs) > CLOCKS_MAY_DIFFER:
+        raise ServiceUnavailable(
+            f"the clock of this machine says {ours:%Y-%m-%d %H:%M} UTC and that of the database"
+            f" {theirs.astimezone(UTC):%Y-%m-%d %H:%M} UTC: nothing is billed until they agree; set the wrong one (NTP)"
+        )
 
 
 class SystemClock:

@@ -15,16 +15,17 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from billing.errors import ServiceUnavailable
+from billing.errors import Conflict, ServiceUnavailable
 from billing.store import which_database
 from billing.store.clock import real_now
 from billing.store.engine import make_engine_for_migrations
+from billing.store.trouble import first_line
 
 FOLDER = Path(__file__).resolve().parents[2] / "migrations"
 
 # A migration that waits for a lock makes everybody wait behind it: rather fail fast and be run again.
 LOCK_TIMEOUT = "5s"
-LOCK_NOT_AVAILABLE, DEADLOCK_DETECTED = "55P03", "40P01"
+LOCK_NOT_AVAILABLE, DEADLOCK_DETECTED, DUPLICATE_TABLE = "55P03", "40P01", "42P07"
 ASK_AGAIN_SECONDS = 0.2
 
 
@@ -117,7 +118,13 @@ def _lock_errors_in_one_line() -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) not in (LOCK_NOT_AVAILABLE, DEADLOCK_DETECTED):
+        state = getattr(error.orig, "sqlstate", None)
+        if state == DUPLICATE_TABLE:
+            raise Conflict(
+                f"something else keeps its tables here ({first_line(error)}), and nothing was changed;"
+                " name a database in BILLING_DATABASE_URL that is for this software alone"
+            ) from None
+        if state not in (LOCK_NOT_AVAILABLE, DEADLOCK_DETECTED):
             raise
         raise ServiceUnavailable(
             f"a migration waited {LOCK_TIMEOUT} for a table that other transactions hold, and was taken back;"

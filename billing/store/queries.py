@@ -501,6 +501,11 @@ def forget_ticks(session: Session, before: datetime) -> None:
     session.execute(text("DELETE FROM ticks WHERE slot < :before"), {"before": before})
 
 
+def forget_ticks_to_come(session: Session, job: str, after: datetime) -> None:
+    """Taken by a clock that was ahead: nobody would do the job until ours has come that far."""
+    session.execute(text("DELETE FROM ticks WHERE job = :job AND slot > :after"), {"job": job, "after": after})
+
+
 def days_to_compare(session: Session, since: datetime, now: datetime) -> list[date]:
     """Days (UTC) that are over and not noted as compared, from `since` or the first plan on; the latest first."""
     query = text(

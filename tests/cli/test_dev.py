@@ -137,3 +137,10 @@ def test_the_file_of_a_dead_dev_does_not_count(bare: Terminal) -> None:
     ended.wait()
     DEV_ENV_FILE.write_text(f"# pid {ended.pid}\nBILLING_DATABASE_URL='postgresql+psycopg://gone/x'\n")
     assert bare.refused("plan", "list", status=2).startswith("BILLING_DATABASE_URL: not set")
+
+
+def test_nor_when_its_process_number_is_somebody_elses_by_now(bare: Terminal) -> None:
+    """After a reboot, or in a container that was killed and started again."""
+    DEV_ENV_FILE.parent.mkdir()
+    DEV_ENV_FILE.write_text(f"# pid {os.getpid()}\nBILLING_DATABASE_URL='postgresql+psycopg://gone/x'\n")
+    assert bare.refused("plan", "list", status=2).startswith("BILLING_DATABASE_URL: not set")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import partial
@@ -17,7 +18,8 @@ from structlog.testing import capture_logs
 from billing.app import App
 from billing.errors import ServiceUnavailable
 from billing.store import which_database
-from billing.store.clock import real_now
+from billing.store.clock import machine_time, real_now
+from billing.store.models import Tick
 from tests.world import World
 from workers import scheduler
 from workers.scheduler import Job, run_due_jobs
@@ -30,13 +32,13 @@ def world(database_url: str) -> Iterator[World]:
 
 
 @pytest.fixture
-def next_slot(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """A second passes."""
+def next_slot(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """A second passes; or the machine's clock is put forward or back."""
     now = [real_now()]
     monkeypatch.setattr(scheduler, "real_now", lambda: now[0])
 
-    def pass_on() -> None:
-        now[0] += timedelta(seconds=1)
+    def pass_on(**by: int) -> None:
+        now[0] += timedelta(**by or {"seconds": 1})
 
     return pass_on
 
@@ -93,6 +95,79 @@ def test_what_is_away_is_told_to_the_loop_after_the_others_have_run(
         run_due_jobs(world.parts, nobody, {})
 
     assert ran == ["other"]
+
+
+def test_a_clock_that_is_put_back_by_an_hour_costs_half_a_minute(
+    world: World, monkeypatch: pytest.MonkeyPatch, next_slot: Callable[..., None]
+) -> None:
+    """An NTP correction, or a machine that began with a wrong clock: every second of the hour to come was taken."""
+    ran: list[str] = []
+    jobs(monkeypatch, lambda: ran.append("tick"))
+    began = scheduler.real_now().replace(microsecond=0)
+    with world.parts.transaction() as session:
+        session.add_all(Tick(job="job0", slot=began + timedelta(seconds=second)) for second in range(3_600))
+
+    done: dict[str, Any] = {}
+    for _ in range(60):
+        run_due_jobs(world.parts, nobody, done)
+        next_slot()
+
+    assert len(ran) >= 29
+
+
+def test_a_scheduler_whose_clock_is_ahead_leaves_the_others_their_turns_when_it_is_gone(
+    world: World, monkeypatch: pytest.MonkeyPatch, next_slot: Callable[..., None]
+) -> None:
+    ran: list[str] = []
+    jobs(monkeypatch, lambda: ran.append("tick"))
+    of_one_ahead: dict[str, Any] = {}
+    next_slot(minutes=10)
+    for _ in range(60):
+        run_due_jobs(world.parts, nobody, of_one_ahead)
+        next_slot()
+
+    next_slot(minutes=-1)
+    ran.clear()
+    of_ours: dict[str, Any] = {}
+    for _ in range(60):
+        run_due_jobs(world.parts, nobody, of_ours)
+        next_slot()
+
+    assert len(ran) >= 29
+
+
+def test_a_machine_whose_clock_is_a_day_ahead_does_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would charge everybody a day early."""
+    ran: list[str] = []
+    jobs(monkeypatch, lambda: ran.append("tick"))
+
+    tomorrow = real_now() + timedelta(days=1)
+    with (
+        machine_time(lambda: tomorrow, time.monotonic),
+        pytest.raises(ServiceUnavailable, match="nothing is billed until they agree"),
+    ):
+        run_due_jobs(world.parts, nobody, {})
+    assert ran == []
+
+    run_due_jobs(world.parts, nobody, {})
+    assert ran == ["tick"]
+
+
+def test_of_two_schedulers_whose_clocks_agree_one_acts(
+    world: World, monkeypatch: pytest.MonkeyPatch, next_slot: Callable[..., None]
+) -> None:
+    ran: list[str] = []
+    jobs(monkeypatch, lambda: ran.append("tick"))
+    one: dict[str, Any] = {}
+    other: dict[str, Any] = {}
+    for _ in range(40):
+        next_slot()
+        run_due_jobs(world.parts, nobody, one)
+        next_slot(seconds=-1)  # a second late
+        run_due_jobs(world.parts, nobody, other)
+        next_slot()
+
+    assert len(ran) == 40 + 1
 
 
 def test_the_loop_goes_on_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
