@@ -25,6 +25,7 @@ from billing.services.views import (
     subscription_view,
     token_view,
 )
+from billing.store import queries
 from billing.store.models import (
     ChargeAttempt,
     ChargingStop,
@@ -77,7 +78,7 @@ def show_token(session: Session, token_id: str) -> Json:
 def list_subscriptions(parts: Parts, *, status: str | None = None, customer: str | None = None) -> Listing:
     """The oldest first."""
     query: Any = (
-        select(Subscription, Customer.reference, Plan.code)
+        select(Subscription, Customer.reference, Plan.code, queries.token_to_charge())
         .join(Customer, Customer.id == Subscription.customer_id)
         .join(Plan, Plan.id == Subscription.plan_id)
     )

@@ -11,8 +11,10 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from billing.domain.lifecycle import BILLABLE, SubscriptionStatus
 from billing.domain.money import Money
 from billing.domain.schedule import describe, schedule_from_text
+from billing.store import queries
 from billing.store.models import (
     Capture,
     ChargeAttempt,
@@ -81,11 +83,19 @@ def token_view(token: PaymentToken, customer_reference: str) -> Json:
         "failure_code": token.failure_code,
         "blocked_reason": token.blocked_reason,
         "unknown_since": instant(token.unknown_since),
+        "replaced_at": instant(token.replaced_at),
         "created_at": instant(token.created_at),
     }
 
 
-def subscription_view(subscription: Subscription, customer_reference: str, plan_code: str) -> Json:
+AS_STORED = "as stored"
+
+
+def subscription_view(
+    subscription: Subscription, customer_reference: str, plan_code: str, to_charge: str | None = AS_STORED
+) -> Json:
+    """`to_charge`: the payment method that would be charged, which its own may not be any more (queries.py)."""
+    is_charged = subscription.status in {*BILLABLE, SubscriptionStatus.PAUSED} and to_charge != AS_STORED
     return {
         "id": subscription.id,
         "reference": subscription.reference,
@@ -101,7 +111,7 @@ def subscription_view(subscription: Subscription, customer_reference: str, plan_
         "cancel_at_period_end": subscription.cancel_at_period_end,
         "ends_at": instant(subscription.ends_at),
         "canceled_at": instant(subscription.canceled_at),
-        "payment_token_id": subscription.payment_token_id,
+        "payment_token_id": to_charge if is_charged else subscription.payment_token_id,
         "anchor_day": subscription.anchor_day,
         "billed_cycles": subscription.billed_cycles,
         "hold_reason": subscription.hold_reason,
@@ -204,7 +214,8 @@ def show_customer(session: Session, customer: Customer) -> Json:
 def show_subscription(session: Session, subscription: Subscription) -> Json:
     customer = session.get_one(Customer, subscription.customer_id)
     plan = session.get_one(Plan, subscription.plan_id)
-    return subscription_view(subscription, customer.reference, plan.code)
+    to_charge = session.scalar(select(queries.token_to_charge()).where(Subscription.id == subscription.id))
+    return subscription_view(subscription, customer.reference, plan.code, to_charge)
 
 
 def show_invoice(session: Session, invoice: Invoice) -> Json:
