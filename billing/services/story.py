@@ -81,6 +81,8 @@ LINES = {
     "charging.stopped": "all charging is stopped: {reason}",
     "refund.held": "money captured for invoice {invoice} is kept for a person to decide: {reason}",
     "refund.succeeded": "the second payment of invoice {invoice} is refunded",
+    "refund.made_elsewhere": "of invoice {invoice} {given_back} were given back outside this software ({refund});"
+    " nothing is charged for it again",
     "refund.failed": "a refund failed: {reason}",
 }
 NOT_RECORDED = "(not recorded)"

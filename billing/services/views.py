@@ -5,13 +5,14 @@ Amounts are decimal strings in major units, instants ISO 8601 in UTC. Members ar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from billing.domain.lifecycle import BILLABLE, SubscriptionStatus
+from billing.domain.lifecycle import BILLABLE, RefundState, SubscriptionStatus
 from billing.domain.money import Money
 from billing.domain.schedule import describe, schedule_from_text
 from billing.store import queries
@@ -167,7 +168,7 @@ def attempt_view(attempt: ChargeAttempt) -> Json:
     }
 
 
-def invoice_view(invoice: Invoice, attempts: list[ChargeAttempt]) -> Json:
+def invoice_view(invoice: Invoice, attempts: list[ChargeAttempt], refunded_minor: int) -> Json:
     return {
         "id": invoice.id,
         "number": invoice.number,
@@ -176,6 +177,7 @@ def invoice_view(invoice: Invoice, attempts: list[ChargeAttempt]) -> Json:
         "period_end": instant(invoice.period_end),
         "amount": str(Money(invoice.amount_minor, invoice.currency)),
         "amount_paid": str(Money(invoice.amount_paid_minor, invoice.currency)),
+        "refunded": str(Money(refunded_minor, invoice.currency)),
         "currency": invoice.currency,
         "status": invoice.status,
         "hold_reason": invoice.hold_reason,
@@ -218,40 +220,62 @@ def show_subscription(session: Session, subscription: Subscription) -> Json:
     return subscription_view(subscription, customer.reference, plan.code, to_charge)
 
 
+def refunded_minor(session: Session, invoice_ids: Sequence[str]) -> dict[str, int]:
+    """What has been given back, by invoice and in its currency, whoever did it; those without are left out."""
+    query = (
+        select(Invoice.id, func.sum(Refund.amount_minor))
+        .join(Capture, Capture.invoice_id == Invoice.id)
+        .join(Refund, Refund.capture_id == Capture.id)
+        .where(Invoice.id.in_(invoice_ids), Refund.status == RefundState.SUCCEEDED, Refund.currency == Invoice.currency)
+        .group_by(Invoice.id)
+    )
+    return {row[0]: int(row[1]) for row in session.execute(query)}
+
+
 def show_invoice(session: Session, invoice: Invoice) -> Json:
     attempts = session.scalars(
         select(ChargeAttempt).where(ChargeAttempt.invoice_id == invoice.id).order_by(ChargeAttempt.number)
     )
     lines = session.scalars(select(InvoiceLine).where(InvoiceLine.invoice_id == invoice.id).order_by(InvoiceLine.id))
-    captures = session.execute(
-        select(Capture, Refund)
-        .outerjoin(Refund, Refund.capture_id == Capture.id)
-        .where(Capture.invoice_id == invoice.id)
-        .order_by(Capture.captured_at)
-    )
-    return invoice_view(invoice, list(attempts)) | {
+    captures = session.scalars(
+        select(Capture).where(Capture.invoice_id == invoice.id).order_by(Capture.captured_at, Capture.id)
+    ).all()
+    refunds: dict[str, list[Refund]] = {capture.id: [] for capture in captures}
+    for refund in session.scalars(select(Refund).where(Refund.capture_id.in_(refunds)).order_by(Refund.id)):
+        refunds[refund.capture_id].append(refund)
+    refunded = refunded_minor(session, [invoice.id]).get(invoice.id, 0)
+    return invoice_view(invoice, list(attempts), refunded) | {
         "lines": [
             {"description": line.description, "amount": str(Money(line.amount_minor, invoice.currency))}
             for line in lines
         ],
-        "captures": [_capture_view(capture, refund) for capture, refund in captures],
+        "captures": [_capture_view(capture, refunds[capture.id]) for capture in captures],
     }
 
 
-def _capture_view(capture: Capture, refund: Refund | None) -> Json:
+def _capture_view(capture: Capture, refunds: Sequence[Refund]) -> Json:
+    """`refund` is the first of its refunds; a person may have made more in Xendit's dashboard."""
+    given_back = [_refund_view(refund) for refund in refunds]
     return {
         "payment_id": capture.payment_id,
         "amount": str(Money(capture.amount_minor, capture.currency)),
         "currency": capture.currency,
         "captured_at": instant(capture.captured_at),
         "overpayment": capture.overpayment,
-        "refund": None
-        if refund is None
-        else {
-            "reference_id": refund.reference_id,
-            "refund_id": refund.xendit_refund_id,
-            "status": refund.status,
-            "reason": refund.reason,
-            "error": refund.error,
-        },
+        "refund": given_back[0] if given_back else None,
+        "refunds": given_back,
+    }
+
+
+def _refund_view(refund: Refund) -> Json:
+    return {
+        "reference_id": refund.reference_id,
+        "refund_id": refund.xendit_refund_id,
+        "amount": str(Money(refund.amount_minor, refund.currency)),
+        "currency": refund.currency,
+        "status": refund.status,
+        "made_elsewhere": refund.made_elsewhere,
+        "reason": refund.reason,
+        "error": refund.error,
+        "created_at": instant(refund.created_at),
     }

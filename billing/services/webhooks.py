@@ -167,7 +167,8 @@ def _apply(session: Session, event: GatewayEvent, now: datetime, rules: Rules) -
         case SessionReport() as report:
             return _apply_session(session, report, now)
         case RefundReport() as report:
-            return refunding.apply_refund(session, report, now), None
+            subscription_id = refunding.apply_refund(session, report, now)
+            return subscription_id is not None, subscription_id
         case None:
             return True, None
 
