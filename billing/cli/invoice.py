@@ -14,6 +14,7 @@ from billing.cli import output
 from billing.cli.opening import GATEWAY, opened, sender
 from billing.cli.values import After, AsJson, Limit
 from billing.domain.lifecycle import AttemptStatus, InvoiceStatus
+from billing.errors import Conflict
 from billing.services import catalog, dispatch, listings, paying, views
 from billing.services.views import Json
 from billing.store.models import ChargeAttempt
@@ -100,6 +101,16 @@ def pay(
             view = views.show_invoice(session, catalog.find_invoice(session, invoice.id))
     _tell_outcome(view, attempt_id)
     output.show(view, as_json=as_json, people=lambda: _people(view))
+    _refuse_if_not_made(view, attempt_id)
+
+
+def _refuse_if_not_made(view: Json, attempt_id: str) -> None:
+    attempt = next(attempt for attempt in view["attempts"] if attempt["id"] == attempt_id)
+    if attempt["status"] == AttemptStatus.CANCELED and attempt["submitted_at"] is None:
+        raise Conflict(
+            f"nothing was charged: {attempt['error']};"
+            f" `billing explain {view['subscription_id']}` says what can be done"
+        )
 
 
 def _wait(billing: App, attempt_id: str) -> None:
@@ -123,6 +134,8 @@ def _tell_outcome(view: Json, attempt_id: str) -> None:
     match attempt["status"]:
         case AttemptStatus.SUCCEEDED:
             output.note(f"attempt {attempt['number']} succeeded")
+        case AttemptStatus.CANCELED if attempt["submitted_at"] is None:
+            pass  # it was not made: said at the end
         case AttemptStatus.FAILED | AttemptStatus.CANCELED:
             reason = attempt["failure_code"] or attempt["error"] or "no reason given"
             output.warn(f"attempt {attempt['number']} {attempt['status']}: {reason}")

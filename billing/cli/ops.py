@@ -96,6 +96,9 @@ def doctor(
 def _people_doctor(report: Json, *, repair: bool) -> None:
     columns = {title: member for title, member in CHECK_COLUMNS.items() if repair or member != "repair"}
     output.table(report["checks"], columns, empty="no checks")
+    for check in report["checks"]:
+        if not check["ok"] and not repair:
+            output.say(f"{check['name']}: {check['repair']}")
     if report["ok"]:
         output.say(f"All {len(report['checks'])} checks passed.")
 
@@ -202,7 +205,7 @@ def _people_charging(view: Json) -> None:
         output.say(f"The gateway allows {row['requests_per_minute']} requests a minute: {row['endpoint']}")
     for row in view["channels_down"]:
         output.say(f"Down since {output.instant(row['since'])}: {row['channel_code']} ({row['reason']})")
-    if view["stopped"] or view["paused"] or view["channels_down"]:
+    if view["stopped"] or view["paused"] or view["channels_down"] or view["learned_limits"]:
         output.say("`billing charging resume` lifts all of it.")
 
 

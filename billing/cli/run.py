@@ -22,6 +22,7 @@ from billing.cli.values import INSTANT, INSTANT_HELP, AsJson, parse_instant
 from billing.domain.money import parse_amounts
 from billing.errors import Conflict, InvalidMoney, ServiceUnavailable
 from billing.services import runs, steering
+from billing.services.tokens import RIGHT_KEY
 from billing.services.views import Json, instant
 from billing.settings import Settings, load_settings
 from billing.store.clock import require_test_clock, set_test_clock
@@ -173,6 +174,12 @@ def _refuse_if_stuck(report: Json) -> None:
         )
     if report["state"] in (steering.PAUSED, steering.STOPPED, steering.ABORTED):
         raise Conflict(f"{report['run_id']} is {report['state']}: {report['reason']}; {report['how_to_go_on']}")
+    if report["unknown_tokens"]:
+        text = f"{report['unknown_tokens']} charge(s) wait, because Xendit does not know their payment methods"
+        text += f": {RIGHT_KEY}, then `billing run` again; `billing token refresh` asks about one"
+        if not report["attempted"]:
+            raise ServiceUnavailable(text)
+        output.warn(text)
     unsent = report["waiting"] - report["parked"]
     if unsent > 0 and report["not_sent"]:
         text = f"{unsent} charge(s) could not be sent yet: {report['not_sent']}; the next run sends them"

@@ -24,6 +24,7 @@ from billing.domain.lifecycle import (
 )
 from billing.domain.schedule import Every, Unit, describe, schedule_from_text
 from billing.services.parts import Rules
+from billing.services.reconciling import PRESUME_LOST
 from billing.services.retrying import ACTION_WINDOW
 from billing.services.story import Json, Story, read, tell_events
 from billing.services.subscriptions import cycles_left
@@ -117,7 +118,8 @@ def _of_attempt(story: Story, attempt: ChargeAttempt) -> Next | None:
         case AttemptStatus.IN_DOUBT:
             return Next("look-up", attempt.next_check_at, _doubt(story, attempt, name))
         case AttemptStatus.PENDING if attempt.origin != "session":
-            why = f"{name} is pending at Xendit since {story.when(attempt.submitted_at)}; it is looked up then"
+            since = story.when(attempt.submitted_at)
+            why = f"{name} is pending at Xendit since {since}; it is looked up then, or by `billing reconcile` now"
             return Next("look-up", attempt.next_check_at, why)
         case AttemptStatus.REQUIRES_ACTION:
             until = (attempt.submitted_at or story.now) + ACTION_WINDOW
@@ -130,7 +132,7 @@ def _of_attempt(story: Story, attempt: ChargeAttempt) -> Next | None:
 
 def _doubt(story: Story, attempt: ChargeAttempt, name: str) -> str:
     since = attempt.doubt_since or story.now
-    lost = "a person decides" if story.rules.hold_in_doubt else "a new attempt follows"
+    lost = f"a person decides: {PRESUME_LOST}" if story.rules.hold_in_doubt else "a new attempt follows"
     return (
         f"{name} is in doubt since {story.when(since)} ({attempt.error or 'no answer'}): money may have moved, so"
         f" nothing else is charged. Looked up {attempt.checks} times, again {story.when(attempt.next_check_at)};"

@@ -34,6 +34,7 @@ ASK_AGAIN = timedelta(minutes=1)
 ASK_AGAIN_AT_MOST = timedelta(hours=1)  # a gateway that is down for a day is not asked every minute
 PAGE_WAITS_SECONDS = (5.0, 15.0, 60.0)  # before a page of the list is asked for again
 CAPTURES_AT_ONCE = 500
+PRESUME_LOST = "`BILLING_IN_DOUBT_POLICY=presume_lost billing reconcile` takes it for lost, and it is charged again"
 MADE_NO_MONEY = frozenset({"FAILED", "VOIDED", "REVERSED"})
 
 
@@ -173,7 +174,8 @@ def _presume_lost(session: Session, attempt: ChargeAttempt, parts: Parts, now: d
         attempt.next_check_at = retrying.next_look_up(attempt, now, parts.rules)
         invoice = session.get_one(Invoice, attempt.invoice_id)
         if invoice.hold_reason is None:
-            hold_invoice(session, invoice, now, "an attempt is in doubt beyond the settlement window", HoldKind.DOUBT)
+            reason = f"an attempt is in doubt beyond the settlement window; {PRESUME_LOST}"
+            hold_invoice(session, invoice, now, reason, HoldKind.DOUBT)
         return
     found = queries.attempt_with_invoice(session, attempt.id)
     move_attempt(attempt, AttemptStatus.FAILED, now)

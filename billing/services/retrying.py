@@ -366,7 +366,10 @@ def hold_if_pending_for_long(session: Session, attempt: ChargeAttempt, now: date
     invoice = session.get_one(Invoice, attempt.invoice_id)
     if invoice.status == InvoiceStatus.OPEN and invoice.hold_reason is None:
         days = PENDING_IN_SILENCE.days
-        reason = f"a charge has been pending for more than {days} days; ask Xendit about {attempt.payment_request_id}"
+        reason = (
+            f"a charge has been pending for more than {days} days; ask Xendit about {attempt.payment_request_id},"
+            " `billing reconcile` looks it up now"
+        )
         hold_invoice(session, invoice, now, reason, HoldKind.PENDING)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import wraps
 
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from billing.domain.gateway import CHARGE_ENDPOINT
@@ -24,6 +24,7 @@ from billing.services.parts import Parts, Rules, Send
 from billing.services.planning import FORECAST, dry_run
 from billing.services.progress import run_view, totals
 from billing.services.steering import RUNNING
+from billing.services.tokens import waits_for_token
 from billing.services.views import Json, instant
 from billing.store import queries, run_queries
 from billing.store.clock import real_now, uptime
@@ -308,7 +309,8 @@ def _finish(run: _Run) -> Json:
 
 
 def _report(run: _Run) -> Json:
-    """With `stopped` (the account was refused) and `not_sent` (why charges of this run still wait), if any."""
+    """With `stopped` (the account was refused) and `not_sent` (why charges of this run still wait), if any; and how
+    many wait because Xendit does not know their payment method (`unknown_tokens`)."""
     with run.parts.reading() as session:
         row = session.get_one(BillingRun, run.id)
         not_sent = session.scalar(
@@ -318,6 +320,13 @@ def _report(run: _Run) -> Json:
                 ChargeAttempt.error.is_not(None),
             )
         )
+        unknown = session.scalar(
+            select(func.count()).where(
+                ChargeAttempt.run_id == run.id,
+                ChargeAttempt.status == AttemptStatus.SCHEDULED,
+                ChargeAttempt.parked_by.startswith(waits_for_token("")),
+            )
+        )
         view = run_view(session, row, run.as_of, run.parts.rules)
         stop = run_queries.charging_stop_reason(session)
     return view | {
@@ -325,6 +334,7 @@ def _report(run: _Run) -> Json:
         "skipped": run.skipped,
         "stopped": stop,
         "not_sent": not_sent,
+        "unknown_tokens": unknown or 0,
         "taken_up": run.taken_up,
     }
 
