@@ -183,5 +183,10 @@ def _people(view: Json) -> None:
     for capture in view["captures"]:
         paid = output.money(capture["amount"], capture["currency"])
         kind = "Overpaid" if capture["overpayment"] else "Collected"
-        refund = f"; refund {capture['refund']['status']}" if capture["refund"] else ""
-        output.say(f"\n{kind} {paid}, {output.instant(capture['captured_at'])}, {capture['payment_id'] or '-'}{refund}")
+        output.say(f"\n{kind} {paid}, {output.instant(capture['captured_at'])}, {capture['payment_id'] or '-'}")
+        for refund in capture["refunds"]:
+            by = ", made outside this software" if refund["made_elsewhere"] else ""
+            error = f": {refund['error']}" if refund["error"] else ""
+            name = refund["refund_id"] or refund["reference_id"]
+            amount = output.money(refund["amount"], refund["currency"])
+            output.say(f"  refund {refund['status']}, {amount}, {name}{by}{error}")

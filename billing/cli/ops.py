@@ -20,8 +20,19 @@ from billing.cli.values import After, AsJson, Limit, parse_day
 from billing.domain.lifecycle import EventState
 from billing.domain.names import LONGEST_TEXT, check_text
 from billing.errors import BillingError, InvalidInput, ServiceUnavailable
-from billing.services import catalog, import_files, importing, listings, reconciling, resolving, webhooks
+from billing.services import (
+    breaker,
+    catalog,
+    import_files,
+    importing,
+    listings,
+    parking,
+    reconciling,
+    resolving,
+    webhooks,
+)
 from billing.services import doctor as checks
+from billing.services.progress import channels_down
 from billing.services.views import Json, event_view, instant
 from billing.settings import load_settings
 from billing.store import queries, which_database
@@ -145,6 +156,9 @@ def doctor(
 def _people_doctor(report: Json, *, repair: bool) -> None:
     columns = {title: member for title, member in CHECK_COLUMNS.items() if repair or member != "repair"}
     output.table(report["checks"], columns, empty="no checks")
+    for check in report["checks"]:
+        if not check["ok"] and not repair:
+            output.say(f"{check['name']}: {check['repair']}")
     if report["ok"]:
         output.say(f"All {len(report['checks'])} checks passed.")
 
@@ -238,6 +252,7 @@ def show_charging(as_json: AsJson = False) -> None:
             "learned_limits": [
                 {"endpoint": name, "requests_per_minute": limit} for name, limit in found.learned_limits.items()
             ],
+            "channels_down": channels_down(session),
         }
     output.show(view, as_json=as_json, people=lambda: _people_charging(view))
 
@@ -248,7 +263,9 @@ def _people_charging(view: Json) -> None:
         output.say(f"Closed by the gateway until {output.instant(row['until'])}: {row['endpoint']}")
     for row in view["learned_limits"]:
         output.say(f"The gateway allows {row['requests_per_minute']} requests a minute: {row['endpoint']}")
-    if view["stopped"] or view["paused"]:
+    for row in view["channels_down"]:
+        output.say(f"Down since {output.instant(row['since'])}: {row['channel_code']} ({row['reason']})")
+    if view["stopped"] or view["paused"] or view["channels_down"] or view["learned_limits"]:
         output.say("`billing charging resume` lifts all of it.")
 
 
@@ -271,17 +288,24 @@ def stop_charging(
 def resume_charging(as_json: AsJson = False) -> None:
     """Charge again, after what stopped it (a refused key, a missing permission) has been put right.
 
-    Endpoints that the gateway has closed are opened, and the limits its answers have told are forgotten.
+    Endpoints that the gateway has closed are opened, and the limits its answers have told are forgotten. Channels that
+    were down, and payment methods that Xendit did not know, are tried again.
     """
     with opened() as billing:
         with billing.parts.transaction() as session:
             lifted = queries.lift_charging_stop(session)
             opened_again = quota.lift(session)
+            channels = breaker.lift(session)
+            queries.ask_unknown_tokens_now(session, billing.parts.clock.now())
+        for channel in channels:
+            parking.let_go(billing.parts, breaker.waits_for(channel))
         with billing.parts.reading() as session:
             view = listings.show_charging_stop(session)
     text = "Charging goes on with the next run or tick." if lifted else "Charging was not stopped."
     if opened_again:
         text += f" Pauses and limits of {opened_again} endpoint(s) are lifted."
+    if channels:
+        text += f" Tried again: {', '.join(channels)}."
     output.show(view, as_json=as_json, people=lambda: output.say(text))
 
 

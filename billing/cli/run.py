@@ -23,6 +23,7 @@ from billing.domain.declines import DeclineClass
 from billing.domain.money import parse_amounts
 from billing.errors import Conflict, InvalidMoney, ServiceUnavailable
 from billing.services import runs, steering
+from billing.services.tokens import RIGHT_KEY
 from billing.services.views import Json, instant
 from billing.settings import Settings, load_settings
 from billing.store.clock import refuse_a_wrong_clock, require_test_clock, set_test_clock
@@ -200,6 +201,13 @@ def _refuse_if_not_done(report: Json) -> None:
         report,
         f"{report['withdrawn']} charge(s) could not be made: {report['why_withdrawn']}; {sent}; see"
         " `billing invoice list --status open`",
+    )
+    unknown = report["unknown_tokens"]
+    _not_done(
+        unknown,
+        report,
+        f"{unknown} charge(s) wait, because Xendit does not know their payment methods: {RIGHT_KEY},"
+        " then `billing run` again; `billing token refresh` asks about one",
     )
     if report["in_doubt"]:
         output.warn(

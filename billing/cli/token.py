@@ -11,6 +11,7 @@ from billing.cli.opening import GATEWAY, opened
 from billing.cli.values import After, AsJson, Limit
 from billing.services import catalog, listings, token_commands, tokens
 from billing.services.views import Json
+from billing.store import queries
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -22,6 +23,7 @@ COLUMNS = {
     "expires": "card_expiry",
     "network": "network",
     "blocked": "blocked_reason",
+    "replaced": "replaced_at",
 }
 
 TokenName = Annotated[str, typer.Argument(metavar="ID", help="Our id, or Xendit's pt-... id.", show_default=False)]
@@ -68,6 +70,27 @@ def cancel(name: TokenName, as_json: AsJson = False) -> None:
         token_commands.cancel_token(billing.parts, token.id)
         with billing.parts.reading() as session:
             view = listings.show_token(session, token.id)
+            left = queries.without_token(session, token.customer_id)
+    if left:
+        output.warn(
+            f"no payment method is left for {', '.join(left)};"
+            f" `billing session create {view['customer']}` makes a link for another"
+        )
+    output.show(view, as_json=as_json, people=lambda: _one(view))
+
+
+@app.command("unblock")
+def unblock(name: TokenName, as_json: AsJson = False) -> None:
+    """Undo what keeps us from charging it: a block after a decline, a replacement, an unknown token.
+
+    What waits for a payment method is tried with it by the next run. What Xendit itself has ended stays ended.
+    """
+    with opened() as billing, billing.parts.transaction() as session:
+        token = catalog.find_token(session, name)
+        undone = tokens.unblock(session, token, billing.parts.clock.now())
+        session.flush()
+        view = listings.show_token(session, token.id)
+    output.note(f"undone: {'; '.join(undone)}")
     output.show(view, as_json=as_json, people=lambda: _one(view))
 
 

@@ -41,7 +41,8 @@ class Trouble:
 
     def waits(self) -> str:
         at = f"; the next charge is tried at {self.probe_at.isoformat(timespec='seconds')}" if self.probe_at else ""
-        return f"waits for {self.channel_code}, which is down ({self.reason}){at}"
+        lift = "; `billing charging resume` tries all of them now"
+        return f"waits for {self.channel_code}, which is down ({self.reason}){at}{lift if at else ''}"
 
 
 def waits_for(channel_code: str) -> str:
@@ -87,6 +88,12 @@ def note_failure(session: Session, channel_code: str, reason: str, now: datetime
 def note_answer(session: Session, channel_code: str) -> None:
     """The channel has answered, be it with a decline: it is back. The caller lets go what waited for it."""
     session.execute(delete(ChannelBreaker).where(ChannelBreaker.channel_code == channel_code))
+
+
+def lift(session: Session) -> list[str]:
+    """By hand: every channel counts as up. Returns those that were down; the caller lets go what waited for them."""
+    gone = session.execute(delete(ChannelBreaker).returning(ChannelBreaker.channel_code, ChannelBreaker.opened_at))
+    return sorted(channel for channel, opened_at in gone if opened_at is not None)
 
 
 def take_probe(session: Session, trouble: Trouble, now: datetime) -> bool:

@@ -28,13 +28,14 @@ from sqlalchemy.orm import Session
 
 from billing.domain import channels
 from billing.domain.declines import DeclineClass, classify
-from billing.domain.gateway import CHARGE_ENDPOINT, ChargeReport, ChargeRequest, ChargeStatus, Lane
+from billing.domain.gateway import CHARGE_ENDPOINT, ChargeReport, ChargeRequest, ChargeStatus, Lane, TokenReport
 from billing.domain.lifecycle import (
     BILLABLE,
     AttemptStatus,
     HoldKind,
     InvoiceStatus,
     SubscriptionStatus,
+    TokenStatus,
 )
 from billing.domain.money import Money
 from billing.errors import (
@@ -48,18 +49,19 @@ from billing.errors import (
     RequestRejected,
     Unavailable,
 )
-from billing.services import breaker, guards, parking, reconciling, retrying
+from billing.services import accounts, breaker, guards, parking, reconciling, retrying
+from billing.services.accounts import Denied
 from billing.services.breaker import Trouble
 from billing.services.invoices import close_if_ended, hold_invoice, move_attempt, withdraw
 from billing.services.invoicing import in_one_line
 from billing.services.parts import Parts, Rules, note_begun, note_unsent, tell
 from billing.services.settling import doubt_attempt, settle_attempt
-from billing.services.subscriptions import recurring_terms
-from billing.services.tokens import hold_while_unknown, verify_for_charge, waits_for_token
+from billing.services.subscriptions import lock_subscriptions_of, recurring_terms
+from billing.services.tokens import RIGHT_KEY, apply_token, hold_while_unknown, verify_for_charge, waits_for_token
 from billing.store import charge_path, queries, which_database
 from billing.store.charge_path import Paid, ToBegin, TokenWithDeclines
 from billing.store.clock import real_now, uptime
-from billing.store.models import new_id
+from billing.store.models import Customer, new_id
 from billing.store.trouble import raise_if_databases_trouble, repeat_conflicts
 
 CHANNEL_LIMIT_WAIT = timedelta(minutes=5)
@@ -177,8 +179,11 @@ def _ask_and_charge(parts: Parts, question: Question, lane: Lane) -> None:
 def _ask(parts: Parts, question: Question) -> Wait | None:
     if isinstance(question, EarlierTries):
         return _ask_about(parts, question, parts.clock.now())
-    if not verify_for_charge(parts, question.payment_token_id):
+    token = verify_for_charge(parts, question.payment_token_id)
+    if token is None:
         return Wait(NOT_SENT_WAIT, "Xendit could not be asked about the token")
+    if token.unknown_since is not None:
+        accounts.note_unknown(parts, token.payment_token_id)
     return None
 
 
@@ -292,6 +297,8 @@ def _settle_answers(parts: Parts, answered: Sequence[tuple[Begun, ChargeReport |
     """Returns what went wrong: one that cannot be settled must not keep the others from it."""
     broken: list[Exception] = []
     paid: set[str] = set()
+    if any(accounts.knows_us(answer) for _, answer in answered):
+        parts.acquaintance.make()
     try:
         paid = _pay_together(parts, answered)
     except SQLAlchemyError as error:
@@ -342,6 +349,11 @@ def _as_asked(begun: Begun, answer: ChargeReport | GatewayError, now: datetime) 
 
 def _settle_one(parts: Parts, begun: Begun, answer: ChargeReport | GatewayError) -> None:
     attempt_id = begun.attempt_id
+    if accounts.denies_token(answer):
+        denied = accounts.is_in_doubt(parts, begun.request.payment_token_id)
+        if denied is not None:
+            _set_aside(parts, begun, denied)
+            return
     match answer:
         case ChargeReport():
             _settle(parts, attempt_id, answer, source="answer")
@@ -416,6 +428,7 @@ class Begun:
 
     attempt_id: str
     subscription_id: str
+    customer_id: str
     request: ChargeRequest
     lease_id: str
     lease_until: datetime  # real time
@@ -552,6 +565,7 @@ def _submit(session: Session, ready: Sequence[Prepared], now: datetime, rules: R
         Begun(
             found.attempt_id,
             found.subscription_id,
+            found.customer_id,
             request,
             lease_id=lease_id,
             lease_until=lease_until,
@@ -704,6 +718,32 @@ def _set_back(parts: Parts, begun: Begun, wait: timedelta, error: str) -> None:
             _schedule_again(session, found, now + wait, now, error)
             note_unsent(begun.attempt_id, error)
     log.info("charge.set_back", attempt=begun.attempt_id, error=error)
+
+
+def _set_aside(parts: Parts, begun: Begun, denied: Denied) -> None:
+    """Nothing was created at Xendit, and our key may be at fault: scheduled again under the same reference, and not
+    counted. One whose payment method Xendit does not know at all waits until it does, or the customer has another."""
+    now = parts.clock.now()
+    reason = f"{denied.value}; {RIGHT_KEY}"
+    with parts.transaction() as session:
+        lock_subscriptions_of(session, begun.customer_id)
+        if queries.lock_subscription_of_attempt(session, begun.attempt_id) is None:
+            return
+        found = queries.attempt_with_invoice(session, begun.attempt_id)
+        attempt, subscription = found.attempt, found.subscription
+        if attempt.status != AttemptStatus.SUBMITTED or attempt.lease_id != begun.lease_id:
+            return
+        at = attempt.scheduled_at if denied == Denied.UNKNOWN else now + NOT_SENT_WAIT
+        _schedule_again(session, found, at, now, reason)
+        session.flush()
+        if denied == Denied.UNKNOWN:
+            unknown = TokenReport(begun.request.payment_token_id, TokenStatus.PENDING, unknown=True)
+            customer = session.get_one(Customer, begun.customer_id)
+            apply_token(session, customer, unknown, now, asked=True, key=parts.key_fingerprint)
+            if subscription.hold_kind == HoldKind.TOKEN_UNKNOWN:
+                why = subscription.hold_reason or reason
+                queries.park_attempts(session, [attempt.id], waits_for_token(begun.customer_id), why)
+    log.warning("charge.set_aside", attempt=begun.attempt_id, error=reason)
 
 
 def _schedule_again(session: Session, found: queries.Found, at: datetime, now: datetime, error: str) -> None:

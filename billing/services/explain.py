@@ -24,9 +24,11 @@ from billing.domain.lifecycle import (
 )
 from billing.domain.schedule import Every, Unit, describe, schedule_from_text
 from billing.services.parts import Rules
+from billing.services.reconciling import PRESUME_LOST
 from billing.services.retrying import ACTION_WINDOW
 from billing.services.story import Json, Story, read, tell_events
 from billing.services.subscriptions import cycles_left
+from billing.services.tokens import not_charged_because
 from billing.services.views import instant, subscription_view
 from billing.store.models import ChargeAttempt, Fact, Invoice, Subscription
 
@@ -56,7 +58,9 @@ def tell(story: Story) -> Json:
     charges = [charge for charge in (_planned_attempt(story), _next_period(story)) if charge is not None]
     then = min((charge for charge in charges if charge != upcoming), key=_at, default=None)
     return {
-        "subscription": subscription_view(story.subscription, story.customer.reference, story.plan.code),
+        "subscription": subscription_view(
+            story.subscription, story.customer.reference, story.plan.code, _first_token(story)
+        ),
         "events": tell_events(story),
         "next": _view(story, upcoming),
         "then": _view(story, then) if then is not None else None,
@@ -114,7 +118,8 @@ def _of_attempt(story: Story, attempt: ChargeAttempt) -> Next | None:
         case AttemptStatus.IN_DOUBT:
             return Next("look-up", attempt.next_check_at, _doubt(story, attempt, name))
         case AttemptStatus.PENDING if attempt.origin != "session":
-            why = f"{name} is pending at Xendit since {story.when(attempt.submitted_at)}; it is looked up then"
+            since = story.when(attempt.submitted_at)
+            why = f"{name} is pending at Xendit since {since}; it is looked up then, or by `billing reconcile` now"
             return Next("look-up", attempt.next_check_at, why)
         case AttemptStatus.REQUIRES_ACTION:
             until = (attempt.submitted_at or story.now) + ACTION_WINDOW
@@ -127,7 +132,7 @@ def _of_attempt(story: Story, attempt: ChargeAttempt) -> Next | None:
 
 def _doubt(story: Story, attempt: ChargeAttempt, name: str) -> str:
     since = attempt.doubt_since or story.now
-    lost = "a person decides" if story.rules.hold_in_doubt else "a new attempt follows"
+    lost = f"a person decides: {PRESUME_LOST}" if story.rules.hold_in_doubt else "a new attempt follows"
     return (
         f"{name} is in doubt since {story.when(since)} ({attempt.error or 'no answer'}): money may have moved, so"
         f" nothing else is charged. Looked up {attempt.checks} times, again {story.when(attempt.next_check_at)};"
@@ -274,6 +279,16 @@ def _same_invoice(story: Story, fact: Fact, attempt: ChargeAttempt) -> bool:
 
 
 def _charged_with(story: Story, named: str | None) -> str:
+    first = story.tokens.get(_first_token(story, named) or "")
+    if first is None:
+        ask = f"`billing session create {story.customer.reference}`"
+        none = f"no payment method may be charged, so the customer will be asked for one ({ask} makes a link)"
+        return "; ".join([none, *_set_aside(story)])
+    unverified = " once Xendit confirms it" if first.status == TokenStatus.PENDING else ""
+    return f"charged with {story.token_name(first.id)}{unverified}"
+
+
+def _first_token(story: Story, named: str | None = None) -> str | None:
     """The same order as services/retrying.py, without the network caps, which are looked at when it begins."""
     own = story.subscription.payment_token_id
     usable = [
@@ -281,15 +296,22 @@ def _charged_with(story: Story, named: str | None) -> str:
         for token in story.tokens.values()
         if token.blocked_reason is None
         and token.unknown_since is None
+        and token.replaced_at is None
         and token.status in (TokenStatus.ACTIVE, TokenStatus.PENDING)
-        and named in (None, token.id)
     ]
-    if not usable:
-        ask = f"`billing session create {story.customer.reference}`"
-        return f"no payment method may be charged, so the customer will be asked for one ({ask} makes a link)"
-    first = min(usable, key=lambda token: (token.status != TokenStatus.ACTIVE, token.id != own, token.rank))
-    unverified = " once Xendit confirms it" if first.status == TokenStatus.PENDING else ""
-    return f"charged with {story.token_name(first.id)}{unverified}"
+    order = sorted(
+        usable, key=lambda token: (token.status != TokenStatus.ACTIVE, token.id != named, token.id != own, token.rank)
+    )
+    return order[0].id if order else None
+
+
+def _set_aside(story: Story) -> list[str]:
+    """Payment methods that would work, perhaps, and that we do not charge: with the command that changes it."""
+    return [
+        f"{story.token_name(token.id)} is not charged by itself ({why}); `billing token unblock {token.id}` undoes that"
+        for token in story.tokens.values()
+        if token.status == TokenStatus.ACTIVE and (why := not_charged_because(token)) is not None
+    ]
 
 
 def _waiting_for_customer(story: Story) -> Next | None:
@@ -311,7 +333,7 @@ def _waiting_for_customer(story: Story) -> Next | None:
         f" (`billing session create {story.customer.reference}`) is charged at once; otherwise, at"
         f" {story.when(invoice.grace_ends_at)}, it becomes uncollectible {becomes}"
     )
-    return Next("customer", invoice.grace_ends_at, why)
+    return Next("customer", invoice.grace_ends_at, "; ".join([why, *_set_aside(story)]))
 
 
 # -------------------------------------------------------------------------------------------- the calendar

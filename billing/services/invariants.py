@@ -31,6 +31,7 @@ class Check:
     wrong: str
     bad: str
     advice: str
+    is_news: bool = False  # to be told, and right as it is
 
 
 def _listed(statuses: frozenset[StrEnum]) -> str:
@@ -459,8 +460,22 @@ _RULES = (
         "no_refund_is_stuck",
         None,
         "refunds that are held or have failed",
-        "SELECT id FROM refunds WHERE status IN ('held', 'failed')",
+        # Those that a person has made elsewhere since, or that failed there, are no matter of ours.
+        """SELECT r.id FROM refunds r WHERE r.status IN ('held', 'failed') AND NOT r.made_elsewhere AND NOT EXISTS (
+            SELECT FROM refunds other WHERE other.capture_id = r.capture_id AND other.made_elsewhere
+                AND other.status = 'succeeded' AND other.amount_minor >= r.amount_minor
+                AND other.created_at > r.created_at)""",
         "`billing invoice show` says why; refund in Xendit's dashboard",
+    ),
+    Check(
+        "refunds_made_elsewhere",
+        None,
+        "refunds made outside this software, in Xendit's dashboard",
+        """SELECT i.number || ' ' || r.xendit_refund_id AS id FROM refunds r
+        JOIN captures c ON c.id = r.capture_id JOIN invoices i ON i.id = c.invoice_id
+        WHERE r.made_elsewhere AND r.status = 'succeeded'""",
+        "nothing is to be done: their invoices stay paid, and nothing is charged for them again",
+        is_news=True,
     ),
     Check(
         "no_event_is_parked",

@@ -1,4 +1,5 @@
-"""Charging that stopped because Xendit refused a key goes on by itself once a process starts with another key.
+"""Charging that stopped because of a key goes on by itself once a process starts with another: Xendit had refused the
+key, or did not know our payment methods with it. What was unknown to it is asked about at once.
 
 That is what was put right, so nobody has to say it once more. Called where a process begins: workers, scheduler, and
 every command that talks to Xendit. A stop by a person stays until that person lifts it.
@@ -35,10 +36,11 @@ def lift_stop_of_another_key(parts: Parts, tell: Callable[[str], None] = _log) -
         return True
     try:
         with parts.reading() as session:
-            if not queries.is_stopped_for_another_key(session, parts.key_fingerprint):
+            if not queries.has_waited_for_another_key(session, parts.key_fingerprint):
                 return True
         with parts.transaction() as session:
             reason = queries.lift_stop_of_another_key(session, parts.key_fingerprint)
+            queries.ask_unknown_tokens_now(session, parts.clock.now(), key=parts.key_fingerprint)
     except SQLAlchemyError:
         return False
     if reason is not None:

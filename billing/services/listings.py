@@ -21,10 +21,12 @@ from billing.services.views import (
     instant,
     invoice_view,
     plan_view,
+    refunded_minor,
     session_view,
     subscription_view,
     token_view,
 )
+from billing.store import queries
 from billing.store.models import (
     ChargeAttempt,
     ChargingStop,
@@ -77,7 +79,7 @@ def show_token(session: Session, token_id: str) -> Json:
 def list_subscriptions(parts: Parts, *, status: str | None = None, customer: str | None = None) -> Listing:
     """The oldest first."""
     query: Any = (
-        select(Subscription, Customer.reference, Plan.code)
+        select(Subscription, Customer.reference, Plan.code, queries.token_to_charge())
         .join(Customer, Customer.id == Subscription.customer_id)
         .join(Plan, Plan.id == Subscription.plan_id)
     )
@@ -112,7 +114,8 @@ def _with_attempts(session: Session, rows: Sequence[Row[Any]]) -> list[Json]:
     invoices = [row[0] for row in rows]
     query = select(ChargeAttempt).where(ChargeAttempt.invoice_id.in_([invoice.id for invoice in invoices]))
     attempts = _by_owner(session, query.order_by(ChargeAttempt.number), "invoice_id")
-    return [invoice_view(invoice, attempts.get(invoice.id, [])) for invoice in invoices]
+    refunded = refunded_minor(session, [invoice.id for invoice in invoices])
+    return [invoice_view(invoice, attempts.get(invoice.id, []), refunded.get(invoice.id, 0)) for invoice in invoices]
 
 
 def list_events(parts: Parts, *, state: str | None = None) -> Listing:

@@ -15,6 +15,7 @@ from sqlalchemy import Table, insert
 from sqlalchemy.orm import Session
 
 from billing.domain.gateway import Lane, PaymentGateway, Quota
+from billing.services.acquaintance import Acquaintance
 from billing.services.breaker import Breakers
 from billing.services.strangers import Strangers
 from billing.store import which_database
@@ -58,6 +59,7 @@ class Parts:
     rules: Rules
     breakers: Breakers = field(default_factory=Breakers, kw_only=True)
     strangers: Strangers = field(default_factory=Strangers, kw_only=True)
+    acquaintance: Acquaintance = field(default_factory=Acquaintance, kw_only=True)
     key_fingerprint: str | None = field(default=None, kw_only=True)  # of Xendit's secret key, never the key
     # Set when the process is told to end: what takes long and can be done another time ends, too.
     stopping: threading.Event = field(default_factory=threading.Event, kw_only=True)

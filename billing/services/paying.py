@@ -55,7 +55,10 @@ def pay_invoice(parts: Parts, invoice_id: str, token_id: str | None) -> str:
             if token.unknown_since is not None:
                 raise Conflict(f"token {token.id} cannot be charged: {unknown_in_words(token)}")
             if token.blocked_reason is not None:
-                raise Conflict(f"token {token.id} must not be tried again: {token.blocked_reason}")
+                raise Conflict(
+                    f"token {token.id} must not be tried again: {token.blocked_reason};"
+                    f" `billing token unblock {token.id}` undoes that"
+                )
         release_invoice(invoice)
         attempt = schedule_attempt(
             session, invoice, now, origin="operator", payment_token_id=token_id, replaces_at=replaced

@@ -29,7 +29,7 @@ from billing.services import invoicing
 from billing.services.parts import Parts, Rules
 from billing.services.subscriptions import calendar_of
 from billing.services.views import Json, instant
-from billing.store import run_queries
+from billing.store import queries, run_queries
 from billing.store.clock import uptime
 from billing.store.models import ChargeAttempt, Customer, Invoice, PaymentToken, Plan, Subscription
 
@@ -194,7 +194,6 @@ def expected_seconds(charges: int, limit: float | None) -> int | None:
 
 
 _OWN = aliased(PaymentToken)
-_USABLE = frozenset({TokenStatus.ACTIVE, TokenStatus.PENDING})
 
 
 def _next_best(column: Any) -> Any:
@@ -203,10 +202,9 @@ def _next_best(column: Any) -> Any:
         select(getattr(other, column.key))
         .where(
             other.customer_id == Subscription.customer_id,
-            other.status.in_(_USABLE),
-            other.blocked_reason.is_(None),
+            queries.may_be_charged(other),
         )
-        .order_by(other.rank)
+        .order_by(other.status != TokenStatus.ACTIVE, other.rank)
         .limit(1)
         .correlate(Subscription)
         .scalar_subquery()
@@ -222,7 +220,7 @@ def _of_token(column: Any) -> Any:
 _CHANNEL = _of_token(PaymentToken.channel_code)
 _TOKEN = _of_token(PaymentToken.payment_token_id)
 _LAST4 = _of_token(PaymentToken.card_last4)
-_JOIN_OWN = and_(_OWN.id == Subscription.payment_token_id, _OWN.status.in_(_USABLE), _OWN.blocked_reason.is_(None))
+_JOIN_OWN = and_(_OWN.id == Subscription.payment_token_id, queries.may_be_charged(_OWN))
 
 
 def _due(now: datetime) -> ColumnElement[bool]:

@@ -16,24 +16,25 @@ from hashlib import blake2b
 from sqlalchemy import select, tuple_
 from sqlalchemy.orm import Session
 
-from billing.domain.gateway import ChargeReport, ChargeStatus, TransactionPage, TransactionRow
+from billing.domain.gateway import ChargeReport, ChargeStatus, RefundStatus, TransactionPage, TransactionRow
 from billing.domain.lifecycle import AttemptStatus, HoldKind
 from billing.domain.money import Money
 from billing.errors import GatewayError, NotFound, NotSent, RateLimited, ServiceUnavailable, Unavailable
-from billing.services import retrying
+from billing.services import refunding, retrying
 from billing.services.invoices import hold_invoice, move_attempt
 from billing.services.matching import references_of
 from billing.services.parts import Parts, tell
 from billing.services.settling import doubt_attempt, settle_attempt
 from billing.store import queries
 from billing.store.clock import real_now
-from billing.store.models import Capture, ChargeAttempt, Invoice, PaymentToken
+from billing.store.models import Capture, ChargeAttempt, Invoice, PaymentToken, Refund
 
 NEVER_ARRIVED = "NOT_FOUND_AT_GATEWAY"
 ASK_AGAIN = timedelta(minutes=1)
 ASK_AGAIN_AT_MOST = timedelta(hours=1)  # a gateway that is down for a day is not asked every minute
 PAGE_WAITS_SECONDS = (5.0, 15.0, 60.0)  # before a page of the list is asked for again
 CAPTURES_AT_ONCE = 500
+PRESUME_LOST = "`BILLING_IN_DOUBT_POLICY=presume_lost billing reconcile` takes it for lost, and it is charged again"
 MADE_NO_MONEY = frozenset({"FAILED", "VOIDED", "REVERSED"})
 # Xendit may list a payment late: a day counts as compared when that was done so long after it.
 DAYS_COMPARED_AGAIN = 3
@@ -175,7 +176,8 @@ def _presume_lost(session: Session, attempt: ChargeAttempt, parts: Parts, now: d
         attempt.next_check_at = retrying.next_look_up(attempt, now, parts.rules)
         invoice = session.get_one(Invoice, attempt.invoice_id)
         if invoice.hold_reason is None:
-            hold_invoice(session, invoice, now, "an attempt is in doubt beyond the settlement window", HoldKind.DOUBT)
+            reason = f"an attempt is in doubt beyond the settlement window; {PRESUME_LOST}"
+            hold_invoice(session, invoice, now, reason, HoldKind.DOUBT)
         return
     found = queries.attempt_with_invoice(session, attempt.id)
     move_attempt(attempt, AttemptStatus.FAILED, now)
@@ -217,7 +219,7 @@ def doubt_expired_submissions(parts: Parts, limit: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    kind: str  # missing_here, missing_there, amount, unknown_payment
+    kind: str  # missing_here, missing_there, amount, status, unknown_payment, refund_elsewhere, unknown_refund
     payment_id: str | None
     reference_id: str | None
     ours: str | None
@@ -247,6 +249,7 @@ def differences_of_day(parts: Parts, day: date) -> Iterator[Difference]:
         theirs = [row for row in rows if row.type == "PAYMENT" and row.payment_id]
         listed.add(str(row.payment_id) for row in theirs)
         yield from _compare_rows(parts, theirs)
+        yield from _refunds_elsewhere(parts, [row for row in rows if row.type == "REFUND" and row.payment_id])
     yield from _missing_there(parts, start, end, listed)
     if began >= end + timedelta(days=DAYS_COMPARED_AGAIN - 1):
         with parts.transaction() as session:
@@ -354,6 +357,43 @@ def _compare_row(
         why = "the amounts differ: ask Xendit"
         return Difference("amount", row.payment_id, row.reference_id, str(ours), theirs, why)
     return None
+
+
+def _refunds_elsewhere(parts: Parts, rows: Sequence[TransactionRow]) -> Iterator[Difference]:
+    """Money that went back and that we did not send back: recorded if it is of a payment of ours, and told of."""
+    for row in rows:
+        if row.status != "SUCCESS" or row.payment_id is None:
+            continue
+        with parts.reading() as session:
+            refund = refunding.find_refund(session, row.payment_id, row.reference_id)
+        why = ""
+        if refund is None:
+            refund, why = _record_from_list(parts, row)
+        theirs = f"{row.amount.currency} {row.amount}" if row.amount else None
+        if refund is None:
+            yield Difference("unknown_refund", None, row.reference_id, None, theirs, f"refund {row.payment_id}: {why}")
+            continue
+        if not refund.made_elsewhere:
+            continue
+        with parts.reading() as session:
+            capture = session.get_one(Capture, refund.capture_id)
+            number = session.get_one(Invoice, capture.invoice_id).number
+        ours = str(Money(refund.amount_minor, refund.currency))
+        why = f"refund {row.payment_id} was made outside this software, of invoice {number}; it is recorded there"
+        yield Difference("refund_elsewhere", capture.payment_id, row.reference_id, ours, theirs, why)
+
+
+def _record_from_list(parts: Parts, row: TransactionRow) -> tuple[Refund | None, str]:
+    """Its event was lost. The list does not say of which payment it is; Xendit's record of the refund does."""
+    refund_id = str(row.payment_id)
+    try:
+        report = parts.gateway.get_refund(refund_id)
+    except (NotFound, GatewayError) as error:
+        return None, f"it cannot be read now, look in Xendit's dashboard of which payment it is: {error}"
+    with parts.transaction() as session:
+        if report.status == RefundStatus.PENDING or refunding.apply_refund(session, report, parts.clock.now()) is None:
+            return None, "it is of no payment of ours: charged outside this software, or not told of yet"
+        return refunding.find_refund(session, refund_id, report.reference_id), ""
 
 
 def _payment_says(parts: Parts, row: TransactionRow, ours: Money) -> bool:

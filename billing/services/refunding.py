@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from billing.domain.gateway import RefundReport, RefundStatus
 from billing.domain.lifecycle import InvoiceStatus, RefundState
-from billing.domain.money import Money
+from billing.domain.money import Money, format_money
 from billing.errors import GatewayError, NotSent, OutcomeUnknown, RateLimited, Unavailable
 from billing.services.parts import Parts, Rules, tell
 from billing.services.subscriptions import lock_subscription
@@ -202,16 +202,70 @@ _STATUS_OF_ROW = {
 }
 
 
-def apply_refund(session: Session, report: RefundReport, now: datetime) -> bool:
-    """A refund event. False when it is none of ours (a person refunded in the dashboard)."""
-    query = select(Refund).where(Refund.xendit_refund_id == report.refund_id)
-    refund = session.scalar(query)
-    if refund is None and report.reference_id is not None:
-        refund = session.scalar(select(Refund).where(Refund.reference_id == report.reference_id))
+def apply_refund(session: Session, report: RefundReport, now: datetime) -> str | None:
+    """What Xendit says of a refund, ours or one that a person has made elsewhere. Returns the subscription it belongs
+    to; None when it is of no payment of ours, or none that we know yet."""
+    refund = find_refund(session, report.refund_id, report.reference_id)
+    if refund is not None:
+        capture = session.get_one(Capture, refund.capture_id)
+    else:
+        found = _capture_of(session, report)
+        if found is None:
+            return None
+        capture = found
+    subscription_id = session.get_one(ChargeAttempt, capture.attempt_id).subscription_id
     if refund is None:
-        return False
+        lock_subscription(session, subscription_id)
+        known = find_refund(session, report.refund_id, report.reference_id)
+        refund = known or _made_elsewhere(session, capture, report, now)
     _record(session, refund, report, now)
-    return True
+    return subscription_id
+
+
+def find_refund(session: Session, refund_id: str, reference_id: str | None) -> Refund | None:
+    """By Xendit's id; one of ours whose answer we have not heard yet by our reference."""
+    refund = session.scalar(select(Refund).where(Refund.xendit_refund_id == refund_id))
+    if refund is None and reference_id is not None:
+        refund = session.scalar(select(Refund).where(Refund.reference_id == reference_id))
+    return refund
+
+
+def _capture_of(session: Session, report: RefundReport) -> Capture | None:
+    if report.payment_id is not None:
+        capture = session.scalar(select(Capture).where(Capture.payment_id == report.payment_id))
+        if capture is not None:
+            return capture
+    if report.payment_request_id is None:
+        return None
+    query = select(Capture).where(Capture.payment_request_id == report.payment_request_id)
+    return session.scalar(query.order_by(Capture.captured_at, Capture.id).limit(1))
+
+
+def _made_elsewhere(session: Session, capture: Capture, report: RefundReport, now: datetime) -> Refund:
+    """In Xendit's dashboard, by a person. Where we have told him to do so (held), or were about to do it ourselves, it
+    is that; and one of ours of which nobody knows whether it arrived is that too, if it names no other reference."""
+    amount = report.amount or Money(capture.amount_minor, capture.currency)
+    same = select(Refund).where(
+        Refund.capture_id == capture.id,
+        Refund.xendit_refund_id.is_(None),
+        Refund.amount_minor == amount.amount_minor,
+        Refund.currency == amount.currency,
+    )
+    if report.reference_id is None:
+        ours = session.scalar(same.where(Refund.status == RefundState.PENDING).limit(1))
+        if ours is not None:
+            return ours
+    not_sent = Refund.status.in_({RefundState.HELD, RefundState.REQUESTED})
+    refund = session.scalar(same.where(not_sent).order_by(Refund.id).limit(1))
+    if refund is None:
+        refund = new_refund(capture, amount.amount_minor, "REQUESTED_BY_CUSTOMER", RefundState.PENDING, now)
+        refund.currency = amount.currency
+        session.add(refund)
+    refund.made_elsewhere = True
+    refund.xendit_refund_id = report.refund_id
+    session.flush()
+    log.warning("refund.made_elsewhere", refund=refund.id, capture=capture.id, xendit_refund_id=report.refund_id)
+    return refund
 
 
 def _record(session: Session, refund: Refund, report: RefundReport, now: datetime) -> None:
@@ -230,7 +284,7 @@ def _record(session: Session, refund: Refund, report: RefundReport, now: datetim
             invoice = session.get_one(Invoice, capture.invoice_id, populate_existing=True)
             if refund.currency == invoice.currency:  # money of another currency was never counted as paid
                 invoice.amount_paid_minor -= refund.amount_minor
-            tell(session, attempt.subscription_id, now, "refund.succeeded", invoice=invoice.number)
+            _tell_success(session, attempt.subscription_id, refund, invoice, now)
         case RefundStatus.FAILED | RefundStatus.CANCELLED:
             refund.status = RefundState.FAILED
             refund.next_try_at = None
@@ -241,6 +295,15 @@ def _record(session: Session, refund: Refund, report: RefundReport, now: datetim
             refund.status = RefundState.PENDING
             refund.next_try_at = now + FIRST_LOOK_UP
             refund.error = None
+
+
+def _tell_success(session: Session, subscription_id: str, refund: Refund, invoice: Invoice, now: datetime) -> None:
+    if not refund.made_elsewhere:
+        tell(session, subscription_id, now, "refund.succeeded", invoice=invoice.number)
+        return
+    amount = format_money(Money(refund.amount_minor, refund.currency))
+    made = {"invoice": invoice.number, "given_back": amount, "refund": refund.xendit_refund_id}
+    tell(session, subscription_id, now, "refund.made_elsewhere", **made)
 
 
 def _hold(refund: Refund, reason: str) -> None:

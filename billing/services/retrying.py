@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import assert_never
 
+import structlog
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
@@ -57,6 +58,8 @@ LATER_LOOK_UPS = timedelta(days=1)  # at first; then the older, the rarer
 PENDING_LOOK_UPS = (timedelta(hours=1), timedelta(days=1))
 PENDING_FOR_GOOD = timedelta(days=7)  # then the customer is asked
 
+log = structlog.get_logger()
+
 RETRYABLE = frozenset({DeclineClass.RETRY_LATER, DeclineClass.RETRY_AFTER, DeclineClass.UNKNOWN_FIRST})
 COUNTED_ORIGINS = frozenset({"schedule", "dunning"})
 
@@ -79,7 +82,8 @@ def choose_token(found: ToBegin, *, by_hand: bool) -> Choice:
     """The ACTIVE one that the attempt names, else the subscription's own, else the customer's in their order. Only when
     none of them may be charged the others count, however far in front they stand.
 
-    A dead or blocked token is never chosen (U7: a hard decline ends that token, not the search).
+    A dead or blocked token is never chosen (U7: a hard decline ends that token, not the search), and one that the
+    customer has replaced only by a person who names it.
     """
     alive = [token for token in _in_order(found) if token.blocked_reason is None and token.status not in DEAD_TOKENS]
     known = [token for token in alive if not token.unknown]
@@ -104,11 +108,10 @@ def wait_for_token(found: ToBegin, choice: Choice, now: datetime) -> timedelta |
 
 def _in_order(found: ToBegin) -> list[TokenWithDeclines]:
     named = found.named_token
-    if named is not None:
-        only = found.origin == "operator"  # who names a token by hand means that one
-        rest = [] if only else [token for token in found.tokens if token.id != named]
-        return [token for token in found.tokens if token.id == named] + rest
-    return sorted(found.tokens, key=lambda token: (token.id != found.own_token, token.rank))
+    if named is not None and found.origin == "operator":  # who names a token by hand means that one
+        return [token for token in found.tokens if token.id == named]
+    standing = [token for token in found.tokens if not token.replaced]
+    return sorted(standing, key=lambda token: (token.id != named, token.id != found.own_token, token.rank))
 
 
 def _over_the_caps(token: TokenWithDeclines, *, by_hand: bool) -> bool:
@@ -160,7 +163,7 @@ def _rest_ends(session: Session, found: queries.Found, now: datetime) -> datetim
 def after_failure(session: Session, found: queries.Found, verdict: Classified, now: datetime) -> str:
     """Let the dunning policy say what comes next and write it down. Returns it in words, for the story."""
     attempt, invoice, subscription = found.attempt, found.invoice, found.subscription
-    _note_decline_on_token(session, attempt, verdict)
+    _note_decline_on_token(session, attempt, verdict, now)
     if invoice.hold_kind in (HoldKind.PENDING, HoldKind.DOUBT):
         release_invoice(invoice)  # what it waited for has come
     if subscription.status not in BILLABLE:
@@ -250,6 +253,7 @@ def _other_token(session: Session, found: queries.Found) -> PaymentToken | None:
             PaymentToken.status == TokenStatus.ACTIVE,
             PaymentToken.unknown_since.is_(None),
             PaymentToken.blocked_reason.is_(None),
+            PaymentToken.replaced_at.is_(None),
             PaymentToken.id.not_in(tried),
         )
         .order_by(PaymentToken.rank)
@@ -258,14 +262,21 @@ def _other_token(session: Session, found: queries.Found) -> PaymentToken | None:
     return session.scalar(query)
 
 
-def _note_decline_on_token(session: Session, attempt: ChargeAttempt, verdict: Classified) -> None:
+def _note_decline_on_token(session: Session, attempt: ChargeAttempt, verdict: Classified, now: datetime) -> None:
     """A token that must never be tried again is blocked; a stolen or stopped card under every token it has."""
     if attempt.payment_token_id is None or not (verdict.cls == DeclineClass.DEAD_TOKEN or verdict.blocks_card):
         return
     dead = PaymentToken.id == attempt.payment_token_id
     if verdict.blocks_card and attempt.fingerprint:
         dead = dead | (PaymentToken.fingerprint == attempt.fingerprint)
+    blocked = select(PaymentToken.id).where(dead, PaymentToken.blocked_reason.is_(None)).order_by(PaymentToken.id)
+    news = list(session.scalars(blocked))
     session.execute(update(PaymentToken).where(dead).values(blocked_reason=verdict.code))
+    for token_id in news:
+        undo = f"billing token unblock {token_id}"
+        if token_id == attempt.payment_token_id:
+            tell(session, attempt.subscription_id, now, "token.blocked", token=token_id, reason=verdict.code, undo=undo)
+        log.warning("token.blocked", token=token_id, reason=verdict.code, undo=undo)
 
 
 def _without_future(session: Session, found: queries.Found, now: datetime) -> str:
@@ -286,7 +297,7 @@ def revise_plan(session: Session, found: queries.Found, verdict: Classified, now
         )
         .with_for_update()
     )
-    _note_decline_on_token(session, found.attempt, verdict)
+    _note_decline_on_token(session, found.attempt, verdict, now)
     if planned is None:
         return
     if verdict.cls in RETRYABLE and not (verdict.blocks_card or verdict.revoked):
@@ -355,7 +366,10 @@ def hold_if_pending_for_long(session: Session, attempt: ChargeAttempt, now: date
     invoice = session.get_one(Invoice, attempt.invoice_id)
     if invoice.status == InvoiceStatus.OPEN and invoice.hold_reason is None:
         days = PENDING_IN_SILENCE.days
-        reason = f"a charge has been pending for more than {days} days; ask Xendit about {attempt.payment_request_id}"
+        reason = (
+            f"a charge has been pending for more than {days} days; ask Xendit about {attempt.payment_request_id},"
+            " `billing reconcile` looks it up now"
+        )
         hold_invoice(session, invoice, now, reason, HoldKind.PENDING)
 
 

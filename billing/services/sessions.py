@@ -24,7 +24,7 @@ from billing.services.parts import Parts, Rules, tell
 from billing.services.reconciling import find_charge
 from billing.services.settling import settle_attempt
 from billing.services.subscriptions import activate, lock_subscription, lock_subscriptions_of
-from billing.services.tokens import apply_token, read_token
+from billing.services.tokens import apply_token, read_token, saved_by_customer
 from billing.store.models import (
     ChargeAttempt,
     Customer,
@@ -57,7 +57,8 @@ def refresh_session(parts: Parts, session_id: str) -> PaymentSession:
     with parts.transaction() as session:
         row = session.get_one(PaymentSession, session_id)
         if token is not None:
-            apply_token(session, session.get_one(Customer, row.customer_id), token, now, asked=True)
+            customer = session.get_one(Customer, row.customer_id)
+            apply_token(session, customer, token, now, asked=True, key=parts.key_fingerprint)
         apply_session(session, row, report, now)
         if payment is not None:
             _settle_payment(session, row, payment, now, parts.rules)
@@ -168,16 +169,17 @@ def apply_session(session: Session, row: PaymentSession, report: SessionReport, 
     session.refresh(row)
     if report.session_id != row.id:  # which is what stands in for a session that was never opened
         row.xendit_session_id = row.xendit_session_id or report.session_id
+    saves_another = report.payment_token_id not in (None, row.payment_token_id)
     row.payment_token_id = report.payment_token_id or row.payment_token_id
     row.payment_request_id = report.payment_request_id or row.payment_request_id
     row.payment_id = report.payment_id or row.payment_id
     if report.status == SessionStatus.COMPLETED:
-        _session_completed(session, row, now)
+        _session_completed(session, row, now, saves_another=saves_another)
     elif report.status in (SessionStatus.EXPIRED, SessionStatus.CANCELED) and row.status == SessionStatus.ACTIVE:
         session_over(session, row, SessionStatus(report.status), now)
 
 
-def _session_completed(session: Session, row: PaymentSession, now: datetime) -> None:
+def _session_completed(session: Session, row: PaymentSession, now: datetime, *, saves_another: bool) -> None:
     first_time = row.status != SessionStatus.COMPLETED
     row.status = SessionStatus.COMPLETED
     if first_time:
@@ -185,7 +187,7 @@ def _session_completed(session: Session, row: PaymentSession, now: datetime) -> 
     subscription = lock_subscription(session, row.subscription_id) if row.subscription_id else None
     if row.payment_token_id is not None:
         token = _token_of_session(session, row, now)
-        link_token(session, row, token, now)
+        link_token(session, row, token, now, is_news=saves_another)
     elif first_time and subscription is not None:
         # PAY with optional or disabled saving: paid, but nothing to renew with.
         tell(session, subscription.id, now, "customer.asked", reason="no payment method was saved", session=row.id)
@@ -207,13 +209,22 @@ def _token_of_session(session: Session, row: PaymentSession, now: datetime) -> P
     return token
 
 
-def link_token(session: Session, row: PaymentSession, token: PaymentToken, now: datetime) -> None:
-    """The token of a session belongs to the session's subscription; with a SAVE session it starts the subscription."""
+def link_token(
+    session: Session, row: PaymentSession, token: PaymentToken, now: datetime, *, is_news: bool = False
+) -> None:
+    """The token of a session belongs to the session's subscription; with a SAVE session it starts the subscription.
+    `is_news`: until now the session was not known to have saved it."""
+    is_news = is_news or row.payment_token_id != token.payment_token_id
     row.payment_token_id = token.payment_token_id
-    if row.subscription_id is None or token.status != TokenStatus.ACTIVE:
+    if token.status != TokenStatus.ACTIVE:
+        return
+    if is_news:
+        saved_by_customer(session, token, now)
+    if row.subscription_id is None:
         return
     subscription = lock_subscription(session, row.subscription_id)
-    if subscription.status == SubscriptionStatus.CANCELED or subscription.payment_token_id == token.id:
+    waits = subscription.status == SubscriptionStatus.INCOMPLETE and row.type == SessionType.SAVE
+    if subscription.status == SubscriptionStatus.CANCELED or (subscription.payment_token_id == token.id and not waits):
         return
     subscription.payment_token_id = token.id
     tell(session, subscription.id, now, "token.saved", token=token.id, channel=token.channel_code)

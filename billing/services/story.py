@@ -57,6 +57,9 @@ LINES = {
     "periods.not_listed": "what was due and not billed could not be listed: {reason}",
     "periods.skipped": "periods not billed: {count}; {reason}",
     "token.saved": "a payment method was saved ({token})",
+    "token.blocked": "{token} is not tried again ({reason}); `{undo}` undoes that",
+    "token.replaced": "{token} was declined and is replaced: it is not charged again by itself; `{undo}` undoes that",
+    "token.unblocked": "{token} may be charged again: a person has undone {undone}",
     "customer.asked": "the customer is asked for a payment method{until}: {reason}",
     "customer.new_method": "a new payment method is there ({token}): invoice {invoice} is charged with it",
     "session.expired": "payment session {session} expired unused; `billing session create` starts again",
@@ -80,6 +83,8 @@ LINES = {
     "charging.stopped": "all charging is stopped: {reason}",
     "refund.held": "money captured for invoice {invoice} is kept for a person to decide: {reason}",
     "refund.succeeded": "the second payment of invoice {invoice} is refunded",
+    "refund.made_elsewhere": "of invoice {invoice} {given_back} were given back outside this software ({refund});"
+    " nothing is charged for it again",
     "refund.failed": "a refund failed: {reason}",
 }
 NOT_RECORDED = "(not recorded)"

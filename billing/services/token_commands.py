@@ -17,4 +17,5 @@ def cancel_token(parts: Parts, token_id: str) -> PaymentToken:
     report = parts.gateway.cancel_token(token.payment_token_id)
     now = parts.clock.now()
     with parts.transaction() as session:
-        return apply_token(session, session.get_one(Customer, token.customer_id), report, now, asked=True)
+        customer = session.get_one(Customer, token.customer_id)
+        return apply_token(session, customer, report, now, asked=True, key=parts.key_fingerprint)

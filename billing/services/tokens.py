@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 import structlog
-from sqlalchemy import exists, func, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, and_, exists, func, or_, select
+from sqlalchemy.orm import Session, aliased
 
+from billing.domain.declines import DeclineClass
 from billing.domain.gateway import PaymentGateway, TokenReport
 from billing.domain.lifecycle import (
     BILLABLE,
@@ -16,10 +17,11 @@ from billing.domain.lifecycle import (
     AttemptStatus,
     HoldKind,
     InvoiceStatus,
+    SubscriptionStatus,
     TokenStatus,
 )
 from billing.errors import Conflict, GatewayError, NotFound, RequestRejected
-from billing.services.invoices import schedule_attempt, withdraw
+from billing.services.invoices import has_unfinished_attempt, schedule_attempt, withdraw
 from billing.services.parts import Parts, tell
 from billing.services.subscriptions import lock_subscriptions_of
 from billing.store import queries
@@ -27,6 +29,7 @@ from billing.store.models import (
     ChargeAttempt,
     Customer,
     Invoice,
+    PaymentSession,
     PaymentToken,
     Subscription,
     new_id,
@@ -40,12 +43,19 @@ log = structlog.get_logger()
 
 
 def apply_token(
-    session: Session, customer: Customer, report: TokenReport, now: datetime, *, asked: bool = False
+    session: Session,
+    customer: Customer,
+    report: TokenReport,
+    now: datetime,
+    *,
+    asked: bool = False,
+    key: str | None = None,
 ) -> PaymentToken:
     """Store or update a token. An older report never undoes a newer one; a final status of Xendit's never comes back.
 
     When the token becomes ACTIVE, unpaid invoices of the customer that wait for a payment method are tried with it.
     `asked`: it is Xendit's answer to us, not an event. Only that can say that the key in use knows the token.
+    `key`: the fingerprint of that key.
     """
     subscriptions = lock_subscriptions_of(session, customer.id)
     token = session.scalar(select(PaymentToken).where(PaymentToken.payment_token_id == report.payment_token_id))
@@ -53,12 +63,12 @@ def apply_token(
         token = _new_token(session, customer, report, now)
     waited = token.unknown_since is not None or any(each.hold_kind == HoldKind.TOKEN_UNKNOWN for each in subscriptions)
     if report.unknown:
-        _note_unknown(token, now)
+        _note_unknown(token, now, key)
     elif waited and not asked and token.unknown_since is not None and report.status not in DEAD_TOKENS:
         token.next_check_at = now  # somebody's key knows it: is it ours?
         return token
     else:
-        token.unknown_since = token.next_check_at = None
+        token.unknown_since = token.next_check_at = token.unknown_to_key = None
         _apply_known(session, customer.id, token, report, now)
     session.flush()
     if report.unknown:
@@ -80,6 +90,9 @@ def _apply_known(session: Session, customer_id: str, token: PaymentToken, report
     if became_active:
         if not guessed:
             token.blocked_reason = None  # the customer has entered the card again: it may be tried
+        saved = exists().where(PaymentSession.payment_token_id == token.payment_token_id)
+        if session.scalar(select(saved)):
+            put_first_if_unpaid(session, token, now)
         _use_for_waiting_invoices(session, customer_id, token, now)
 
 
@@ -128,13 +141,13 @@ def _copy(token: PaymentToken, report: TokenReport) -> None:
     token.gateway_updated_at = report.updated_at or token.gateway_updated_at
 
 
-def _use_for_waiting_invoices(session: Session, customer_id: str, token: PaymentToken, now: datetime) -> None:
+def _waiting_for_method(session: Session, customer_id: str) -> list[Invoice]:
     waits_for_action = exists().where(
         ChargeAttempt.invoice_id == Invoice.id, ChargeAttempt.status == AttemptStatus.REQUIRES_ACTION
     )
     waiting = (
-        select(Subscription.id, Invoice.id)
-        .join(Invoice, Invoice.subscription_id == Subscription.id)
+        select(Invoice)
+        .join(Subscription, Invoice.subscription_id == Subscription.id)
         .where(
             Subscription.customer_id == customer_id,
             Subscription.status.in_(BILLABLE),
@@ -143,15 +156,20 @@ def _use_for_waiting_invoices(session: Session, customer_id: str, token: Payment
             Invoice.hold_reason.is_(None),
         )
         .order_by(Subscription.id, Invoice.period_index)
+        .execution_options(populate_existing=True)
     )
-    for subscription_id, invoice_id in session.execute(waiting).all():
-        invoice = session.get_one(Invoice, invoice_id, populate_existing=True)
+    return list(session.scalars(waiting))
+
+
+def _use_for_waiting_invoices(session: Session, customer_id: str, token: PaymentToken, now: datetime) -> None:
+    for invoice in _waiting_for_method(session, customer_id):
         _supersede_action(session, invoice, now)
         if invoice.status != InvoiceStatus.OPEN:
             continue
         replaced = take_planned(session, invoice, now)
         if not may_still_move_money(session, invoice):
             schedule_attempt(session, invoice, now, origin="new_token", payment_token_id=token.id, replaces_at=replaced)
+            subscription_id = invoice.subscription_id
             tell(session, subscription_id, now, "customer.new_method", token=token.id, invoice=invoice.number)
 
 
@@ -213,13 +231,14 @@ def read_token(gateway: PaymentGateway, payment_token_id: str) -> TokenReport:
         return TokenReport(payment_token_id, TokenStatus.PENDING, unknown=True)
 
 
-def _note_unknown(token: PaymentToken, now: datetime) -> None:
+def _note_unknown(token: PaymentToken, now: datetime, key: str | None) -> None:
     """Not declared dead: the key in use may be another account's, or the other mode's. Nothing else is changed."""
     if has_ended(token):
         return
     if token.unknown_since is None:
         log.warning("token.unknown", token=token.id, check=RIGHT_KEY)
     token.unknown_since = token.unknown_since or now
+    token.unknown_to_key = key
     token.next_check_at = now + ASK_UNKNOWN_AGAIN
 
 
@@ -291,12 +310,15 @@ def release_when_known(session: Session, customer_id: str, now: datetime) -> Non
 def refresh_token(parts: Parts, payment_token_id: str) -> PaymentToken:
     """Ask Xendit about one token and store what it says. Raises NotFound (no such token here), GatewayError."""
     report = read_token(parts.gateway, payment_token_id)
+    if not report.unknown:
+        parts.acquaintance.make()
     now = parts.clock.now()
     with parts.transaction() as session:
         token = session.scalar(select(PaymentToken).where(PaymentToken.payment_token_id == payment_token_id))
         if token is None:
             raise NotFound(f"no token {payment_token_id}; see `billing token list --customer C`")
-        return apply_token(session, session.get_one(Customer, token.customer_id), report, now, asked=True)
+        customer = session.get_one(Customer, token.customer_id)
+        return apply_token(session, customer, report, now, asked=True, key=parts.key_fingerprint)
 
 
 def follow_token(parts: Parts, token_id: str) -> None:
@@ -311,13 +333,67 @@ def follow_token(parts: Parts, token_id: str) -> None:
         log.warning("token.check_failed", token=token_id, error=str(error))
 
 
-def verify_for_charge(parts: Parts, payment_token_id: str) -> bool:
-    """Before the first charge of a token we were only told of. False: Xendit could not be asked, try later."""
+def verify_for_charge(parts: Parts, payment_token_id: str) -> PaymentToken | None:
+    """Before the first charge of a token we were only told of. None: Xendit could not be asked, try later."""
     try:
-        refresh_token(parts, payment_token_id)
+        return refresh_token(parts, payment_token_id)
     except GatewayError:
-        return False
-    return True
+        return None
+
+
+# ----------------------------------------------------------------------------------- what a person may undo
+
+
+def not_charged_because(token: PaymentToken) -> str | None:
+    """What we, and not Xendit, keep a token from being charged for; None when it is nothing."""
+    if token.blocked_reason is not None:
+        return f"blocked after {token.blocked_reason}"
+    if _is_our_guess(token):
+        return "taken for dead, because Xendit did not know it once"
+    if token.unknown_since is not None:
+        return "Xendit does not know it with the key in use"
+    if token.replaced_at is not None:
+        return "declined, and replaced by the customer"
+    return None
+
+
+def unblock(session: Session, token: PaymentToken, now: datetime) -> list[str]:
+    """Undoes by hand all that keeps us from charging it, and tries what waits for a payment method. Returns what was
+    undone. Raises Conflict when there is nothing, or when it was Xendit that ended it."""
+    subscriptions = lock_subscriptions_of(session, token.customer_id)
+    session.refresh(token)
+    owner = session.get_one(Customer, token.customer_id)
+    if has_ended(token):
+        raise Conflict(
+            f"token {token.id} is {token.status} at Xendit, which is for good;"
+            f" `billing session create {owner.reference}` makes a link for another payment method"
+        )
+    undone: list[str] = []
+    while (why := not_charged_because(token)) is not None:
+        undone.append(why)
+        _undo_one(token)
+    if not undone:
+        raise Conflict(f"token {token.id} is {token.status} and not blocked: there is nothing to undo")
+    session.flush()
+    release_when_known(session, token.customer_id, now)
+    for subscription in subscriptions:
+        tell(session, subscription.id, now, "token.unblocked", token=token.id, undone=" and ".join(undone))
+    for invoice in _waiting_for_method(session, token.customer_id):
+        if not has_unfinished_attempt(session, invoice.id):
+            schedule_attempt(session, invoice, now, origin="operator", payment_token_id=token.id)
+    return undone
+
+
+def _undo_one(token: PaymentToken) -> None:
+    """In the order of `not_charged_because`."""
+    if token.blocked_reason is not None:
+        token.blocked_reason = None
+    elif _is_our_guess(token):
+        token.status, token.failure_code = TokenStatus.PENDING, None
+    elif token.unknown_since is not None:
+        token.unknown_since = token.next_check_at = token.unknown_to_key = None
+    else:
+        token.replaced_at = None
 
 
 def check_may_start_with(token: PaymentToken, customer: Customer) -> None:
@@ -341,7 +417,75 @@ def make_first(session: Session, token: PaymentToken) -> None:
         raise Conflict(f"token {token.id} is {token.status}; only an ACTIVE token can be preferred")
     if token.unknown_since is not None:
         raise Conflict(f"token {token.id} cannot be preferred: {unknown_in_words(token)}")
+    _put_first(session, token, lock_subscriptions_of(session, token.customer_id))
+
+
+def _put_first(session: Session, token: PaymentToken, subscriptions: Sequence[Subscription]) -> None:
     lowest = session.scalar(select(func.min(PaymentToken.rank)).where(PaymentToken.customer_id == token.customer_id))
-    token.rank = (lowest or 0) - 1
-    for subscription in lock_subscriptions_of(session, token.customer_id):
+    if lowest != token.rank:
+        token.rank = (lowest or 0) - 1
+    token.replaced_at = None
+    for subscription in subscriptions:
         subscription.payment_token_id = token.id
+
+
+# ------------------------------------------------------------------------------------- a method that is replaced
+
+# What says that a payment method was declined, not a channel that was down, nor a request of ours.
+DECLINES = frozenset(
+    {DeclineClass.RETRY_LATER, DeclineClass.NEEDS_CUSTOMER, DeclineClass.DEAD_TOKEN, DeclineClass.UNKNOWN_FIRST}
+)
+
+
+def saved_by_customer(session: Session, token: PaymentToken, now: datetime) -> None:
+    """A session, or an event, has brought this ACTIVE token for the first time. One that he had replaced is his choice
+    again."""
+    if token.replaced_at is not None:
+        token.replaced_at = None
+        _use_for_waiting_invoices(session, token.customer_id, token, now)
+    put_first_if_unpaid(session, token, now)
+
+
+def put_first_if_unpaid(session: Session, token: PaymentToken, now: datetime) -> None:
+    """What the customer saves while something of his is unpaid is charged first from then on. What was declined there
+    has been replaced: nobody charges it again by itself, this month or later."""
+    subscriptions = lock_subscriptions_of(session, token.customer_id)
+    session.flush()
+    unpaid = _unpaid_by(token)
+    if session.scalar(select(Invoice.id).join(Subscription).where(unpaid).limit(1)) is None:
+        return
+    # One that has not begun waits for the token of its own session.
+    begun = [each for each in subscriptions if each.status != SubscriptionStatus.INCOMPLETE]
+    _put_first(session, token, begun)
+    declined = (
+        select(ChargeAttempt.payment_token_id)
+        .join(Invoice, Invoice.id == ChargeAttempt.invoice_id)
+        .join(Subscription, Subscription.id == Invoice.subscription_id)
+        .where(unpaid, ChargeAttempt.status == AttemptStatus.FAILED, ChargeAttempt.decline_class.in_(DECLINES))
+    )
+    others = select(PaymentToken).where(
+        PaymentToken.id.in_(declined),
+        PaymentToken.id != token.id,
+        PaymentToken.customer_id == token.customer_id,
+        PaymentToken.replaced_at.is_(None),
+    )
+    for other in session.scalars(others.order_by(PaymentToken.id)).all():
+        other.replaced_at = now
+        for subscription in begun:
+            undo = f"billing token unblock {other.id}"
+            tell(session, subscription.id, now, "token.replaced", token=other.id, by=token.id, undo=undo)
+
+
+def _unpaid_by(token: PaymentToken) -> ColumnElement[bool]:
+    """Invoices (with their subscription) that the owner of this token owes, or owed until it was charged for them: its
+    session may be told of after its payment."""
+    tried = aliased(ChargeAttempt)
+    with_it = exists().where(
+        tried.invoice_id == Invoice.id, tried.origin == "new_token", tried.payment_token_id == token.id
+    )
+    given_up = and_(Invoice.status == InvoiceStatus.UNCOLLECTIBLE, Subscription.status == SubscriptionStatus.PAST_DUE)
+    return and_(
+        Subscription.customer_id == token.customer_id,
+        Subscription.status != SubscriptionStatus.CANCELED,
+        or_(Invoice.status == InvoiceStatus.OPEN, given_up, with_it),
+    )

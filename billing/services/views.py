@@ -5,14 +5,17 @@ Amounts are decimal strings in major units, instants ISO 8601 in UTC. Members ar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from billing.domain.lifecycle import BILLABLE, RefundState, SubscriptionStatus
 from billing.domain.money import Money
 from billing.domain.schedule import describe, schedule_from_text
+from billing.store import queries
 from billing.store.models import (
     Capture,
     ChargeAttempt,
@@ -81,11 +84,19 @@ def token_view(token: PaymentToken, customer_reference: str) -> Json:
         "failure_code": token.failure_code,
         "blocked_reason": token.blocked_reason,
         "unknown_since": instant(token.unknown_since),
+        "replaced_at": instant(token.replaced_at),
         "created_at": instant(token.created_at),
     }
 
 
-def subscription_view(subscription: Subscription, customer_reference: str, plan_code: str) -> Json:
+AS_STORED = "as stored"
+
+
+def subscription_view(
+    subscription: Subscription, customer_reference: str, plan_code: str, to_charge: str | None = AS_STORED
+) -> Json:
+    """`to_charge`: the payment method that would be charged, which its own may not be any more (queries.py)."""
+    is_charged = subscription.status in {*BILLABLE, SubscriptionStatus.PAUSED} and to_charge != AS_STORED
     return {
         "id": subscription.id,
         "reference": subscription.reference,
@@ -101,7 +112,7 @@ def subscription_view(subscription: Subscription, customer_reference: str, plan_
         "cancel_at_period_end": subscription.cancel_at_period_end,
         "ends_at": instant(subscription.ends_at),
         "canceled_at": instant(subscription.canceled_at),
-        "payment_token_id": subscription.payment_token_id,
+        "payment_token_id": to_charge if is_charged else subscription.payment_token_id,
         "anchor_day": subscription.anchor_day,
         "billed_cycles": subscription.billed_cycles,
         "hold_reason": subscription.hold_reason,
@@ -157,7 +168,7 @@ def attempt_view(attempt: ChargeAttempt) -> Json:
     }
 
 
-def invoice_view(invoice: Invoice, attempts: list[ChargeAttempt]) -> Json:
+def invoice_view(invoice: Invoice, attempts: list[ChargeAttempt], refunded_minor: int) -> Json:
     return {
         "id": invoice.id,
         "number": invoice.number,
@@ -166,6 +177,7 @@ def invoice_view(invoice: Invoice, attempts: list[ChargeAttempt]) -> Json:
         "period_end": instant(invoice.period_end),
         "amount": str(Money(invoice.amount_minor, invoice.currency)),
         "amount_paid": str(Money(invoice.amount_paid_minor, invoice.currency)),
+        "refunded": str(Money(refunded_minor, invoice.currency)),
         "currency": invoice.currency,
         "status": invoice.status,
         "hold_reason": invoice.hold_reason,
@@ -204,7 +216,20 @@ def show_customer(session: Session, customer: Customer) -> Json:
 def show_subscription(session: Session, subscription: Subscription) -> Json:
     customer = session.get_one(Customer, subscription.customer_id)
     plan = session.get_one(Plan, subscription.plan_id)
-    return subscription_view(subscription, customer.reference, plan.code)
+    to_charge = session.scalar(select(queries.token_to_charge()).where(Subscription.id == subscription.id))
+    return subscription_view(subscription, customer.reference, plan.code, to_charge)
+
+
+def refunded_minor(session: Session, invoice_ids: Sequence[str]) -> dict[str, int]:
+    """What has been given back, by invoice and in its currency, whoever did it; those without are left out."""
+    query = (
+        select(Invoice.id, func.sum(Refund.amount_minor))
+        .join(Capture, Capture.invoice_id == Invoice.id)
+        .join(Refund, Refund.capture_id == Capture.id)
+        .where(Invoice.id.in_(invoice_ids), Refund.status == RefundState.SUCCEEDED, Refund.currency == Invoice.currency)
+        .group_by(Invoice.id)
+    )
+    return {row[0]: int(row[1]) for row in session.execute(query)}
 
 
 def show_invoice(session: Session, invoice: Invoice) -> Json:
@@ -212,35 +237,45 @@ def show_invoice(session: Session, invoice: Invoice) -> Json:
         select(ChargeAttempt).where(ChargeAttempt.invoice_id == invoice.id).order_by(ChargeAttempt.number)
     )
     lines = session.scalars(select(InvoiceLine).where(InvoiceLine.invoice_id == invoice.id).order_by(InvoiceLine.id))
-    captures = session.execute(
-        select(Capture, Refund)
-        .outerjoin(Refund, Refund.capture_id == Capture.id)
-        .where(Capture.invoice_id == invoice.id)
-        .order_by(Capture.captured_at)
-    )
-    return invoice_view(invoice, list(attempts)) | {
+    captures = session.scalars(
+        select(Capture).where(Capture.invoice_id == invoice.id).order_by(Capture.captured_at, Capture.id)
+    ).all()
+    refunds: dict[str, list[Refund]] = {capture.id: [] for capture in captures}
+    for refund in session.scalars(select(Refund).where(Refund.capture_id.in_(refunds)).order_by(Refund.id)):
+        refunds[refund.capture_id].append(refund)
+    refunded = refunded_minor(session, [invoice.id]).get(invoice.id, 0)
+    return invoice_view(invoice, list(attempts), refunded) | {
         "lines": [
             {"description": line.description, "amount": str(Money(line.amount_minor, invoice.currency))}
             for line in lines
         ],
-        "captures": [_capture_view(capture, refund) for capture, refund in captures],
+        "captures": [_capture_view(capture, refunds[capture.id]) for capture in captures],
     }
 
 
-def _capture_view(capture: Capture, refund: Refund | None) -> Json:
+def _capture_view(capture: Capture, refunds: Sequence[Refund]) -> Json:
+    """`refund` is the first of its refunds; a person may have made more in Xendit's dashboard."""
+    given_back = [_refund_view(refund) for refund in refunds]
     return {
         "payment_id": capture.payment_id,
         "amount": str(Money(capture.amount_minor, capture.currency)),
         "currency": capture.currency,
         "captured_at": instant(capture.captured_at),
         "overpayment": capture.overpayment,
-        "refund": None
-        if refund is None
-        else {
-            "reference_id": refund.reference_id,
-            "refund_id": refund.xendit_refund_id,
-            "status": refund.status,
-            "reason": refund.reason,
-            "error": refund.error,
-        },
+        "refund": given_back[0] if given_back else None,
+        "refunds": given_back,
+    }
+
+
+def _refund_view(refund: Refund) -> Json:
+    return {
+        "reference_id": refund.reference_id,
+        "refund_id": refund.xendit_refund_id,
+        "amount": str(Money(refund.amount_minor, refund.currency)),
+        "currency": refund.currency,
+        "status": refund.status,
+        "made_elsewhere": refund.made_elsewhere,
+        "reason": refund.reason,
+        "error": refund.error,
+        "created_at": instant(refund.created_at),
     }

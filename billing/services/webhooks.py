@@ -24,12 +24,12 @@ from billing.domain.gateway import (
     SessionReport,
     TokenReport,
 )
-from billing.domain.lifecycle import AttemptStatus, EventState
+from billing.domain.lifecycle import AttemptStatus, EventState, TokenStatus
 from billing.errors import BillingError
 from billing.services import matching, refunding, sessions
 from billing.services.parts import Parts, Rules
 from billing.services.settling import settle_attempt
-from billing.services.tokens import apply_token
+from billing.services.tokens import apply_token, saved_by_customer
 from billing.store import charge_path
 from billing.store.charge_path import Confirmation
 from billing.store.models import (
@@ -171,7 +171,8 @@ def _apply(session: Session, event: GatewayEvent, now: datetime, rules: Rules) -
         case SessionReport() as report:
             return _apply_session(session, report, now)
         case RefundReport() as report:
-            return refunding.apply_refund(session, report, now), None
+            subscription_id = refunding.apply_refund(session, report, now)
+            return subscription_id is not None, subscription_id
         case None:
             return True, None
 
@@ -235,6 +236,8 @@ def _apply_token(session: Session, report: TokenReport, now: datetime) -> tuple[
     token = apply_token(session, customer, report, now)
     if row is not None and row.customer_id == token.customer_id:
         sessions.link_token(session, row, token, now)
+    elif known is None and token.status == TokenStatus.ACTIVE:
+        saved_by_customer(session, token, now)  # of several open sessions, or on a page of the merchant's own
     return True, row.subscription_id if row else None
 
 

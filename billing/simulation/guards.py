@@ -42,9 +42,11 @@ _FUNCTIONS = (
                 RAISE EXCEPTION 'UNSAFE: attempt % began for a subscription that is %', NEW.id, s.status; END IF;
             IF s.invoice <> 'open' THEN
                 RAISE EXCEPTION 'UNSAFE: attempt % began for an invoice that is %', NEW.id, s.invoice; END IF;
-            SELECT status, blocked_reason INTO t FROM payment_tokens WHERE id = NEW.payment_token_id;
+            SELECT status, blocked_reason, replaced_at INTO t FROM payment_tokens WHERE id = NEW.payment_token_id;
             IF t IS NULL OR t.status <> 'ACTIVE' OR t.blocked_reason IS NOT NULL THEN
                 RAISE EXCEPTION 'UNSAFE: attempt % began with a token that is not ACTIVE', NEW.id; END IF;
+            IF t.replaced_at IS NOT NULL AND NEW.origin <> 'operator' THEN
+                RAISE EXCEPTION 'UNSAFE: attempt % began with a token that the customer has replaced', NEW.id; END IF;
             SELECT coalesce(sum(c.amount_minor - coalesce(r.given, 0)), 0) INTO paid FROM captures c
                 LEFT JOIN LATERAL (SELECT sum(amount_minor) AS given FROM refunds WHERE capture_id = c.id) r ON true
                 WHERE c.invoice_id = NEW.invoice_id AND NOT c.overpayment AND c.currency = NEW.currency;

@@ -28,6 +28,7 @@ class TokenWithDeclines:
     rank: int
     blocked_reason: str | None
     unknown: bool  # Xendit says that it has no such token
+    replaced: bool  # it was declined, and the customer has saved another since
     created_at: datetime
     declines_in_a_day: int
     declines_in_30_days: int
@@ -79,7 +80,7 @@ _TO_BEGIN = text(
             WHERE k.invoice_id = i.id AND NOT k.overpayment), s.status, s.payment_token_id,
         c.id, c.country, p.name, p.schedule, r.state, EXISTS (SELECT FROM charging_stop),
         i.opened_at, t.id, t.payment_token_id, t.status, t.channel_code, t.fingerprint, t.rank, t.blocked_reason,
-        t.unknown_since IS NOT NULL, t.created_at,
+        t.unknown_since IS NOT NULL, t.replaced_at IS NOT NULL, t.created_at,
         {_DECLINES} :a_day_ago), {_DECLINES} :a_month_ago),
         EXISTS (SELECT FROM charge_attempts h WHERE h.subscription_id = a.subscription_id
             AND h.fingerprint = t.fingerprint AND h.status = 'failed' AND h.settled_at > :a_day_ago

@@ -146,6 +146,7 @@ class PaymentToken(Base):
     gateway_updated_at: Mapped[datetime | None]  # orders Xendit's events: older ones never undo newer ones
     # Since when Xendit says that it does not know it, which may be our wrong key: not charged, and not dead by that.
     unknown_since: Mapped[datetime | None]
+    unknown_to_key: Mapped[str | None]  # fingerprint of the key in use then: a process with another asks at once
     next_check_at: Mapped[datetime | None]  # when Xendit is asked again
     # Since when the customer has replaced it, after it was declined: not charged again by itself.
     replaced_at: Mapped[datetime | None]

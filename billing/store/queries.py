@@ -30,7 +30,14 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased, load_only, object_session
 
 from billing.domain.gateway import Lane
-from billing.domain.lifecycle import BILLABLE, UNFINISHED, AttemptStatus, InvoiceStatus, SubscriptionStatus
+from billing.domain.lifecycle import (
+    BILLABLE,
+    UNFINISHED,
+    AttemptStatus,
+    InvoiceStatus,
+    SubscriptionStatus,
+    TokenStatus,
+)
 from billing.store.models import (
     Base,
     BillingRun,
@@ -491,6 +498,69 @@ def expired_submissions(session: Session, real_now: datetime, limit: int) -> lis
     return list(session.scalars(query))
 
 
+def may_be_charged(token: type[PaymentToken]) -> ColumnElement[bool]:
+    """A payment method that is charged by itself, if Xendit calls it ACTIVE (again) by then."""
+    return and_(
+        token.status.in_({TokenStatus.ACTIVE, TokenStatus.PENDING}),
+        token.blocked_reason.is_(None),
+        token.unknown_since.is_(None),
+        token.replaced_at.is_(None),
+    )
+
+
+def token_to_charge() -> ColumnElement[str | None]:
+    """Of a subscription: the id of the payment method that would be charged now (services/retrying.py, without the
+    network caps). NULL when there is none."""
+    return (
+        select(PaymentToken.id)
+        .where(PaymentToken.customer_id == Subscription.customer_id, may_be_charged(PaymentToken))
+        .order_by(
+            PaymentToken.status != TokenStatus.ACTIVE,
+            PaymentToken.id.is_distinct_from(Subscription.payment_token_id),
+            PaymentToken.rank,
+        )
+        .limit(1)
+        .correlate(Subscription)
+        .scalar_subquery()
+    )
+
+
+def without_token(session: Session, customer_id: str) -> list[str]:
+    """References of a customer's subscriptions that are billed, now or after a pause, and have nothing to charge."""
+    query = select(Subscription.reference).where(
+        Subscription.customer_id == customer_id,
+        Subscription.status.in_({*BILLABLE, SubscriptionStatus.PAUSED}),
+        token_to_charge().is_(None),
+    )
+    return list(session.scalars(query.order_by(Subscription.id)))
+
+
+def last_charged_token(session: Session, *, but: str) -> str | None:
+    """Xendit's id of the payment method that was charged last."""
+    query = (
+        select(PaymentToken.payment_token_id)
+        .join(ChargeAttempt, ChargeAttempt.payment_token_id == PaymentToken.id)
+        .where(
+            ChargeAttempt.status == AttemptStatus.SUCCEEDED,
+            PaymentToken.unknown_since.is_(None),
+            PaymentToken.payment_token_id != but,
+        )
+        .order_by(ChargeAttempt.id.desc())
+        .limit(1)
+    )
+    return session.scalar(query)
+
+
+def ask_unknown_tokens_now(session: Session, now: datetime, *, key: str | None = None) -> int:
+    """Those that Xendit did not know are asked about at once; with a `key` only those that another key did not know."""
+    later = [PaymentToken.unknown_since.is_not(None), PaymentToken.next_check_at > now]
+    if key is not None:
+        later.append(PaymentToken.unknown_to_key.is_distinct_from(key))
+    asked = update(PaymentToken).where(*later).values(next_check_at=now)
+    result = session.execute(asked.execution_options(synchronize_session=False))
+    return cast("CursorResult[Any]", result).rowcount
+
+
 def take_tick(session: Session, job: str, slot: datetime) -> bool:
     """Whoever inserts the row does the job of that slot, in the same transaction (D11)."""
     query = insert(Tick).values(job=job, slot=slot).on_conflict_do_nothing().returning(Tick.job)
@@ -548,9 +618,16 @@ def stop_charging(session: Session, reason: str, now: datetime, *, refused_key: 
     session.execute(stop.on_conflict_do_nothing())
 
 
-def is_stopped_for_another_key(session: Session, key: str) -> bool:
-    """Whether charging is stopped because Xendit refused another key than this. One by a person has none."""
-    return session.scalar(select(ChargingStop.id).where(ChargingStop.refused_key != key)) is not None
+def has_waited_for_another_key(session: Session, key: str) -> bool:
+    """Whether anything waits because of a key that was not this: all charging, which Xendit refused it (a stop by a
+    person has no key), or what was unknown to it."""
+    stopped = exists().where(ChargingStop.refused_key != key)
+    unknown = exists().where(
+        PaymentToken.next_check_at.is_not(None),
+        PaymentToken.unknown_since.is_not(None),
+        PaymentToken.unknown_to_key.is_distinct_from(key),
+    )
+    return bool(session.scalar(select(or_(stopped, unknown))))
 
 
 def lift_stop_of_another_key(session: Session, key: str) -> str | None:

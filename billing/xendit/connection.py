@@ -13,7 +13,7 @@ import re
 import ssl
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -95,7 +95,7 @@ class Connection:
         *,
         record_id: str | None = None,
         body: Body | None = None,
-        params: Mapping[str, str] | None = None,
+        params: Mapping[str, str | Sequence[str]] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Answer:
         """Raises NotSent; without an answer, Unavailable for a read and OutcomeUnknown for all the rest."""
@@ -129,7 +129,7 @@ class Connection:
         *,
         record_id: str | None = None,
         body: Body | None = None,
-        params: Mapping[str, str] | None = None,
+        params: Mapping[str, str | Sequence[str]] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> tuple[httpx.Client, httpx.Request]:
         path = call.route if record_id is None else call.route.replace("{id}", _path_segment(record_id))

@@ -30,11 +30,13 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("day", name="pk_compared_days"),
     )
     op.add_column("payment_tokens", sa.Column("replaced_at", INSTANT, nullable=True))
+    op.add_column("payment_tokens", sa.Column("unknown_to_key", sa.Text(), nullable=True))
     op.add_column("refunds", sa.Column("made_elsewhere", sa.Boolean(), server_default=sa.text("false"), nullable=False))
 
 
 def downgrade() -> None:
     op.drop_column("refunds", "made_elsewhere")
+    op.drop_column("payment_tokens", "unknown_to_key")
     op.drop_column("payment_tokens", "replaced_at")
     op.drop_table("compared_days")
     op.drop_table("database_identity")

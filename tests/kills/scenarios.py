@@ -460,6 +460,9 @@ SCENARIOS: Mapping[str, Scenario] = {
         ("charging._settle_one#2",),
         afterwards=charging_is_resumed,
     ),
+    "our_key_may_be_anothers": Scenario(
+        partial(ana_is_due, fault="HTTP:400:INVALID_TOKEN"), tick, ("charging._begin_group#1", "charging._set_aside#1")
+    ),
     # Looking up
     "pending_is_looked_up": Scenario(
         partial(ana_was_charged, outcomes=["NO_WEBHOOK:PENDING:SUCCEEDED"], minutes=6),

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Sequence
+from dataclasses import replace
 
+import pytest
+from sqlalchemy import update
+
+from billing.app import work_on
 from billing.domain.gateway import SessionType
-from tests.world import CHARGE, World
+from billing.domain.lifecycle import HoldKind
+from billing.services import key, runs
+from billing.services.acquaintance import Acquaintance
+from billing.services.parts import Parts
+from billing.services.views import Json
+from billing.store import queries
+from billing.store.models import PaymentToken
+from tests.world import CHARGE, Subscriber, World
 
 
 def lose_webhooks(world: World) -> None:
@@ -102,3 +114,146 @@ def test_a_retry_waits_while_the_try_before_it_is_denied(world: World) -> None:
 
     assert ana.outcomes == ["failed", "succeeded"]
     assert world.calls(CHARGE) == 2
+
+
+# Charges
+
+
+def refuses_as_unknown(world: World, subscribers: int) -> list[Subscriber]:
+    """ACTIVE payment methods of the right account, and a month later the key of another one."""
+    return [world.subscribe_save(f"customer{number}") for number in range(subscribers)]
+
+
+def with_key(world: World, name: str) -> Parts:
+    """What a process that starts with this key has: it knows nothing of the account yet."""
+    parts = replace(world.parts, key_fingerprint=key.fingerprint(name), acquaintance=Acquaintance())
+    key.lift_stop_of_another_key(parts, lambda _: None)
+    return parts
+
+
+def run(parts: Parts) -> Json:
+    def send(kind: str, ids: Sequence[str]) -> None:
+        for identity in ids:
+            work_on(parts, kind, identity)
+
+    return runs.run_here(parts, send, None, lambda _totals: None)
+
+
+def nobody_is_blocked_or_dunned(subscribers: Sequence[Subscriber]) -> None:
+    for ana in subscribers:
+        assert [(token.status, token.blocked_reason) for token in ana.tokens] == [("ACTIVE", None)]
+        assert (ana.status, ana.outcomes) == ("active", ["scheduled"])
+        assert ana.invoice.first_failed_at is None
+        assert ana.invoice.hold_reason is None
+
+
+def test_after_a_handful_of_unknown_methods_charging_stops_and_the_right_key_goes_on(world: World) -> None:
+    """Contract "Where people run it" 4. Wrong before: every token was blocked for good, every customer asked."""
+    subscribers = refuses_as_unknown(world, 12)
+
+    with world.another_accounts_key():
+        report = run(with_key(world, "the key of another account"))
+
+    assert report["succeeded"] == 0
+    assert "Xendit does not know the first 5 payment methods" in report["stopped"]
+    assert "BILLING_XENDIT_SECRET_KEY" in report["stopped"]
+    assert world.calls(CHARGE) <= 8, "a handful, and what was on its way"
+    nobody_is_blocked_or_dunned(subscribers)
+
+    references = {ana.attempt.reference_id for ana in subscribers}
+    report = run(with_key(world, "the right key"))
+
+    assert report["stopped"] is None
+    assert world.collected() == [50_000] * 12
+    assert {ana.attempt.reference_id for ana in subscribers} == references
+
+
+def test_a_few_are_held_and_go_on_with_the_right_key_at_once(world: World) -> None:
+    subscribers = refuses_as_unknown(world, 3)
+    with world.another_accounts_key():
+        report = run(with_key(world, "the key of another account"))
+
+    assert (report["stopped"], report["attempted"], report["parked"]) == (None, 0, 3)
+    nobody_is_blocked_or_dunned(subscribers)
+    assert {ana.subscription.hold_kind for ana in subscribers} == {HoldKind.TOKEN_UNKNOWN}
+
+    run(with_key(world, "the right key"))
+
+    assert world.collected() == [50_000] * 3
+
+
+def test_the_same_key_lifts_nothing_by_itself_and_a_person_may(world: World) -> None:
+    refuses_as_unknown(world, 6)
+    with world.another_accounts_key():
+        run(with_key(world, "the key of another account"))
+    calls = world.calls(CHARGE)
+
+    assert run(with_key(world, "the key of another account"))["stopped"]
+    assert world.calls(CHARGE) == calls
+    with world.parts.transaction() as session:
+        queries.lift_charging_stop(session)
+        queries.ask_unknown_tokens_now(session, world.now)
+    run(with_key(world, "the key of another account"))
+
+    assert world.collected() == [50_000] * 6, "the account was put right, the key is what it was"
+
+
+@pytest.mark.parametrize("refusal", ["HTTP:400:INVALID_TOKEN", "HTTP:404:DATA_NOT_FOUND"])
+def test_what_contradicts_what_xendit_says_of_the_token_is_asked_once_more(world: World, refusal: str) -> None:
+    """It is ACTIVE there, and a charge is refused as if it were not: nothing follows from that alone."""
+    subscribers = refuses_as_unknown(world, 7)
+    world.break_calls(refusal, count=20)
+
+    report = run(with_key(world, "a key"))
+
+    assert report["stopped"]
+    nobody_is_blocked_or_dunned(subscribers)
+    world.break_calls(refusal, count=0)
+    world.advance(minutes=2)
+    run(with_key(world, "another key"))
+    assert world.collected() == [50_000] * 7
+
+
+def test_one_dead_token_among_working_ones_is_blocked_as_ever(world: World) -> None:
+    """Wherever it stands: Xendit knows it, and says that it is canceled."""
+    subscribers = refuses_as_unknown(world, 3)
+    world.control("POST", f"/tokens/{subscribers[0].tokens[0].payment_token_id}/cancel")
+
+    report = run(with_key(world, "the right key"))
+
+    dead = subscribers[0]
+    assert (report["stopped"], report["succeeded"], report["failed"]) == (None, 2, 1)
+    assert dead.tokens[0].blocked_reason == "INVALID_TOKEN"
+    assert dead.status == "past_due"
+    assert "token.blocked" in dead.story
+
+
+def test_an_account_that_knows_what_was_charged_before_is_ours(world: World) -> None:
+    """Six tokens are gone at Xendit, and the key is right: nothing stops."""
+    subscribers = refuses_as_unknown(world, 8)
+    world.live(minutes=5)
+    for ana in subscribers[:6]:
+        del world.simulator.world.tokens[ana.tokens[0].payment_token_id]
+    world.advance(days=31)
+
+    report = run(with_key(world, "the right key"))
+
+    assert (report["stopped"], report["succeeded"], report["failed"]) == (None, 2, 6)
+    assert [ana.status for ana in subscribers] == ["past_due"] * 6 + ["active"] * 2
+
+
+def test_imported_tokens_that_nobody_knows_stop_it_too(world: World) -> None:
+    """Before their first charge they are asked about: that storm ends after a handful as well."""
+    subscribers = refuses_as_unknown(world, 12)
+    with world.parts.transaction() as session:
+        session.execute(update(PaymentToken).values(status="PENDING"))
+
+    with world.another_accounts_key():
+        report = run(with_key(world, "the key of another account"))
+
+    assert report["stopped"]
+    assert world.calls(CHARGE) == 0
+    assert world.calls("GET /v3/payment_tokens/{id}") <= 8
+    run(with_key(world, "the right key"))
+    assert world.collected() == [50_000] * 12
+    assert {ana.status for ana in subscribers} == {"active"}

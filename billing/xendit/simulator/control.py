@@ -6,7 +6,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from billing.xendit.simulator import catalogue, customers, outcomes, sessions, settlement, tokens
+from billing.xendit.simulator import catalogue, customers, outcomes, refunds, sessions, settlement, tokens
 from billing.xendit.simulator.answers import ApiError, Json, Reply, iso
 from billing.xendit.simulator.calls import Call, look_up
 from billing.xendit.simulator.checkout import attempt
@@ -166,6 +166,16 @@ def capture_payment(world: World, call: Call) -> Reply:
     payment.request.webhook = True
     settlement.capture(world, payment, payment.request.amount, call.now)
     return Reply(200, payment.document)
+
+
+def refund_payment(world: World, call: Call) -> Reply:
+    """A person gives money back in the dashboard: {"amount": 10000}, or all that is left. It has no reference."""
+    payment, body = look_up(world.payments, call.params["id"]), call.json_or_empty()
+    if payment.status != "SUCCEEDED":
+        raise ApiError(409, "INELIGIBLE_TRANSACTION_STATUS")
+    wanted = Decimal(str(body["amount"])) if "amount" in body else None
+    reason = {"reason": str(body.get("reason", "REQUESTED_BY_CUSTOMER"))}
+    return Reply(200, refunds.give_back(world, payment, wanted, reason, call.now))
 
 
 def resolve_request(world: World, call: Call) -> Reply:

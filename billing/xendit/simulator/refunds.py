@@ -1,4 +1,4 @@
-"""POST /refunds: answered PENDING at once, decided a little later by webhook."""
+"""POST /refunds: answered PENDING at once, decided a little later by webhook. GET /refunds/{id} is of the older API."""
 
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -24,12 +24,19 @@ def create(world: World, call: Call) -> Reply:
         raise ApiError(400, "INELIGIBLE_TRANSACTION_STATUS")
     if "currency" in body and body["currency"] != payment.document["currency"]:
         raise ApiError(400, "INVALID_VALUE_ERROR", "currency does not match the payment")
-    amount = _refundable(payment, wanted, call.now)
-    refund = _open_refund(world, payment, amount, body, call.now)
-    due_at = call.now + timedelta(seconds=world.config.refund_seconds)
-    world.agenda.at(due_at, partial(_finish, world, refund))
-    # A copy: the answer says PENDING even when the refund ends within the same instant.
-    return Reply(200, dict(refund.document))
+    return Reply(200, give_back(world, payment, wanted, body, call.now))
+
+
+def get(world: World, call: Call) -> Reply:
+    return Reply(200, look_up(world.refunds, call.params["id"]).document)
+
+
+def give_back(world: World, payment: Payment, wanted: Decimal | None, body: Json, now: datetime) -> Json:
+    """Without an amount all that is left. A copy: it says PENDING even when the refund ends within the same instant."""
+    amount = _refundable(payment, wanted, now)
+    refund = _open_refund(world, payment, amount, body, now)
+    world.agenda.at(now + timedelta(seconds=world.config.refund_seconds), partial(_finish, world, refund))
+    return dict(refund.document)
 
 
 def _check(body: Json) -> Decimal | None:

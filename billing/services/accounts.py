@@ -1,0 +1,98 @@
+"""Does the key in use belong to the account that our payment methods were saved with? Asked when Xendit denies one.
+
+A key of another account, or of the other mode, is told by the same answers as a dead payment method: `INVALID_TOKEN` to
+a charge, 404 to a look. So until this process has seen the account know one of ours, such an answer proves nothing: the
+payment method is asked about by itself, and so is one that was charged before. What is denied all the same waits, and
+nobody is dunned; after a handful all charging stops, because the key is the likelier fault.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import structlog
+
+from billing.domain.gateway import ChargeReport, ChargeStatus
+from billing.domain.lifecycle import DEAD_TOKENS
+from billing.errors import GatewayError, RequestRejected
+from billing.services.acquaintance import HANDFUL
+from billing.services.parts import Parts
+from billing.services.tokens import RIGHT_KEY, read_token
+from billing.store import queries
+
+NOT_OURS = "INVALID_TOKEN"
+NOT_FOUND = 404
+
+log = structlog.get_logger()
+
+
+class Denied(Enum):
+    """Why an answer is not taken at its word."""
+
+    UNKNOWN = "Xendit does not know the payment method at all"
+    UNCLEAR = "Xendit refused the payment method, and does not say why; it is tried once more"
+
+
+def knows_us(answer: ChargeReport | GatewayError) -> bool:
+    """Xendit has taken the charge up, so it knows the payment method, whatever came of it."""
+    return isinstance(answer, ChargeReport) and answer.payment_request_id is not None
+
+
+def denies_token(answer: ChargeReport | GatewayError) -> bool:
+    """Nothing was created at Xendit, because it has no such payment method, or has it no more."""
+    if isinstance(answer, ChargeReport):
+        refused = answer.status == ChargeStatus.FAILED and answer.payment_request_id is None
+        return refused and answer.failure_code == NOT_OURS
+    return isinstance(answer, RequestRejected) and answer.http_status == NOT_FOUND
+
+
+def is_in_doubt(parts: Parts, payment_token_id: str) -> Denied | None:
+    """A charge was refused because of its payment method. None: it is to be taken at its word."""
+    if parts.acquaintance.is_made:
+        return None
+    try:
+        report = read_token(parts.gateway, payment_token_id)
+    except GatewayError:
+        pass
+    else:
+        if report.unknown:
+            return Denied.UNKNOWN if note_unknown(parts, payment_token_id) else None
+        if report.status in DEAD_TOKENS:
+            parts.acquaintance.make()
+            return None
+    if parts.acquaintance.has_denied(payment_token_id):
+        return None  # twice: there is no more to be learned
+    _count(parts, payment_token_id)
+    return Denied.UNCLEAR
+
+
+def note_unknown(parts: Parts, payment_token_id: str) -> bool:
+    """Xendit has no such payment method. False: it knows others of ours, so this one is at fault and not the key."""
+    if parts.acquaintance.is_made or _knows_another(parts, payment_token_id):
+        return False
+    _count(parts, payment_token_id)
+    return True
+
+
+def _knows_another(parts: Parts, payment_token_id: str) -> bool:
+    """The one that was charged last."""
+    with parts.reading() as session:
+        charged = queries.last_charged_token(session, but=payment_token_id)
+    if charged is None:
+        return False
+    try:
+        known = not read_token(parts.gateway, charged).unknown
+    except GatewayError:
+        return False
+    if known:
+        parts.acquaintance.make()
+    return known
+
+
+def _count(parts: Parts, payment_token_id: str) -> None:
+    if not parts.acquaintance.denies(payment_token_id):
+        return
+    reason = f"Xendit does not know the first {HANDFUL} payment methods that were to be charged: {RIGHT_KEY}"
+    with parts.transaction() as session:
+        queries.stop_charging(session, reason, parts.clock.now(), refused_key=parts.key_fingerprint)
+    log.error("charging.stopped", error=reason)
