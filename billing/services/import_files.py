@@ -41,7 +41,8 @@ _SEPARATORS = {
     "\t": ("tabs", ', delimiter="\\t"'),
 }
 _TABLE_TO_LINES = (
-    "python3 -c 'import csv, json, sys; [print(json.dumps(row)) for row in csv.DictReader(sys.stdinOPTION)]' < {file}"
+    "python3 -c 'import csv, json, sys;"
+    ' [print(json.dumps(row)) for row in csv.DictReader(open(sys.argv[1], encoding="utf-8-sig")OPTION)]\' {file}'
 )
 
 

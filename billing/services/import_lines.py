@@ -50,7 +50,7 @@ REQUIRED = (
     *("subscription_reference", "payment_token_id", "channel_code", "next_billing_at"),
 )
 MEMBERS = tuple(member.name for member in fields(Row))
-NO_TEXT = ("anchor_day", "catch_up")  # members that are not written in quotes
+WITHOUT_QUOTES = ("anchor_day", "catch_up")
 
 
 def parse_row(text: str) -> Row:
@@ -61,12 +61,11 @@ def parse_row(text: str) -> Row:
             close = get_close_matches(name, MEMBERS, n=1)
             advice = f"did you mean {close[0]}?" if close else f"the members are {', '.join(MEMBERS)}"
             raise InvalidInput(f"unknown member {name[:40]!r}; {advice}")
-    missing = [name for name in REQUIRED if members.get(name) in (None, "")]
+    members = {name: value for name, value in members.items() if value not in (None, "")}
+    missing = [name for name in REQUIRED if name not in members]
     if missing:
         raise InvalidInput(f"{', '.join(missing)} missing; every row needs {', '.join(REQUIRED)}")
-    values: dict[str, Any] = {
-        name: _text(name, value) for name, value in members.items() if name not in NO_TEXT and value is not None
-    }
+    values: dict[str, Any] = {name: _text(name, value) for name, value in members.items() if name not in WITHOUT_QUOTES}
     values["next_billing_at"] = _instant(values["next_billing_at"])
     values["anchor_day"] = _day(members.get("anchor_day"))
     values["catch_up"] = _flag("catch_up", members.get("catch_up"))

@@ -51,7 +51,7 @@ def zipped(**files: str) -> bytes:
         (b"\xef\xbb\xbf\r\n [\r\n" + LINES.encode() + b"]", "a JSON list", "jq -c '.[]'"),
         (json.dumps(ROWS[0], indent=2).encode(), "JSON with its objects over several lines", "jq -c . subscribers"),
         (b'{"customer_reference": "ana",\n "name": "Ana"}\n', "JSON with its objects over several lines", "jq -c ."),
-        (b"customer_reference,name,email\nana,Ana,a@x.id\n", "a table (CSV with commas)", "csv.DictReader(sys.stdin)"),
+        (b"customer_reference,name,email\nana,Ana,a@x.id\n", "a table (CSV with commas)", "csv.DictReader(open("),
         (b"ana;Ana;a@example.com;ID\n", "a table (CSV with semicolons)", 'delimiter=";"'),
         (b"reference\tname\temail\n", "a table (CSV with tabs)", r'delimiter="\t"'),
         (b'"customer_reference","name","plan"\r\n"ana","A","g"\r\n', "a table (CSV with commas)", "one JSON object a"),

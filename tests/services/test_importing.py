@@ -253,6 +253,15 @@ def test_blank_lines_and_a_byte_order_mark_are_no_rows_but_count_as_lines(parts:
     assert [refused["line"] for refused in report["refused"]] == [4]
 
 
+def test_an_optional_member_may_be_empty_as_a_table_has_it(parts: Parts, session: Session) -> None:
+    empty = json.dumps(
+        json.loads(row()) | {"timezone": "", "xendit_customer_id": "", "anchor_day": "", "catch_up": None}
+    )
+
+    assert take(parts, empty)["created"] == 1
+    assert only(session).timezone == "Asia/Jakarta"
+
+
 def test_progress_is_told_line_by_line(parts: Parts) -> None:
     told: list[int] = []
 
