@@ -61,7 +61,7 @@ def build(settings: Settings, *, gateway: PaymentGateway | None = None) -> App:
         quota=quota,
         rules=_rules(settings),
         callers=ThreadPoolExecutor(settings.charge_threads, thread_name_prefix="billing-call"),
-        key_fingerprint=key.fingerprint(settings.secret_key) if settings.secret_key else None,
+        key_fingerprint=_key_fingerprint(settings),
     )
     return App(settings, engine, parts)
 
@@ -93,6 +93,10 @@ def make_gateway(settings: Settings, quota: Quota) -> XenditGateway:
         before_request=pay_for,
         on_response=learn,
     )
+
+
+def _key_fingerprint(settings: Settings) -> str | None:
+    return key.fingerprint(settings.secret_key, settings.xendit_base_url) if settings.secret_key else None
 
 
 def _rules(settings: Settings) -> Rules:

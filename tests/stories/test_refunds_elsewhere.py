@@ -10,6 +10,7 @@ from sqlalchemy import select
 from billing.services import doctor, explain, listings, reconciling, views
 from billing.services.parts import Rules
 from billing.store.models import Capture, Refund
+from tests.typing_in_a_world import typed
 from tests.world import NO_PERIOD_TWICE, Subscriber, World
 
 
@@ -60,6 +61,23 @@ def test_it_is_recorded_and_shown_by_invoice_explain_and_doctor(world: World) ->
     assert (found["ok"], found["count"]) == (True, 1)
     assert f"{ana.invoice.number} {refund_id}" in found["detail"]
     assert world.events("refund.succeeded")[0].subscription_id == ana.id
+
+
+def test_whoever_looks_sees_it(world: World) -> None:
+    """The words of the commands."""
+    ana = she_has_paid(world)
+    refund_id = refund_in_the_dashboard(world, amount=20_000)
+    world.deliver_webhooks()
+
+    with typed(world) as billing:
+        said = billing("invoice", "show", ana.invoice.number).out
+        assert f"refund succeeded, IDR 20,000, {refund_id}, made outside this software" in said
+        assert refund_id in billing("explain", ana.subscription.reference).out
+        checked = billing("doctor")
+        assert (checked.status, refund_id in checked.out) == (0, True)
+        compared = billing("reconcile", "--date", str(world.now.date()), "--json")
+        assert compared.status == 0
+        assert [row["kind"] for row in compared.document["differences"]] == ["refund_elsewhere"]
 
 
 def test_it_starts_no_new_charge_and_the_next_period_is_charged_as_ever(world: World) -> None:
