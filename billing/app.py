@@ -80,7 +80,7 @@ def build(settings: Settings, *, gateway: PaymentGateway | None = None) -> App:
         quota=quota,
         rules=_rules(settings),
         callers=ThreadPoolExecutor(settings.charge_threads, thread_name_prefix="billing-call"),
-        key_fingerprint=key.fingerprint(settings.secret_key) if settings.secret_key else None,
+        key_fingerprint=_key_fingerprint(settings),
     )
     return App(settings, engine, parts)
 
@@ -131,6 +131,10 @@ def refusing_a_copy(sessions: Sessions) -> Callable[[str], None]:
             raise NotSent(str(error)) from None
 
     return refuse
+
+
+def _key_fingerprint(settings: Settings) -> str | None:
+    return key.fingerprint(settings.secret_key, settings.xendit_base_url) if settings.secret_key else None
 
 
 def _rules(settings: Settings) -> Rules:

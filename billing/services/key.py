@@ -21,9 +21,9 @@ _LENGTH = 16
 log = structlog.get_logger()
 
 
-def fingerprint(secret_key: str) -> str:
-    """Tells two keys apart and cannot be turned back into one."""
-    return hashlib.sha256(secret_key.encode()).hexdigest()[:_LENGTH]
+def fingerprint(secret_key: str, base_url: str = "") -> str:
+    """Tells two keys apart and cannot be turned back into one. The same words at another address are another key."""
+    return hashlib.sha256(f"{base_url}{secret_key}".encode()).hexdigest()[:_LENGTH]
 
 
 def _log(message: str) -> None:

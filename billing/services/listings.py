@@ -114,8 +114,8 @@ def _with_attempts(session: Session, rows: Sequence[Row[Any]]) -> list[Json]:
     invoices = [row[0] for row in rows]
     query = select(ChargeAttempt).where(ChargeAttempt.invoice_id.in_([invoice.id for invoice in invoices]))
     attempts = _by_owner(session, query.order_by(ChargeAttempt.number), "invoice_id")
-    refunded = refunded_minor(session, [invoice.id for invoice in invoices])
-    return [invoice_view(invoice, attempts.get(invoice.id, []), refunded.get(invoice.id, 0)) for invoice in invoices]
+    refunded = refunded_minor(session, invoices)
+    return [invoice_view(invoice, attempts.get(invoice.id, []), refunded[invoice.id]) for invoice in invoices]
 
 
 def list_events(parts: Parts, *, state: str | None = None) -> Listing:

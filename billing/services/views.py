@@ -220,16 +220,16 @@ def show_subscription(session: Session, subscription: Subscription) -> Json:
     return subscription_view(subscription, customer.reference, plan.code, to_charge)
 
 
-def refunded_minor(session: Session, invoice_ids: Sequence[str]) -> dict[str, int]:
-    """What has been given back, by invoice and in its currency, whoever did it; those without are left out."""
+def refunded_minor(session: Session, invoices: Sequence[Invoice]) -> dict[str, int]:
+    """What has been given back, by invoice and in its currency, whoever did it."""
     query = (
-        select(Invoice.id, func.sum(Refund.amount_minor))
-        .join(Capture, Capture.invoice_id == Invoice.id)
+        select(Capture.invoice_id, Refund.currency, func.sum(Refund.amount_minor))
         .join(Refund, Refund.capture_id == Capture.id)
-        .where(Invoice.id.in_(invoice_ids), Refund.status == RefundState.SUCCEEDED, Refund.currency == Invoice.currency)
-        .group_by(Invoice.id)
+        .where(Capture.invoice_id.in_([invoice.id for invoice in invoices]), Refund.status == RefundState.SUCCEEDED)
+        .group_by(Capture.invoice_id, Refund.currency)
     )
-    return {row[0]: int(row[1]) for row in session.execute(query)}
+    given_back = {(row[0], row[1]): int(row[2]) for row in session.execute(query)}
+    return {invoice.id: given_back.get((invoice.id, invoice.currency), 0) for invoice in invoices}
 
 
 def show_invoice(session: Session, invoice: Invoice) -> Json:
@@ -243,7 +243,7 @@ def show_invoice(session: Session, invoice: Invoice) -> Json:
     refunds: dict[str, list[Refund]] = {capture.id: [] for capture in captures}
     for refund in session.scalars(select(Refund).where(Refund.capture_id.in_(refunds)).order_by(Refund.id)):
         refunds[refund.capture_id].append(refund)
-    refunded = refunded_minor(session, [invoice.id]).get(invoice.id, 0)
+    refunded = refunded_minor(session, [invoice])[invoice.id]
     return invoice_view(invoice, list(attempts), refunded) | {
         "lines": [
             {"description": line.description, "amount": str(Money(line.amount_minor, invoice.currency))}

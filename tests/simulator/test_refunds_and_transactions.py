@@ -192,3 +192,19 @@ def test_the_ledger_shows_one_reference(desk: Desk) -> None:
         (charged["latest_payment_id"], charged["created"])
     ]
     assert desk.get("/_simulator/ledger", {"reference_id": "nobody"}) == {"payments": []}
+
+
+def test_a_person_gives_money_back_in_the_dashboard(desk: Desk) -> None:
+    request = desk.charge(desk.new_token())
+    desk.received()
+    payment = request["latest_payment_id"]
+
+    made = desk.post(f"/_simulator/payments/{payment}/refund", {"amount": 20_000}, status=200)
+    desk.later(minutes=1)
+
+    assert (made["status"], made["reference_id"], made["amount"]) == ("PENDING", None, 20_000)
+    [(event, done)] = desk.received()
+    assert (event, done["id"], done["payment_id"]) == ("refund.succeeded", made["id"], payment)
+    assert desk.get(f"/refunds/{made['id']}")["status"] == "SUCCEEDED"
+    rows = desk.get("/transactions", {"types": ["PAYMENT", "REFUND"]})["data"]
+    assert [(row["type"], row["product_id"]) for row in rows] == [("REFUND", made["id"]), ("PAYMENT", payment)]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import pytest
+import simplejson
 from sqlalchemy import select
 
 from billing.services import doctor, explain, listings, reconciling, views
 from billing.services.parts import Rules
 from billing.store.models import Capture, Refund
+from tests.typing_in_a_world import typed
 from tests.world import NO_PERIOD_TWICE, Subscriber, World
 
 
@@ -60,6 +63,23 @@ def test_it_is_recorded_and_shown_by_invoice_explain_and_doctor(world: World) ->
     assert (found["ok"], found["count"]) == (True, 1)
     assert f"{ana.invoice.number} {refund_id}" in found["detail"]
     assert world.events("refund.succeeded")[0].subscription_id == ana.id
+
+
+def test_whoever_looks_sees_it(world: World) -> None:
+    """The words of the commands."""
+    ana = she_has_paid(world)
+    refund_id = refund_in_the_dashboard(world, amount=20_000)
+    world.deliver_webhooks()
+
+    with typed(world) as billing:
+        said = billing("invoice", "show", ana.invoice.number).out
+        assert f"refund succeeded, IDR 20,000, {refund_id}, made outside this software" in said
+        assert refund_id in billing("explain", ana.subscription.reference).out
+        checked = billing("doctor")
+        assert (checked.status, refund_id in checked.out) == (0, True)
+        compared = billing("reconcile", "--date", str(world.now.date()), "--json")
+        assert compared.status == 0
+        assert [row["kind"] for row in compared.document["differences"]] == ["refund_elsewhere"]
 
 
 def test_it_starts_no_new_charge_and_the_next_period_is_charged_as_ever(world: World) -> None:
@@ -115,6 +135,22 @@ def test_ours_is_ours_though_its_answer_was_lost(world: World) -> None:
     ana = she_was_charged_twice(world)
 
     assert [(refund.status, refund.made_elsewhere) for refund in ana.refunds] == [("succeeded", False)]
+
+
+def test_an_event_without_a_reference_is_of_the_one_we_have_asked_for(world: World) -> None:
+    """Nobody has heard Xendit's id of it, and the event does not name ours: it is not given back twice in our books."""
+    world.break_calls("TIMEOUT_AFTER", endpoint="POST /refunds")
+    ana = she_was_charged_twice(world, lose={"refund.succeeded"})
+    assert [(refund.status, refund.xendit_refund_id) for refund in ana.refunds] == [("pending", None)]
+
+    world.advance(minutes=1)
+    world.deliver_webhooks(lose={"refund.succeeded"})
+    for made in world.simulator.world.refunds.values():
+        made.document["reference_id"] = None
+        world.receive(simplejson.dumps({"event": "refund.succeeded", "data": made.document}, use_decimal=True).encode())
+
+    assert [(refund.status, refund.made_elsewhere) for refund in ana.refunds] == [("succeeded", False)]
+    assert shown(world, ana)["amount_paid"] == "50000"
 
 
 def test_what_waits_for_a_person_is_settled_by_what_he_does_in_the_dashboard(new_world: Any) -> None:
@@ -183,9 +219,17 @@ def test_of_a_payment_of_nobody_here_it_is_kept_and_given_up(world: World) -> No
     world.waive(NO_PERIOD_TWICE)
 
 
-def she_was_charged_twice(world: World) -> Subscriber:
+def she_was_charged_twice(world: World, lose: Collection[str] = ()) -> Subscriber:
     """The first try turns into money after the second has paid."""
     ana = world.subscribe_save()
     ana.script("LATE_CAPTURE:INSUFFICIENT_BALANCE:172800", "SUCCEEDED")
-    world.live(days=4)
+    if not lose:
+        world.live(days=4)
+        return ana
+    for _ in range(3):
+        world.advance(days=1, minutes=1)
+        world.run()
+        world.deliver_webhooks(lose=lose)
+    world.run()
+    world.deliver_webhooks(lose=lose)
     return ana

@@ -560,6 +560,26 @@ def test_a_day_is_read_page_by_page(xendit: Any, gateway: XenditGateway) -> None
     assert xendit.last.url.params["created[lte]"] == "2026-12-02T00:00:00.000Z"
 
 
+def test_a_page_of_a_day_has_payments_and_refunds(xendit: Any, gateway: XenditGateway) -> None:
+    xendit.answers_with(200, {"has_more": False, "data": [transaction(1), transaction(2, type="REFUND")]})
+    day = datetime(2026, 12, 1, tzinfo=UTC)
+    page = gateway.transactions_page(created_from=day, created_to=day)
+    assert [row.type for row in page.rows] == ["PAYMENT", "REFUND"]
+    assert xendit.last.url.params.get_list("types") == ["PAYMENT", "REFUND"]
+
+
+def test_a_refund_is_read_by_its_id(xendit: Any, gateway: XenditGateway) -> None:
+    xendit.answers_with(200, {"id": "rfd-1", "payment_id": "py-1", "status": "SUCCEEDED", "reference_id": None})
+    report = gateway.get_refund("rfd-1")
+    assert (report.refund_id, report.payment_id, report.status, report.reference_id) == (
+        "rfd-1", "py-1", RefundStatus.SUCCEEDED, None,
+    )  # fmt: skip
+    assert xendit.last.url.path == "/refunds/rfd-1"
+    xendit.answers_with(404, {"error_code": "NOT_FOUND"})
+    with pytest.raises(NotFound, match="Xendit does not know refund rfd-2"):
+        gateway.get_refund("rfd-2")
+
+
 @pytest.mark.parametrize("second", [[transaction(1)], []])
 def test_paging_that_stands_still_is_an_error_not_a_short_list(
     xendit: Any, gateway: XenditGateway, second: list[object]

@@ -28,7 +28,10 @@ def create(world: World, call: Call) -> Reply:
 
 
 def get(world: World, call: Call) -> Reply:
-    return Reply(200, look_up(world.refunds, call.params["id"]).document)
+    refund = world.refunds.get(call.params["id"])
+    if refund is None:
+        raise ApiError(404, "NOT_FOUND")
+    return Reply(200, refund.document)
 
 
 def give_back(world: World, payment: Payment, wanted: Decimal | None, body: Json, now: datetime) -> Json:
