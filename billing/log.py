@@ -79,6 +79,8 @@ class Complaints:
         return {**line, "more_like_it": left_out} if left_out else line
 
     def filter(self, record: logging.LogRecord) -> bool:
+        if record.name.startswith("billing."):  # the simulator's, each about another request
+            return True
         if record.levelno < logging.WARNING and not record.name.startswith("dramatiq.worker"):
             return True
         error = record.exc_info[1] if record.exc_info else None
@@ -96,10 +98,11 @@ _complaints = Complaints()
 
 def configure(log_format: str, *, level: int = logging.INFO) -> None:
     """`console` for people, `json` for machines; on stderr, so that stdout holds only what was asked for."""
+    stderr = Unbreakable(sys.stderr)
     renderers: list[structlog.typing.Processor] = (
         [structlog.processors.JSONRenderer()]
         if log_format == "json"
-        else [_spell_out, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        else [_spell_out, structlog.dev.ConsoleRenderer(colors=stderr.isatty())]
     )
     structlog.configure(
         processors=[
@@ -111,7 +114,7 @@ def configure(log_format: str, *, level: int = logging.INFO) -> None:
             *renderers,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, Unbreakable(sys.stderr))),
+        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, stderr)),
         cache_logger_on_first_use=True,
     )
     for handler in (*logging.getLogger().handlers, logging.lastResort):

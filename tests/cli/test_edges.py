@@ -163,7 +163,7 @@ def due(shop: Terminal, xendit: Xendit) -> Terminal:
 def test_redis_that_does_not_answer(due: Terminal) -> None:
     ended = due.as_process("run", BILLING_REDIS_URL="redis://127.0.0.1:1/0")
     assert ended.status == 1
-    assert ended.refusal.startswith("Redis does not answer")
+    assert ended.refusal.startswith("1 period(s) opened, 0 charge(s) handed to workers; then Redis does not answer")
 
 
 def test_with_redis_the_work_is_handed_to_the_workers(due: Terminal, redis_url: str) -> None:

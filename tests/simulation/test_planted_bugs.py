@@ -101,7 +101,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
 
 @plant("days are compared in UTC (D10)", says="was forgotten")
 def _(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(subscriptions, "parse_zone", lambda _name: schedule.parse_zone("UTC"))
+    patch.setattr(subscriptions, "stored_zone", lambda _name: schedule.parse_zone("UTC"))
 
 
 @plant(

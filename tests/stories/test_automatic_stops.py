@@ -225,7 +225,7 @@ STOPS = (
     Stop("key of another account suspected", with_another_accounts_key(6), "charging show",
          "billing charging resume", paid(*[ONCE] * 6), "a process starts with another key"),
     Stop("run at its spending cap", a_run_stopped_by_its_cap, "runs show {run}",
-         "billing runs resume {run}", lambda world: world.run()["succeeded"] == 2, "never",
+         "billing runs resume {run}", lambda world: world.run()["whole_run"]["succeeded"] == 2, "never",
          rules=Rules(run_spending_cap={"IDR": 75_000})),
     Stop("run with unusual declines", a_run_stopped_by_declines, "runs show {run}",
          "billing runs resume {run}", paid(ONCE), "never"),

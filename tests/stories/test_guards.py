@@ -369,7 +369,8 @@ def test_while_charging_is_stopped_a_run_opens_and_charges_nothing(world: World)
     assert world.calls(CHARGE) == 0
     assert {one.attempt.status for one in subscribers} == {"scheduled"}
     again = world.run()
-    assert (again["run_id"], again["opened"]) == (report["run_id"], 3), "the same run goes on"
+    assert (again["run_id"], again["whole_run"]["opened"]) == (report["run_id"], 3), "the same run goes on"
+    assert again["opened"] == 0, "by the first command"
     resume_charging(world)
     assert world.run()["succeeded"] == 3
 
