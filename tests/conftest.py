@@ -12,6 +12,7 @@ one named in BILLING_TEST_REDIS_URL is flushed, and so are, with xdist, as many 
 from __future__ import annotations
 
 import os
+import signal
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -43,6 +44,9 @@ _servers = pytest.StashKey[Servers]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        # Started in the background by a script. Processes of the tests would ignore Ctrl-C as well, and tests send it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.stash[_running] = ExitStack()
     given = getattr(config, "workerinput", None)
     if given is not None:
