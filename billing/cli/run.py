@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Annotated
 
@@ -189,30 +189,31 @@ def _refuse_if_not_done(report: Json) -> None:
             f"{report['waiting']} charge(s) wait and none was handed out: {report['not_handed_out']};"
             " start `dramatiq workers`, nothing is lost and the work goes on by itself"
         )
-    refused = _refused(report)
-    _not_done(
-        refused,
-        report,
-        f"{refused} charge(s) were refused by Xendit for a reason on our side, and their invoices are held"
-        f" ({_codes(report)}); {sent}; `billing doctor` lists them",
-    )
-    _not_done(
-        report["withdrawn"],
-        report,
-        f"{report['withdrawn']} charge(s) could not be made: {report['why_withdrawn']}; {sent}; see"
-        " `billing invoice list --status open`",
-    )
-    unknown = report["unknown_tokens"]
-    _not_done(
-        unknown,
-        report,
-        f"{unknown} charge(s) wait, because Xendit does not know their payment methods: {RIGHT_KEY},"
-        " then `billing run` again; `billing token refresh` asks about one",
-    )
+    undone = list(_undone(report, sent))
     if report["in_doubt"]:
         output.warn(
             f"{report['in_doubt']} charge(s) in doubt: nobody knows yet whether money moved; nothing else is charged"
             " for their invoices until Xendit has said so (`billing reconcile` asks now)"
+        )
+    if undone:
+        raise Conflict("; also: ".join(undone))
+
+
+def _undone(report: Json, sent: str) -> Iterator[str]:
+    if refused := _refused(report):
+        yield (
+            f"{refused} charge(s) were refused by Xendit for a reason on our side, and their invoices are held"
+            f" ({_codes(report)}); {sent}; `billing doctor` lists them"
+        )
+    if report["withdrawn"]:
+        yield (
+            f"{report['withdrawn']} charge(s) could not be made: {report['why_withdrawn']}; {sent}; see"
+            " `billing invoice list --status open`"
+        )
+    if report["unknown_tokens"]:
+        yield (
+            f"{report['unknown_tokens']} charge(s) wait, because Xendit does not know their payment methods:"
+            f" {RIGHT_KEY}, then `billing run` again; `billing token refresh` asks about one"
         )
 
 
@@ -223,16 +224,6 @@ def _refused(report: Json) -> int:
 def _codes(report: Json) -> str:
     ours = [row["failure_code"] for row in report["declines"] if row["decline_class"] == DeclineClass.OUR_FAULT]
     return ", ".join(str(code) for code in ours if code) or "without a code"
-
-
-def _not_done(count: int, report: Json, text: str) -> None:
-    """An error when there is nothing else, beside what was done a warning."""
-    if not count:
-        return
-    if report["succeeded"] or report["pending"] or report["in_doubt"] or report["failed"] > _refused(report):
-        output.warn(text)
-        return
-    raise Conflict(text)
 
 
 def _move_clock(billing: App, at: datetime) -> datetime | None:

@@ -32,6 +32,12 @@ class DeclineClass(StrEnum):
     UNKNOWN_FIRST = "unknown_first"  # money may have moved: look it up before anything else
 
 
+# What says that a payment method was declined, not a channel that was down, nor a request of ours.
+DECLINES = frozenset(
+    {DeclineClass.RETRY_LATER, DeclineClass.NEEDS_CUSTOMER, DeclineClass.DEAD_TOKEN, DeclineClass.UNKNOWN_FIRST}
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """What one code allows.

@@ -13,7 +13,6 @@ from enum import Enum
 import structlog
 
 from billing.domain.gateway import ChargeReport, ChargeStatus
-from billing.domain.lifecycle import DEAD_TOKENS
 from billing.errors import GatewayError, RequestRejected
 from billing.services.acquaintance import HANDFUL
 from billing.services.parts import Parts
@@ -30,7 +29,7 @@ class Denied(Enum):
     """Why an answer is not taken at its word."""
 
     UNKNOWN = "Xendit does not know the payment method at all"
-    UNCLEAR = "Xendit refused the payment method, and does not say why; it is tried once more"
+    UNCLEAR = "Xendit refused the payment method, and cannot be asked whether it knows it"
 
 
 def knows_us(answer: ChargeReport | GatewayError) -> bool:
@@ -47,23 +46,19 @@ def denies_token(answer: ChargeReport | GatewayError) -> bool:
 
 
 def is_in_doubt(parts: Parts, payment_token_id: str) -> Denied | None:
-    """A charge was refused because of its payment method. None: it is to be taken at its word."""
+    """A charge was refused because of its payment method. None: it is to be taken at its word, because the account of
+    our key knows us. Where Xendit cannot be asked, nothing is learned by a second refusal either."""
     if parts.acquaintance.is_made:
         return None
     try:
         report = read_token(parts.gateway, payment_token_id)
     except GatewayError:
-        pass
-    else:
-        if report.unknown:
-            return Denied.UNKNOWN if note_unknown(parts, payment_token_id) else None
-        if report.status in DEAD_TOKENS:
-            parts.acquaintance.make()
-            return None
-    if parts.acquaintance.has_denied(payment_token_id):
-        return None  # twice: there is no more to be learned
-    _count(parts, payment_token_id)
-    return Denied.UNCLEAR
+        _count(parts, payment_token_id)
+        return Denied.UNCLEAR
+    if report.unknown:
+        return Denied.UNKNOWN if note_unknown(parts, payment_token_id) else None
+    parts.acquaintance.make()
+    return None
 
 
 def note_unknown(parts: Parts, payment_token_id: str) -> bool:

@@ -52,7 +52,7 @@ from billing.errors import (
 from billing.services import accounts, breaker, guards, parking, reconciling, retrying
 from billing.services.accounts import Denied
 from billing.services.breaker import Trouble
-from billing.services.invoices import close_if_ended, hold_invoice, move_attempt, withdraw
+from billing.services.invoices import close_if_ended, hold_invoice, move_attempt, schedule_attempt, withdraw
 from billing.services.invoicing import in_one_line
 from billing.services.parts import Parts, Rules, note_begun, note_unsent, tell
 from billing.services.settling import doubt_attempt, settle_attempt
@@ -306,7 +306,9 @@ def _settle_answers(parts: Parts, answered: Sequence[tuple[Begun, ChargeReport |
     for begun, answer in answered:
         try:
             if begun.attempt_id not in paid:
-                repeat_conflicts(partial(_settle_one, parts, begun, answer))
+                # Xendit is asked once, outside the transactions that a conflict repeats.
+                denied = _denied(parts, begun, answer)
+                repeat_conflicts(partial(_settle_one, parts, begun, answer, denied))
             _note_channel(parts, begun.request.channel_code, answer)
         except Exception as error:  # noqa: BLE001 - handed on, after the others had their turn
             broken.append(error)
@@ -347,13 +349,17 @@ def _as_asked(begun: Begun, answer: ChargeReport | GatewayError, now: datetime) 
     )
 
 
-def _settle_one(parts: Parts, begun: Begun, answer: ChargeReport | GatewayError) -> None:
+def _denied(parts: Parts, begun: Begun, answer: ChargeReport | GatewayError) -> Denied | None:
+    if not accounts.denies_token(answer):
+        return None
+    return accounts.is_in_doubt(parts, begun.request.payment_token_id)
+
+
+def _settle_one(parts: Parts, begun: Begun, answer: ChargeReport | GatewayError, denied: Denied | None) -> None:
     attempt_id = begun.attempt_id
-    if accounts.denies_token(answer):
-        denied = accounts.is_in_doubt(parts, begun.request.payment_token_id)
-        if denied is not None:
-            _set_aside(parts, begun, denied)
-            return
+    if denied is not None:
+        _set_aside(parts, begun, denied)
+        return
     match answer:
         case ChargeReport():
             _settle(parts, attempt_id, answer, source="answer")
@@ -694,6 +700,11 @@ def _without_token(
         reason = "Xendit says the token is not usable yet"
         queries.postpone(session, attempt.id, now + wait, error=reason)
         note_unsent(attempt.id, reason)
+    elif choice.unknown and not choice.capped and looked.origin == BY_HAND and attempt.payment_token_id is not None:
+        # Others may know it better: what a person named by hand holds nothing else up.
+        withdraw(session, attempt, now, f"Xendit does not know this payment method; {RIGHT_KEY}")
+        if attempt.replaces_at is not None:
+            schedule_attempt(session, found.invoice, max(now, attempt.replaces_at), origin="dunning")
     elif choice.unknown and not choice.capped:
         reason = hold_while_unknown(session, found.subscription, now)
         queries.park_attempts(session, [attempt.id], waits_for_token(found.subscription.customer_id), reason)

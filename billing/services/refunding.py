@@ -18,10 +18,13 @@ from billing.domain.money import Money, format_money
 from billing.errors import GatewayError, NotSent, OutcomeUnknown, RateLimited, Unavailable
 from billing.services.parts import Parts, Rules, tell
 from billing.services.subscriptions import lock_subscription
+from billing.services.tokens import RIGHT_KEY
 from billing.store import queries, which_database
 from billing.store.models import Capture, ChargeAttempt, Invoice, Refund, new_id
 
 TRY_AGAIN = timedelta(minutes=10)
+ASK_AGAIN_UNKNOWN = timedelta(hours=6)
+NOT_FOUND = 404
 FIRST_LOOK_UP = timedelta(hours=1)  # its webhook normally tells within minutes
 
 log = structlog.get_logger()
@@ -152,7 +155,15 @@ def _send(parts: Parts, refund_id: str) -> None:
     except GatewayError as error:
         with parts.transaction() as session:
             refund = session.get_one(Refund, refund_id, with_for_update=True)
-            if _nobody_knows(refund):
+            if not _nobody_knows(refund):
+                return
+            now = parts.clock.now()
+            if error.http_status == NOT_FOUND and now < refund.created_at + parts.rules.settlement_window * 7:
+                # Xendit gave us that payment request itself: our key may be another account's.
+                refund.status, refund.sent_at = RefundState.REQUESTED, None
+                refund.next_try_at = now + ASK_AGAIN_UNKNOWN
+                refund.error, refund.lease_until = f"{error}; {RIGHT_KEY}", None
+            else:
                 _hold(refund, f"{error}; refund it in the dashboard")
     else:
         with parts.transaction() as session:

@@ -12,11 +12,11 @@ from datetime import datetime, timedelta
 from typing import assert_never
 
 import structlog
-from sqlalchemy import func, select, update
+from sqlalchemy import exists, func, select, update
 from sqlalchemy.orm import Session
 
 from billing.domain import dunning
-from billing.domain.declines import Classified, DeclineClass
+from billing.domain.declines import DECLINES, Classified, DeclineClass
 from billing.domain.lifecycle import (
     BILLABLE,
     DEAD_TOKENS,
@@ -40,7 +40,7 @@ from billing.services.parts import Rules, tell
 from billing.services.subscriptions import end, end_if_over, is_to_be_tried, lock_subscription, move_subscription, pause
 from billing.store import queries
 from billing.store.charge_path import ToBegin, TokenWithDeclines
-from billing.store.models import ChargeAttempt, Invoice, PaymentToken, Plan, Subscription
+from billing.store.models import ChargeAttempt, Invoice, PaymentSession, PaymentToken, Plan, Subscription
 
 # Our network caps, well inside those of the schemes: they count declines per card, whoever caused them.
 CARD_DECLINES_A_DAY = 10
@@ -264,7 +264,11 @@ def _other_token(session: Session, found: queries.Found) -> PaymentToken | None:
 
 def _note_decline_on_token(session: Session, attempt: ChargeAttempt, verdict: Classified, now: datetime) -> None:
     """A token that must never be tried again is blocked; a stolen or stopped card under every token it has."""
-    if attempt.payment_token_id is None or not (verdict.cls == DeclineClass.DEAD_TOKEN or verdict.blocks_card):
+    if attempt.payment_token_id is None:
+        return
+    if verdict.cls in DECLINES:
+        _replace_if_another_was_saved(session, attempt, now)
+    if not (verdict.cls == DeclineClass.DEAD_TOKEN or verdict.blocks_card):
         return
     dead = PaymentToken.id == attempt.payment_token_id
     if verdict.blocks_card and attempt.fingerprint:
@@ -277,6 +281,25 @@ def _note_decline_on_token(session: Session, attempt: ChargeAttempt, verdict: Cl
         if token_id == attempt.payment_token_id:
             tell(session, attempt.subscription_id, now, "token.blocked", token=token_id, reason=verdict.code, undo=undo)
         log.warning("token.blocked", token=token_id, reason=verdict.code, undo=undo)
+
+
+def _replace_if_another_was_saved(session: Session, attempt: ChargeAttempt, now: datetime) -> None:
+    """The customer saved another payment method while this one was being charged: it is replaced as if its decline
+    had come before."""
+    declined = session.get_one(PaymentToken, attempt.payment_token_id)
+    saved = exists().where(PaymentSession.payment_token_id == PaymentToken.payment_token_id)
+    newer = select(PaymentToken.id).where(
+        PaymentToken.customer_id == declined.customer_id,
+        PaymentToken.id != declined.id,
+        PaymentToken.status == TokenStatus.ACTIVE,
+        PaymentToken.created_at >= (attempt.submitted_at or now),
+        PaymentToken.rank < declined.rank,
+        saved,
+    )
+    if declined.replaced_at is None and session.scalar(newer.limit(1)) is not None:
+        declined.replaced_at = now
+        undo = f"billing token unblock {declined.id}"
+        tell(session, attempt.subscription_id, now, "token.replaced", token=declined.id, undo=undo)
 
 
 def _without_future(session: Session, found: queries.Found, now: datetime) -> str:

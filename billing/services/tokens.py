@@ -9,7 +9,7 @@ import structlog
 from sqlalchemy import ColumnElement, and_, exists, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
-from billing.domain.declines import DeclineClass
+from billing.domain.declines import DECLINES
 from billing.domain.gateway import PaymentGateway, TokenReport
 from billing.domain.lifecycle import (
     BILLABLE,
@@ -430,11 +430,6 @@ def _put_first(session: Session, token: PaymentToken, subscriptions: Sequence[Su
 
 
 # ------------------------------------------------------------------------------------- a method that is replaced
-
-# What says that a payment method was declined, not a channel that was down, nor a request of ours.
-DECLINES = frozenset(
-    {DeclineClass.RETRY_LATER, DeclineClass.NEEDS_CUSTOMER, DeclineClass.DEAD_TOKEN, DeclineClass.UNKNOWN_FIRST}
-)
 
 
 def saved_by_customer(session: Session, token: PaymentToken, now: datetime) -> None:
