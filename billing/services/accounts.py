@@ -13,6 +13,7 @@ from enum import Enum
 import structlog
 
 from billing.domain.gateway import ChargeReport, ChargeStatus
+from billing.domain.lifecycle import DEAD_TOKENS
 from billing.errors import GatewayError, RequestRejected
 from billing.services.acquaintance import HANDFUL
 from billing.services.parts import Parts
@@ -29,7 +30,7 @@ class Denied(Enum):
     """Why an answer is not taken at its word."""
 
     UNKNOWN = "Xendit does not know the payment method at all"
-    UNCLEAR = "Xendit refused the payment method, and cannot be asked whether it knows it"
+    UNCLEAR = "Xendit refused the payment method, and does not say why; it is tried again"
 
 
 def knows_us(answer: ChargeReport | GatewayError) -> bool:
@@ -57,8 +58,13 @@ def is_in_doubt(parts: Parts, payment_token_id: str) -> Denied | None:
         return Denied.UNCLEAR
     if report.unknown:
         return Denied.UNKNOWN if note_unknown(parts, payment_token_id) else None
-    parts.acquaintance.make()
-    return None
+    if report.status in DEAD_TOKENS or parts.acquaintance.has_denied(payment_token_id):
+        parts.acquaintance.make()
+        return None
+    if _knows_another(parts, payment_token_id):
+        return None
+    _count(parts, payment_token_id)
+    return Denied.UNCLEAR
 
 
 def note_unknown(parts: Parts, payment_token_id: str) -> bool:

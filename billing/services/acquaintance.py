@@ -18,6 +18,9 @@ class Acquaintance:
     def make(self) -> None:
         self.is_made = True
 
+    def has_denied(self, payment_token_id: str) -> bool:
+        return payment_token_id in self._denied
+
     def denies(self, payment_token_id: str) -> bool:
         """True when that makes a handful of different ones; whoever lets charging go on is asked after another."""
         with self._lock:
