@@ -57,7 +57,7 @@ def test_paying_by_hand_over_nothing_is_no_success(shop: Terminal, xendit: Xendi
     named = shop.refused("invoice", "pay", "ana-gold-1", "--token", token["id"])
 
     assert ended.status == 1
-    assert "nothing was charged: no payment token that may be charged; `billing explain" in ended.err
+    assert "was not made: no payment token that may be charged; `billing session create CUSTOMER`" in ended.err
     assert f"`billing token unblock {token['id']}` undoes that" in named
     assert f"`billing token unblock {token['id']}` undoes that" in shop("explain", "ana-gold").out
 
