@@ -18,6 +18,7 @@ from billing import log
 from billing.domain.gateway import CHARGE_ENDPOINT, Lane, PaymentGateway, Quota
 from billing.domain.money import parse_amounts
 from billing.errors import (
+    BillingError,
     Conflict,
     CopyOfDatabase,
     GatewayError,
@@ -32,7 +33,7 @@ from billing.services import charging, dispatch, key, reconciling, refunding, se
 from billing.services.parts import Parts, Rules, Send, in_lane, lane_of_this_work
 from billing.settings import Settings
 from billing.store.clock import make_clock
-from billing.store.engine import Sessions, make_engine, make_sessions
+from billing.store.engine import Sessions, make_engine, make_sessions, refuse_unusable
 from billing.store.trouble import database_errors_in_one_line
 from billing.store.which_database import refuse_a_copy
 from billing.xendit.client import XenditGateway
@@ -83,6 +84,20 @@ def build(settings: Settings, *, gateway: PaymentGateway | None = None) -> App:
         key_fingerprint=_key_fingerprint(settings),
     )
     return App(settings, engine, parts)
+
+
+def build_process(settings: Settings) -> App:
+    """For a process that lives on: refuses at its start what can never work, and leaves nothing open then. Raises
+    InvalidSetting."""
+    app = build(settings)
+    try:
+        if settings.secret_key:  # web works without it
+            app.ready()
+        refuse_unusable(app.engine)
+    except BillingError:
+        app.close()
+        raise
+    return app
 
 
 def make_gateway(

@@ -31,7 +31,7 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 
 from billing import metrics
-from billing.app import App, build, find_sender
+from billing.app import App, build_process, find_sender
 from billing.domain.gateway import EventKind, SessionMode
 from billing.domain.lifecycle import SessionStatus
 from billing.errors import BillingError, WebhookRejected
@@ -41,7 +41,6 @@ from billing.services.inbox import Inbox
 from billing.services.parts import Send
 from billing.settings import Settings, load_settings
 from billing.store import which_database
-from billing.store.engine import refuse_unusable
 from billing.store.models import PaymentSession
 from billing.store.trouble import Trouble, in_words, trouble_of
 from billing.xendit.webhook import check_callback_token, read_event, read_payload
@@ -82,10 +81,7 @@ def create_app() -> Starlette:
     """Reads the settings. A malformed or missing one: one line on stderr, exit status 2."""
     try:
         settings = load_settings("database_url", "xendit_callback_token")
-        app = build(settings)
-        refuse_unusable(app.engine)
-        if settings.secret_key:  # pages and events ask Xendit
-            app.ready()
+        app = build_process(settings)
         return make_web(app, settings, find_sender(settings))
     except BillingError as error:
         print(f"billing: {error}", file=sys.stderr)  # noqa: T201 - before uvicorn has a log

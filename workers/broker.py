@@ -16,13 +16,12 @@ from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import AgeLimit, Middleware, Retries
 
-from billing.app import App, build
+from billing.app import App, build_process
 from billing.errors import BillingError
 from billing.services.key import lift_stop_of_another_key
 from billing.settings import Settings, load_settings
 from billing.store import queries
 from billing.store.clock import real_now
-from billing.store.engine import refuse_unusable
 
 NAMESPACE = "billing"
 Loaded = TypeVar("Loaded")
@@ -121,12 +120,6 @@ def max_in_flight() -> int:
 @cache
 def app() -> App:
     """One engine and one gateway a process. A worker builds it when it starts; a mere sender never does."""
-    built = or_exit(_build_usable)
+    built = or_exit(lambda: build_process(load_settings("database_url", "redis_url", "xendit_secret_key")))
     lift_stop_of_another_key(built.parts)
-    return built
-
-
-def _build_usable() -> App:
-    built = build(load_settings("database_url", "redis_url", "xendit_secret_key")).ready()
-    refuse_unusable(built.engine)
     return built

@@ -17,7 +17,7 @@ from types import FrameType
 
 import structlog
 
-from billing.app import App, InProcess, build, find_sender
+from billing.app import App, InProcess, build_process, find_sender
 from billing.domain.schedule import last_tick
 from billing.errors import BillingError, CopyOfDatabase
 from billing.services import dispatch, guards, runs
@@ -26,7 +26,6 @@ from billing.services.parts import Parts, Send
 from billing.settings import load_settings
 from billing.store import queries
 from billing.store.clock import real_now, refuse_a_wrong_clock, uptime
-from billing.store.engine import refuse_unusable
 from billing.store.trouble import database_errors_in_one_line, is_databases_trouble
 
 LOOP_SECONDS = 0.2
@@ -94,8 +93,7 @@ def _one_line(error: Exception) -> str:
 def main() -> int:
     try:
         settings = load_settings("database_url", "xendit_secret_key")
-        app = build(settings).ready()
-        refuse_unusable(app.engine)
+        app = build_process(settings)
         send = find_sender(settings)
     except BillingError as error:
         print(f"billing: {error}", file=sys.stderr)  # noqa: T201 - before any log is set up

@@ -134,5 +134,5 @@ def _find(billing: App, customer: str, plan: str) -> tuple[Customer, Plan]:
 
 
 def _document(subscription: Subscription, payer: Customer, plan: Plan, opened_session: Json | None) -> Json:
-    view = subscription_view(subscription, payer.reference, plan.code)
+    view = subscription_view(subscription, payer.reference, plan.code, subscription.payment_token_id)
     return {"subscription": view, "session": opened_session}

@@ -98,6 +98,7 @@ class HoldKind(StrEnum):
 
 # A subscription in one of these is billed when next_billing_at comes.
 BILLABLE = frozenset({SubscriptionStatus.TRIALING, SubscriptionStatus.ACTIVE, SubscriptionStatus.PAST_DUE})
+LIVE = BILLABLE | {SubscriptionStatus.PAUSED}  # billed now, or after a pause
 
 # At most one of these per invoice (partial UNIQUE index): nobody may try again before it ends.
 UNFINISHED = frozenset(

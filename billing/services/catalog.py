@@ -143,15 +143,12 @@ def create_customer(
 
 def _check_person(
     *,
-    name: str | None = None,
     email: str | None = None,
     country: str | None = None,
     mobile: str | None = None,
     timezone: str | None = None,
 ) -> None:
     """What is given. Raises InvalidInput."""
-    if name is not None:
-        check_text("name", name, longest=LONGEST_NAME)
     if email is not None:
         check_email(email)
     if country is not None:
@@ -175,10 +172,11 @@ def update_customer(
     """What is given, and nothing else: not the zones of subscriptions, and not the customer at Xendit, who cannot be
     changed there. Raises InvalidInput, or Conflict for a country in which a subscription could not be charged."""
     customer = session.get_one(Customer, customer.id, with_for_update={"key_share": True}, populate_existing=True)
-    _check_person(name=name, email=email, country=country, mobile=mobile, timezone=timezone)
+    name = customer.name if name is None else check_text("name", name, longest=LONGEST_NAME)
+    _check_person(email=email, country=country, mobile=mobile, timezone=timezone)
     if country is not None and country != customer.country:
         _check_can_be_charged_in(session, customer, country)
-    customer.name = customer.name if name is None else check_text("name", name, longest=LONGEST_NAME)
+    customer.name = name
     customer.email = customer.email if email is None else email
     customer.country = customer.country if country is None else country
     customer.mobile = customer.mobile if mobile is None else mobile

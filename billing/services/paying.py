@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from sqlalchemy import select, update
+from sqlalchemy import update
 
-from billing.domain.lifecycle import BILLABLE, AttemptStatus, HoldKind, InvoiceStatus, TokenStatus
+from billing.domain.lifecycle import BILLABLE, AttemptStatus, HoldKind, InvoiceStatus
 from billing.errors import Conflict, IllegalTransition
 from billing.services.invoices import move_invoice, release_invoice, schedule_attempt
 from billing.services.parts import Parts, tell
 from billing.services.subscriptions import lock_subscription
-from billing.services.tokens import may_still_move_money, take_planned, unknown_in_words
-from billing.store import queries, which_database
+from billing.services.tokens import may_still_move_money, take_planned, why_not_by_name
+from billing.store import queries, run_queries, which_database
 from billing.store.clock import real_now
-from billing.store.models import ChargeAttempt, ChargingStop, Invoice, PaymentToken
+from billing.store.models import ChargeAttempt, Invoice, PaymentToken
 
 
 def pay_invoice(parts: Parts, invoice_id: str, token_id: str | None) -> str:
@@ -27,7 +27,7 @@ def pay_invoice(parts: Parts, invoice_id: str, token_id: str | None) -> str:
         invoice = session.get_one(Invoice, invoice_id)
         subscription = lock_subscription(session, invoice.subscription_id)
         session.refresh(invoice)
-        stop = session.scalar(select(ChargingStop.reason))
+        stop = run_queries.charging_stop_reason(session)
         if stop is not None:
             raise Conflict(f"charging is stopped: {stop}; put it right, then `billing charging resume`")
         if subscription.status not in BILLABLE:
@@ -47,18 +47,9 @@ def pay_invoice(parts: Parts, invoice_id: str, token_id: str | None) -> str:
                 f" see `billing invoice show {invoice.number}`, or `billing reconcile` to look it up now"
             )
         if token_id is not None:
-            token = session.get_one(PaymentToken, token_id)
-            if token.customer_id != subscription.customer_id:
-                raise Conflict(f"token {token.id} belongs to another customer")
-            if token.status != TokenStatus.ACTIVE:
-                raise Conflict(f"token {token.id} is {token.status}; only an ACTIVE token can be charged")
-            if token.unknown_since is not None:
-                raise Conflict(f"token {token.id} cannot be charged: {unknown_in_words(token)}")
-            if token.blocked_reason is not None:
-                raise Conflict(
-                    f"token {token.id} must not be tried again: {token.blocked_reason};"
-                    f" `billing token unblock {token.id}` undoes that"
-                )
+            why = why_not_by_name(session.get_one(PaymentToken, token_id), subscription.customer_id)
+            if why is not None:
+                raise Conflict(why)
         release_invoice(invoice)
         attempt = schedule_attempt(
             session, invoice, now, origin="operator", payment_token_id=token_id, replaces_at=replaced

@@ -140,34 +140,33 @@ def _send(parts: Parts, refund_id: str) -> None:
         report = parts.gateway.refund(
             reference_id=reference, payment_request_id=request_id, amount=amount, reason=reason
         )
-    except (NotSent, RateLimited, Unavailable) as error:
-        with parts.transaction() as session:
-            refund = session.get_one(Refund, refund_id, with_for_update=True)
-            if _nobody_knows(refund):
-                refund.status, refund.sent_at = RefundState.REQUESTED, None
-                refund.next_try_at = parts.clock.now() + TRY_AGAIN
-                refund.error, refund.lease_until = str(error), None
-    except OutcomeUnknown as error:
-        with parts.transaction() as session:
-            refund = session.get_one(Refund, refund_id, with_for_update=True)
-            if _nobody_knows(refund):
-                refund.error, refund.lease_until = str(error), None
     except GatewayError as error:
         with parts.transaction() as session:
             refund = session.get_one(Refund, refund_id, with_for_update=True)
-            if not _nobody_knows(refund):
-                return
-            now = parts.clock.now()
-            if error.http_status == NOT_FOUND and now < refund.created_at + parts.rules.settlement_window * 7:
-                # Xendit gave us that payment request itself: our key may be another account's.
-                refund.status, refund.sent_at = RefundState.REQUESTED, None
-                refund.next_try_at = now + ASK_AGAIN_UNKNOWN
-                refund.error, refund.lease_until = f"{error}; {RIGHT_KEY}", None
-            else:
-                _hold(refund, f"{error}; refund it in the dashboard")
+            if _nobody_knows(refund):
+                _not_accepted(refund, error, parts.clock.now(), parts.rules)
     else:
         with parts.transaction() as session:
             _record(session, session.get_one(Refund, refund_id), report, parts.clock.now())
+
+
+def _not_accepted(refund: Refund, error: GatewayError, now: datetime, rules: Rules) -> None:
+    match error:
+        case OutcomeUnknown():
+            refund.error, refund.lease_until = str(error), None
+        case NotSent() | RateLimited() | Unavailable():
+            _ask_again(refund, now + TRY_AGAIN, str(error))
+        case _ if error.http_status == NOT_FOUND and now < refund.created_at + rules.settlement_window * 7:
+            # Xendit gave us that payment request itself: our key may be another account's.
+            _ask_again(refund, now + ASK_AGAIN_UNKNOWN, f"{error}; {RIGHT_KEY}")
+        case _:
+            _hold(refund, f"{error}; refund it in the dashboard")
+
+
+def _ask_again(refund: Refund, at: datetime, error: str) -> None:
+    refund.status, refund.sent_at = RefundState.REQUESTED, None
+    refund.next_try_at = at
+    refund.error, refund.lease_until = error, None
 
 
 def _nobody_knows(refund: Refund) -> bool:

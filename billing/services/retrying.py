@@ -38,6 +38,7 @@ from billing.services.invoices import (
 )
 from billing.services.parts import Rules, tell
 from billing.services.subscriptions import end, end_if_over, is_to_be_tried, lock_subscription, move_subscription, pause
+from billing.services.tokens import mark_replaced
 from billing.store import queries
 from billing.store.charge_path import ToBegin, TokenWithDeclines
 from billing.store.models import ChargeAttempt, Invoice, PaymentSession, PaymentToken, Plan, Subscription
@@ -251,9 +252,7 @@ def _other_token(session: Session, found: queries.Found) -> PaymentToken | None:
         .where(
             PaymentToken.customer_id == found.subscription.customer_id,
             PaymentToken.status == TokenStatus.ACTIVE,
-            PaymentToken.unknown_since.is_(None),
-            PaymentToken.blocked_reason.is_(None),
-            PaymentToken.replaced_at.is_(None),
+            queries.may_be_charged(PaymentToken),
             PaymentToken.id.not_in(tried),
         )
         .order_by(PaymentToken.rank)
@@ -296,10 +295,9 @@ def _replace_if_another_was_saved(session: Session, attempt: ChargeAttempt, now:
         PaymentToken.rank < declined.rank,
         saved,
     )
-    if declined.replaced_at is None and session.scalar(newer.limit(1)) is not None:
-        declined.replaced_at = now
-        undo = f"billing token unblock {declined.id}"
-        tell(session, attempt.subscription_id, now, "token.replaced", token=declined.id, undo=undo)
+    by = session.scalar(newer.limit(1)) if declined.replaced_at is None else None
+    if by is not None:
+        mark_replaced(session, declined, by, [attempt.subscription_id], now)
 
 
 def _without_future(session: Session, found: queries.Found, now: datetime) -> str:

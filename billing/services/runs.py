@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import wraps
 
-from sqlalchemy import ColumnElement, func, select, update
+from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.orm import Session
 
 from billing.domain.gateway import CHARGE_ENDPOINT
-from billing.domain.lifecycle import AttemptStatus, HoldKind
+from billing.domain.lifecycle import HoldKind
 from billing.errors import ServiceUnavailable
 from billing.services import dispatch, ending, guards, invoicing, planning, steering
 from billing.services.parts import Parts, Rules, Send, Tally, tallied
@@ -30,7 +30,7 @@ from billing.services.tokens import waits_for_token
 from billing.services.views import Json, instant
 from billing.store import queries, run_queries
 from billing.store.clock import real_now, uptime
-from billing.store.models import BillingRun, ChargeAttempt, Subscription, new_id
+from billing.store.models import BillingRun, Subscription, new_id
 from billing.store.run_queries import Standing
 
 __all__ = ["dry_run", "forget_old_ticks", "run_here", "run_on_workers"]
@@ -359,17 +359,11 @@ def _report(run: _Run) -> Json:
     (charges that wait because Xendit knows no payment method of theirs), `not_handed_out` (why workers got nothing)."""
     with run.parts.reading() as session:
         row = session.get_one(BillingRun, run.id)
-        unknown = session.scalar(
-            select(func.count()).where(
-                ChargeAttempt.run_id == run.id,
-                ChargeAttempt.status == AttemptStatus.SCHEDULED,
-                ChargeAttempt.parked_by.startswith(waits_for_token("")),
-            )
-        )
         view = run_view(session, row, run.as_of, run.parts.rules)
         mine = results_of(session, row, run.of_this_command, run.opened, run.as_of)
         unsent, not_sent = run_queries.unsent(session, run.id, run.tally.unsent, real_now())
         withdrawn, why_withdrawn = run_queries.withdrawn(session, run.id)
+        unknown = run_queries.parked_by(session, run.id, waits_for_token(""))
         stop = run_queries.charging_stop_reason(session)
     return (
         view
@@ -383,7 +377,7 @@ def _report(run: _Run) -> Json:
             "not_sent": not_sent,
             "withdrawn": withdrawn,
             "why_withdrawn": why_withdrawn,
-            "unknown_tokens": unknown or 0,
+            "unknown_tokens": unknown,
             "handed_out": run.handed_out,
             "not_handed_out": run.not_handed_out,
             "taken_up": run.taken_up,

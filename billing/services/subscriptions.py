@@ -19,6 +19,7 @@ from billing.domain.dunning import policy
 from billing.domain.gateway import RecurringTerms
 from billing.domain.lifecycle import (
     BILLABLE,
+    LIVE,
     UNFINISHED,
     EndKind,
     HoldKind,
@@ -412,7 +413,7 @@ def end_if_over(session: Session, subscription: Subscription, now: datetime) -> 
     instant has come and whenever an invoice closes."""
     over = subscription.ends_at is not None and subscription.ends_at <= now
     # Marked as over: whoever settles with a clock read a moment earlier must not leave it so for ever.
-    if not (over or subscription.calendar_over) or subscription.status not in {*BILLABLE, SubscriptionStatus.PAUSED}:
+    if not (over or subscription.calendar_over) or subscription.status not in LIVE:
         return
     session.flush()
     plan = session.get_one(Plan, subscription.plan_id)

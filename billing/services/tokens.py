@@ -398,17 +398,27 @@ def _undo_one(token: PaymentToken) -> None:
 
 def check_may_start_with(token: PaymentToken, customer: Customer) -> None:
     """Of whom a subscription may be started without a page. Raises Conflict."""
-    others = f"see `billing token list --customer {customer.reference}`"
-    if token.customer_id != customer.id:
-        raise Conflict(f"token {token.id} belongs to another customer; {others}")
+    why = why_not_by_name(token, customer.id)
+    if why is None and token.replaced_at is not None:
+        why = f"token {token.id} was declined and then replaced by another payment method"
+    if why is not None:
+        raise Conflict(f"{why}; see `billing token list --customer {customer.reference}`")
+
+
+def why_not_by_name(token: PaymentToken, customer_id: str) -> str | None:
+    """Why even a person who names it may not charge it for this customer."""
+    if token.customer_id != customer_id:
+        return f"token {token.id} belongs to another customer"
     if token.status != TokenStatus.ACTIVE:
-        raise Conflict(f"token {token.id} is {token.status}; only an ACTIVE token can be charged, {others}")
+        return f"token {token.id} is {token.status}; only an ACTIVE token can be charged"
     if token.unknown_since is not None:
-        raise Conflict(f"token {token.id} cannot be charged: {unknown_in_words(token)}")
+        return f"token {token.id} cannot be charged: {unknown_in_words(token)}"
     if token.blocked_reason is not None:
-        raise Conflict(f"token {token.id} must not be tried again: {token.blocked_reason}; {others}")
-    if token.replaced_at is not None:
-        raise Conflict(f"token {token.id} was declined and then replaced by another payment method; {others}")
+        return (
+            f"token {token.id} must not be tried again: {token.blocked_reason};"
+            f" `billing token unblock {token.id}` undoes that"
+        )
+    return None
 
 
 def make_first(session: Session, token: PaymentToken) -> None:
@@ -465,10 +475,16 @@ def put_first_if_unpaid(session: Session, token: PaymentToken, now: datetime) ->
         PaymentToken.replaced_at.is_(None),
     )
     for other in session.scalars(others.order_by(PaymentToken.id)).all():
-        other.replaced_at = now
-        for subscription in begun:
-            undo = f"billing token unblock {other.id}"
-            tell(session, subscription.id, now, "token.replaced", token=other.id, by=token.id, undo=undo)
+        mark_replaced(session, other, token.id, [each.id for each in begun], now)
+
+
+def mark_replaced(
+    session: Session, declined: PaymentToken, by: str, subscription_ids: Sequence[str], now: datetime
+) -> None:
+    declined.replaced_at = now
+    undo = f"billing token unblock {declined.id}"
+    for subscription_id in subscription_ids:
+        tell(session, subscription_id, now, "token.replaced", token=declined.id, by=by, undo=undo)
 
 
 def _unpaid_by(token: PaymentToken) -> ColumnElement[bool]:

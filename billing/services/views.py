@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from billing.domain.lifecycle import BILLABLE, RefundState, SubscriptionStatus
+from billing.domain.lifecycle import LIVE, RefundState
 from billing.domain.money import Money
 from billing.domain.schedule import describe, schedule_from_text
 from billing.store import queries
@@ -89,14 +89,10 @@ def token_view(token: PaymentToken, customer_reference: str) -> Json:
     }
 
 
-AS_STORED = "as stored"
-
-
 def subscription_view(
-    subscription: Subscription, customer_reference: str, plan_code: str, to_charge: str | None = AS_STORED
+    subscription: Subscription, customer_reference: str, plan_code: str, to_charge: str | None
 ) -> Json:
     """`to_charge`: the payment method that would be charged, which its own may not be any more (queries.py)."""
-    is_charged = subscription.status in {*BILLABLE, SubscriptionStatus.PAUSED} and to_charge != AS_STORED
     return {
         "id": subscription.id,
         "reference": subscription.reference,
@@ -112,7 +108,7 @@ def subscription_view(
         "cancel_at_period_end": subscription.cancel_at_period_end,
         "ends_at": instant(subscription.ends_at),
         "canceled_at": instant(subscription.canceled_at),
-        "payment_token_id": to_charge if is_charged else subscription.payment_token_id,
+        "payment_token_id": to_charge if subscription.status in LIVE else subscription.payment_token_id,
         "anchor_day": subscription.anchor_day,
         "billed_cycles": subscription.billed_cycles,
         "hold_reason": subscription.hold_reason,

@@ -19,7 +19,7 @@ from billing.errors import Conflict, ServiceUnavailable
 from billing.store import which_database
 from billing.store.clock import real_now
 from billing.store.engine import make_engine_for_migrations
-from billing.store.trouble import first_line
+from billing.store.trouble import first_line, sqlstate
 
 FOLDER = Path(__file__).resolve().parents[2] / "migrations"
 
@@ -118,7 +118,7 @@ def _lock_errors_in_one_line() -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
-        state = getattr(error.orig, "sqlstate", None)
+        state = sqlstate(error.orig)
         if state == DUPLICATE_TABLE:
             raise Conflict(
                 f"something else keeps its tables here ({first_line(error)}), and nothing was changed;"

@@ -32,6 +32,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from billing.domain.lifecycle import (
     BILLABLE,
+    LIVE,
     UNFINISHED,
     AttemptStatus,
     EventState,
@@ -209,10 +210,7 @@ class Subscription(Base):
         Index(
             "ix_subscriptions_ends",
             "ends_at",
-            postgresql_where=text(
-                "ends_at IS NOT NULL AND NOT calendar_over"
-                f" AND status IN ({sql_list(BILLABLE | {SubscriptionStatus.PAUSED})})"
-            ),
+            postgresql_where=text(f"ends_at IS NOT NULL AND NOT calendar_over AND status IN ({sql_list(LIVE)})"),
         ),
     )
 

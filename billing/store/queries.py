@@ -32,10 +32,10 @@ from sqlalchemy.orm import Session, aliased, load_only, object_session
 from billing.domain.gateway import Lane
 from billing.domain.lifecycle import (
     BILLABLE,
+    LIVE,
     UNFINISHED,
     AttemptStatus,
     InvoiceStatus,
-    SubscriptionStatus,
     TokenStatus,
 )
 from billing.store.models import (
@@ -241,7 +241,7 @@ def claim_due_subscriptions(
 _OVER = (
     Subscription.ends_at <= bindparam("now"),
     ~Subscription.calendar_over,
-    Subscription.status.in_({*BILLABLE, SubscriptionStatus.PAUSED}),
+    Subscription.status.in_(LIVE),
 )
 
 
@@ -529,7 +529,7 @@ def without_token(session: Session, customer_id: str) -> list[str]:
     """References of a customer's subscriptions that are billed, now or after a pause, and have nothing to charge."""
     query = select(Subscription.reference).where(
         Subscription.customer_id == customer_id,
-        Subscription.status.in_({*BILLABLE, SubscriptionStatus.PAUSED}),
+        Subscription.status.in_(LIVE),
         token_to_charge().is_(None),
     )
     return list(session.scalars(query.order_by(Subscription.id)))

@@ -507,6 +507,12 @@ def has_parked(session: Session, run_id: str) -> bool:
     return bool(session.scalar(select(exists().where(ChargeAttempt.run_id == run_id, *parked))))
 
 
+def parked_by(session: Session, run_id: str, prefix: str) -> int:
+    """How many of its charges wait for what begins so."""
+    waiting = (ChargeAttempt.parked_by.startswith(prefix), ChargeAttempt.status == AttemptStatus.SCHEDULED)
+    return session.scalar(select(func.count()).where(ChargeAttempt.run_id == run_id, *waiting)) or 0
+
+
 def charging_stop_reason(session: Session) -> str | None:
     return session.scalar(select(ChargingStop.reason))
 

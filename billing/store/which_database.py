@@ -15,7 +15,7 @@ from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.orm import Session
 
 from billing.errors import CopyOfDatabase
-from billing.store.trouble import first_line
+from billing.store.trouble import first_line, sqlstate
 
 # For a cluster whose identifier this user may not read: the database's name stands in for it.
 BY_NAME = "name:"
@@ -128,7 +128,7 @@ def refuse_a_copy(session: Session) -> None:
     try:
         wrong = standing(session).wrong
     except ProgrammingError as error:
-        if getattr(error.orig, "sqlstate", None) != NOT_PERMITTED:
+        if sqlstate(error.orig) != NOT_PERMITTED:
             raise
         session.connection().info.pop(_MAY_ASK, None)
         raise CopyOfDatabase(f"it cannot be told which database this is ({first_line(error)}); try again") from None

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import httpx
 
@@ -43,6 +43,15 @@ _SENDING = (".send_request_headers.started", ".send_request_body.started")
 OnResponse = Callable[[str, int, Mapping[str, str], float], None]
 BeforeRequest = Callable[[str], None]
 Body = Callable[[], Mapping[str, Any]]  # made in here, so that a body that cannot be made is one that was not sent
+
+
+class Content(TypedDict, total=False):
+    """Of one request: which record, and what goes with it."""
+
+    record_id: str | None
+    body: Body | None
+    params: Mapping[str, str | Sequence[str]] | None
+    headers: Mapping[str, str] | None
 
 
 class Connection:
@@ -89,17 +98,9 @@ class Connection:
         for client in clients:
             client.close()
 
-    def send(
-        self,
-        call: Call,
-        *,
-        record_id: str | None = None,
-        body: Body | None = None,
-        params: Mapping[str, str | Sequence[str]] | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> Answer:
+    def send(self, call: Call, **content: Unpack[Content]) -> Answer:
         """Raises NotSent; without an answer, Unavailable for a read and OutcomeUnknown for all the rest."""
-        client, request = self._make(call, record_id=record_id, body=body, params=params, headers=headers)
+        client, request = self._make(call, **content)
         if self._before_request is not None:
             self._before_request(call.endpoint)
         watched = _Watched()

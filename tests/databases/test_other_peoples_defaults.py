@@ -157,7 +157,7 @@ def test_every_process_refuses_it_at_its_start(
     with pytest.raises(SystemExit, match="2"):
         create_app()
     with pytest.raises(SystemExit, match="2"):
-        broker.or_exit(broker._build_usable)
+        broker.app.__wrapped__()
     lines = capsys.readouterr().err.splitlines()
     assert [line[:51] for line in lines] == ["billing: BILLING_DATABASE_URL: the database's encod"] * 3
 

@@ -21,7 +21,6 @@ LOOKS_LIKE_SQL = re.compile(
 REVIEWED = {
     ("billing/services/doctor.py", "_count"): "check.bad is one of the queries in services/invariants.py",
     ("billing/services/doctor.py", "_ids"): "check.bad is one of the queries in services/invariants.py",
-    ("billing/store/models.py", "module"): "statuses, from ids and enums of billing/domain",
     ("billing/store/migrate.py", "_drop_half_built_indexes"): "names quoted by the server, from its own catalogue",
     ("billing/store/engine.py", "_pin"): "settings, from the constants above it",
     ("billing/store/engine.py", "set_up_again"): "as above",

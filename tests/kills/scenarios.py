@@ -544,7 +544,7 @@ SCENARIOS: Mapping[str, Scenario] = {
             "webhooks.apply_stored_event#1",
             "dispatch.hand_out_checks#1",
             "refunding._send#1",
-            "refunding._send#5",
+            "refunding._send#3",
         ),
         ends=GIVEN_BACK,
         otherwise={"refunding._send#1-after": REFUND_IS_HELD},
@@ -557,12 +557,12 @@ SCENARIOS: Mapping[str, Scenario] = {
         otherwise={"refunding._send#2-before": REFUND_IS_HELD},
     ),
     "refund_answer_lost": Scenario(
-        partial(collected_twice, fault="TIMEOUT_AFTER"), web_and_scheduler, ("refunding._send#3",), ends=GIVEN_BACK
+        partial(collected_twice, fault="TIMEOUT_AFTER"), web_and_scheduler, ("refunding._send#2",), ends=GIVEN_BACK
     ),
     "refund_refused": Scenario(
         partial(collected_twice, fault="HTTP:403:REFUND_NOT_SUPPORTED"),
         web_and_scheduler,
-        ("refunding._send#4",),
+        ("refunding._send#2",),
         ends=REFUND_IS_HELD.ends,
         person=REFUND_IS_HELD.person,
     ),
