@@ -94,6 +94,8 @@ class Complaints:
 
 
 _complaints = Complaints()
+# One list, filled again in place: loggers keep the list they met first.
+_processors: list[structlog.typing.Processor] = []
 
 
 def configure(log_format: str, *, level: int = logging.INFO) -> None:
@@ -104,15 +106,16 @@ def configure(log_format: str, *, level: int = logging.INFO) -> None:
         if log_format == "json"
         else [_spell_out, structlog.dev.ConsoleRenderer(colors=stderr.isatty())]
     )
+    _processors[:] = [
+        structlog.contextvars.merge_contextvars,
+        _complaints,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+        *renderers,
+    ]
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            _complaints,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            *renderers,
-        ],
+        processors=_processors,
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(cast(TextIO, stderr)),
         cache_logger_on_first_use=True,
