@@ -1,0 +1,148 @@
+"""How far a reader has to go: the files and functions of one ordinary charge, counted as they are entered.
+
+One renewal of a card, from the tick that finds it due until its answer is settled; then one by `billing run` without
+Redis, the start and the report of the run included. Definitions of classes and what is generated for them (attribute
+access, dataclass methods) are no functions that are read. `python -m benchmarks.trace` lists the files of the first, in
+the order in which they are entered.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import psycopg
+
+from benchmarks.world import Result, Site, expect, fill, make_app, nowhere, plain, servers, site
+from billing.app import InProcess
+from billing.services.dispatch import tick
+from billing.cli import run_command
+
+OURS = f"{Path(__file__).resolve().parent.parent}{os.sep}"
+MOST_FILES, MOST_CHANGES = 16, 60
+MOST_FILES_OF_RUN, MOST_CHANGES_OF_RUN = 24, 220
+_HERE = f"{OURS}benchmarks{os.sep}"
+
+
+@dataclass(slots=True)
+class Trace:
+    """Files and functions in the order of their first call, and how often a call led into another file."""
+
+    files: dict[str, int] = field(default_factory=dict)
+    functions: dict[CodeType, None] = field(default_factory=dict)
+    changes: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def note(self, frame: FrameType, event: str, _argument: Any) -> None:
+        code = frame.f_code
+        if event != "call" or not _is_ours(code):
+            return
+        caller = frame.f_back
+        while caller is not None and not _is_ours(caller.f_code):
+            caller = caller.f_back
+        with self._lock:
+            self.functions[code] = None
+            self.files[code.co_filename] = self.files.get(code.co_filename, 0) + 1
+            if caller is None or caller.f_code.co_filename != code.co_filename:
+                self.changes += 1
+
+
+def _is_ours(code: CodeType) -> bool:
+    return (
+        code.co_filename.startswith(OURS)
+        and not code.co_filename.startswith((_HERE, f"{OURS}."))
+        and code.co_name not in ("<module>", "<genexpr>", "<listcomp>", "<dictcomp>", "<setcomp>", "<lambda>")
+    )
+
+
+@contextmanager
+def traced() -> Iterator[Trace]:
+    """Of threads that begin in the block, too."""
+    trace = Trace()
+    threading.setprofile(trace.note)
+    sys.setprofile(trace.note)
+    try:
+        yield trace
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+
+
+def trace_both() -> tuple[Trace, Trace]:
+    with servers() as shared:
+        url = shared.new_ours("trace")
+        with site(shared, url) as here:
+            here.start_simulator(webhook_url="")
+            due = datetime.now(UTC) - timedelta(minutes=5)
+            fill(url, subscriptions=3, due={due: 3}, tokens=here.gateway.new_tokens(3))
+            _set_status(url, "paused", "sub-1", "sub-2", "sub-3")
+            return _by_tick(url, here), _by_run(url, here)
+
+
+def _by_tick(url: str, here: Site) -> Trace:
+    """The first charge of a process opens connections and learns the limits; the second is an ordinary one."""
+    app = make_app(url, BILLING_XENDIT_BASE_URL=here.gateway.url, BILLING_CHARGES_AT_ONCE="1")
+    trace = Trace()
+    for subscription in ("sub-1", "sub-2"):
+        _set_status(url, "active", subscription)
+        send = InProcess(app.parts, 1)
+        with traced() as trace:
+            tick(app.parts, send)
+        send.close()
+    app.close()
+    expect(here.gateway.captured() == 2, "a charge for each of two ticks")  # noqa: PLR2004
+    return trace
+
+
+def _by_run(url: str, here: Site) -> Trace:
+    _set_status(url, "active", "sub-3")
+    os.environ.update(here.environment, BILLING_REDIS_URL="")
+    with redirect_stdout(io.StringIO()), traced() as trace:
+        status = run_command(["run", "--json"])
+    expect(status == 0 and here.gateway.captured() == 3, "a charge by `billing run`")  # noqa: PLR2004
+    return trace
+
+
+def _set_status(url: str, status: str, *subscriptions: str) -> None:
+    with psycopg.connect(plain(url), autocommit=True) as connection:
+        connection.execute("UPDATE subscriptions SET status = %s WHERE id = ANY(%s)", [status, list(subscriptions)])
+
+
+def main(*, quick: bool = False) -> list[Result]:  # noqa: ARG001 - there is one size
+    by_tick, by_run = trace_both()
+    figures = [
+        ("files of one charge, from tick to settled", len(by_tick.files), MOST_FILES),
+        ("calls into another file, from tick to settled", by_tick.changes, MOST_CHANGES),
+        ("functions of one charge, from tick to settled", len(by_tick.functions), 0),
+        ("files of one charge by `billing run`", len(by_run.files), MOST_FILES_OF_RUN),
+        ("calls into another file by `billing run`", by_run.changes, MOST_CHANGES_OF_RUN),
+        ("functions of one charge by `billing run`", len(by_run.functions), 0),
+    ]
+    return [
+        Result(name, str(figure), f"<= {most}" if most else "", met=not most or figure <= most)
+        for name, figure, most in figures
+    ]
+
+
+def _print(trace: Trace) -> None:
+    by_file: dict[str, list[str]] = {name: [] for name in trace.files}
+    for code in trace.functions:
+        by_file[code.co_filename].append(code.co_qualname if sys.version_info >= (3, 11) else code.co_name)
+    for name, functions in by_file.items():
+        print(f"{name.removeprefix(OURS)} ({trace.files[name]} calls): {', '.join(functions)}")
+    print(f"{len(trace.files)} files, {len(trace.functions)} functions, {trace.changes} calls into another file\n")
+
+
+if __name__ == "__main__":
+    with nowhere():
+        for each in trace_both():
+            _print(each)
