@@ -6,8 +6,8 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
 RUN python -m venv /opt/billing
 # The lock file first: this layer is rebuilt only when a dependency changes.
-COPY requirements.lock ./
-RUN /opt/billing/bin/pip install --no-deps --require-hashes -r requirements.lock
+COPY requirements-image.lock ./
+RUN /opt/billing/bin/pip install --no-deps --require-hashes -r requirements-image.lock
 COPY pyproject.toml README.md ./
 COPY billing billing
 COPY workers workers

@@ -52,9 +52,10 @@ chaos: setup ## kill, stop and cut everything for minutes, then compare the book
 # Hashes only, no index: where packages come from is the business of whoever installs them.
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 .PHONY: lock
-lock: $(INSTALLED_DEV) ## renew both lock files from pyproject.toml (LOCK_FLAGS=--upgrade takes newer versions)
-	$(LOCK) $(LOCK_FLAGS) --extra build --extra dev -o requirements-dev.lock pyproject.toml
-	$(LOCK) --extra build --constraint requirements-dev.lock --no-annotate -o requirements.lock pyproject.toml
+lock: $(INSTALLED_DEV) ## renew the lock files from pyproject.toml (LOCK_FLAGS=--upgrade takes newer versions)
+	$(LOCK) $(LOCK_FLAGS) --extra build --extra sandbox --extra dev -o requirements-dev.lock pyproject.toml
+	$(LOCK) --extra build --extra sandbox --constraint requirements-dev.lock --no-annotate -o requirements.lock pyproject.toml
+	$(LOCK) --extra build --constraint requirements-dev.lock --no-annotate -o requirements-image.lock pyproject.toml
 
 .PHONY: clean
 clean: ## remove .venv and caches

@@ -8,7 +8,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, inspect, pool
 
-from billing.embedded import postgres
+from billing.sandbox.embedded import postgres
 from billing.store.migrate import downgrade, upgrade
 from billing.store.models import Base
 

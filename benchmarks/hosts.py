@@ -47,7 +47,7 @@ from benchmarks.world import (
     wait_for_workers,
 )
 from billing.errors import BillingError
-from billing.processes import free_port, signals_end_us
+from billing.sandbox.processes import free_port, signals_end_us
 
 A_MINUTE = 600
 THREADS = 32

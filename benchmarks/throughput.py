@@ -33,7 +33,7 @@ from benchmarks.world import (
     start_ours,
     wait_for_workers,
 )
-from billing.processes import free_port
+from billing.sandbox.processes import free_port
 
 LATENCY_MS, JITTER_MS = 150, 50
 PROCESSES = 2

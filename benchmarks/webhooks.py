@@ -8,7 +8,7 @@ import time
 from urllib.parse import urlsplit
 
 from benchmarks.world import CALLBACK_TOKEN, Result, Servers, as_bytes, expect, plain, servers, site
-from billing.processes import free_port
+from billing.sandbox.processes import free_port
 
 CONNECTIONS = 16
 GOAL = 0.7

@@ -22,9 +22,9 @@ import psycopg
 import redis
 
 from billing.app import App, build
-from billing.embedded import postgres, valkey
 from billing.errors import BillingError
-from billing.processes import Children, children, free_port, wait_until
+from billing.sandbox.embedded import postgres, valkey
+from billing.sandbox.processes import Children, children, free_port, wait_until
 from billing.settings import load_settings
 from billing.store import migrate
 

@@ -25,8 +25,8 @@ from psycopg import sql
 from sqlalchemy.engine import URL, make_url
 from xdist.workermanage import WorkerController
 
-from billing import embedded
 from billing.errors import EmbeddedServerFailed
+from billing.sandbox import embedded
 
 
 @dataclass(frozen=True, slots=True)

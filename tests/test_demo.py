@@ -22,13 +22,13 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from billing.demo import figures
-from billing.demo.cast import Fate, card_number, cast, end_of, sign_up_days
-from billing.demo.figures import Proof
-from billing.demo.phrases import phrase
-from billing.demo.screen import Ticker
 from billing.domain.lifecycle import SubscriptionStatus
 from billing.domain.money import Money
+from billing.sandbox.demo import figures
+from billing.sandbox.demo.cast import Fate, card_number, cast, end_of, sign_up_days
+from billing.sandbox.demo.figures import Proof
+from billing.sandbox.demo.phrases import phrase
+from billing.sandbox.demo.screen import Ticker
 from billing.store.engine import make_engine
 from billing.store.models import ChargeAttempt, Fact
 from tests.factories import NOW, make_invoice, make_paid_invoice, make_subscription

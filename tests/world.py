@@ -32,6 +32,7 @@ from billing.domain.lifecycle import BILLABLE
 from billing.domain.money import Money
 from billing.domain.schedule import schedule_from_text
 from billing.quota import Unlimited
+from billing.sandbox.simulator import Simulator, SimulatorConfig, SimulatorTransport
 from billing.services import (
     catalog,
     charging,
@@ -70,7 +71,6 @@ from billing.store.models import (
 )
 from billing.xendit.client import XenditGateway
 from billing.xendit.masking import mask_payload
-from billing.xendit.simulator import Simulator, SimulatorConfig, SimulatorTransport
 from billing.xendit.webhook import read_event
 
 START = datetime(2026, 1, 31, 2, 0, tzinfo=UTC)  # 09:00 in Jakarta, on a day that most months do not have

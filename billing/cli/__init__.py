@@ -9,76 +9,118 @@ Exit status: 0 done; 1 refused or failed, one line on stderr says why; 2 usage o
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from types import FrameType
+from typing import Annotated, Any, NamedTuple, NoReturn, cast
 
 import typer
-from redis.exceptions import RedisError
-from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
-from typer.core import TyperGroup
+import typer.main
+from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
 from billing import __version__
-from billing.cli import (
-    clock,
-    customer,
-    demo,
-    dev,
-    explain,
-    invoice,
-    ops,
-    output,
-    plan,
-    run,
-    runs,
-    session,
-    simulate,
-    simulator,
-    subscribe,
-    subscription,
-    token,
-)
-from billing.cli.opening import debugging
 from billing.errors import BillingError
-from billing.processes import end_like_ctrl_c
-from billing.store.trouble import database_errors_in_one_line, first_line
 from billing.streams import drop, make_safe
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
-PANELS = {
-    "Set-up": ("migrate", "adopt", "import"),
-    "Catalog": ("plan", "customer"),
-    "Subscribers": ("subscribe", "subscription", "session", "token"),
-    "Billing": ("run", "runs", "invoice", "explain"),
-    "Operations": ("doctor", "reconcile", "replay", "events", "charging"),
-    "Try it": ("demo", "simulate", "dev", "simulator", "clock"),
+
+class Command(NamedTuple):
+    """Where a command is, which is imported when it is used: importing all of them takes longer than most of them run.
+
+    `place` is "module:function", or "module" for one whose `app` has commands of its own.
+    """
+
+    place: str
+    text: str
+
+
+PANELS: dict[str, dict[str, Command]] = {
+    "Set-up": {
+        "migrate": Command("billing.cli.ops:migrate", "Create the schema, or bring it up to date."),
+        "adopt": Command("billing.cli.ops:adopt", "Say that this database is the one now: a restored backup, a move."),
+        "import": Command("billing.cli.ops:import_", "Bring in existing subscribers with existing tokens."),
+    },
+    "Catalog": {
+        "plan": Command("billing.cli.plan", "What is sold, at what price, and when."),
+        "customer": Command("billing.cli.customer", "Who pays."),
+    },
+    "Subscribers": {
+        "subscribe": Command("billing.cli.subscribe:subscribe", "Subscribe a customer to a plan."),
+        "subscription": Command("billing.cli.subscription", "List, show, pause, resume, cancel, uncancel."),
+        "session": Command("billing.cli.session", "Pages on which customers save a payment method or pay."),
+        "token": Command("billing.cli.token", "Saved payment methods."),
+    },
+    "Billing": {
+        "run": Command("billing.cli.run", "Open what is due and charge it; approve what waits."),
+        "runs": Command("billing.cli.runs", "Billing runs: list, show, pause, resume, abort."),
+        "invoice": Command("billing.cli.invoice", "What each period owes; pay one now."),
+        "explain": Command(
+            "billing.cli.explain:explain", "One subscription's story, and why the next charge is when it is."
+        ),
+    },
+    "Operations": {
+        "doctor": Command("billing.cli.ops:doctor", "Check that nothing is charged twice, forgotten or miscounted."),
+        "reconcile": Command("billing.cli.ops:reconcile", "Ask Xendit about what is in doubt; compare a day's money."),
+        "replay": Command("billing.cli.ops:replay", "Apply a stored webhook event again."),
+        "events": Command("billing.cli.ops:events", "Stored webhook events."),
+        "charging": Command("billing.cli.ops:charging", "The stop of all charging: show it, lift it."),
+    },
+    "Try it": {
+        "demo": Command("billing.sandbox.commands.demo:demo", "Live through months of billing in a minute."),
+        "simulate": Command(
+            "billing.sandbox.commands.simulate:simulate", "Live through seeded years in which everything goes wrong."
+        ),
+        "dev": Command("billing.sandbox.commands.dev:dev", "Run everything in this terminal."),
+        "simulator": Command("billing.sandbox.commands.simulator:simulator", "Run the built-in Xendit alone."),
+        "clock": Command("billing.cli.clock", "Move the test clock: a year in a minute."),
+    },
 }
-PANEL_OF = {name: panel for panel, names in PANELS.items() for name in names}
+COMMANDS = {name: command for commands in PANELS.values() for name, command in commands.items()}
+_SETTINGS: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False}
 
 
-class InPanels(TyperGroup):
-    """Lists commands in the order of PANELS, whatever kind they are."""
+def load(name: str) -> TyperCommand | TyperGroup:
+    """Imports the command and what it needs."""
+    module, _, attribute = COMMANDS[name].place.partition(":")
+    found = getattr(import_module(module), attribute or "app")
+    around = typer.Typer(**_SETTINGS)
+    if isinstance(found, typer.Typer):
+        around.add_typer(found, name=name, help=COMMANDS[name].text)
+    else:
+        around.command(name, short_help=COMMANDS[name].text)(found)
+    return cast(TyperCommand | TyperGroup, typer.main.get_group(around).commands[name])
 
-    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - the signature is typer's
-        return list(PANEL_OF)
+
+class Commands(TyperGroup):
+    """Lists commands by their names and texts, in the order of PANELS, and loads only the one that is used."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands = {
+            name: TyperCommand(name, short_help=command.text, rich_help_panel=panel)
+            for panel, commands in PANELS.items()
+            for name, command in commands.items()
+        }
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, known, rest = super().resolve_command(ctx, args)
+        return name, load(str(name)) if known is not None else None, rest
 
 
 app = typer.Typer(
-    cls=InPanels,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    cls=Commands, no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]}, **_SETTINGS
 )
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        output.say(f"billing {__version__}")
+        typer.echo(f"billing {__version__}")
         raise typer.Exit
 
 
@@ -94,51 +136,35 @@ def options(
     """
 
 
-def _assemble() -> None:
-    commands: dict[str, tuple[Callable[..., None], str]] = {
-        "migrate": (ops.migrate, "Create the schema, or bring it up to date."),
-        "adopt": (ops.adopt, "Say that this database is the one now: a restored backup, a move."),
-        "import": (ops.import_, "Bring in existing subscribers with existing tokens."),
-        "subscribe": (subscribe.subscribe, "Subscribe a customer to a plan."),
-        "explain": (explain.explain, "One subscription's story, and why the next charge is when it is."),
-        "doctor": (ops.doctor, "Check that nothing is charged twice, forgotten or miscounted."),
-        "reconcile": (ops.reconcile, "Ask Xendit about what is in doubt; compare a day's money."),
-        "replay": (ops.replay, "Apply a stored webhook event again."),
-        "demo": (demo.demo, "Live through months of billing in a minute."),
-        "simulate": (simulate.simulate, "Live through seeded years in which everything goes wrong."),
-        "dev": (dev.dev, "Run everything in this terminal."),
-        "simulator": (simulator.simulator, "Run the built-in Xendit alone."),
-    }
-    groups: dict[str, tuple[typer.Typer, str]] = {
-        "plan": (plan.app, "What is sold, at what price, and when."),
-        "customer": (customer.app, "Who pays."),
-        "subscription": (subscription.app, "List, show, pause, resume, cancel, uncancel."),
-        "run": (run.app, "Open what is due and charge it; approve what waits."),
-        "runs": (runs.app, "Billing runs: list, show, pause, resume, abort."),
-        "session": (session.app, "Pages on which customers save a payment method or pay."),
-        "token": (token.app, "Saved payment methods."),
-        "invoice": (invoice.app, "What each period owes; pay one now."),
-        "events": (ops.events, "Stored webhook events."),
-        "charging": (ops.charging, "The stop of all charging: show it, lift it."),
-        "clock": (clock.app, "Move the test clock: a year in a minute."),
-    }
-    for name, (command, text) in commands.items():
-        app.command(name, short_help=text, rich_help_panel=PANEL_OF[name])(command)
-    for name, (group, text) in groups.items():
-        app.add_typer(group, name=name, help=text, rich_help_panel=PANEL_OF[name])
-
-
-_assemble()
-
-
 # -------------------------------------------------------------------------------------------------- the edge
 
 
 def main() -> NoReturn:
     """The installed `billing`. A `timeout`, a container or systemd that ends it does no more harm than Ctrl-C."""
-    ended_by = end_like_ctrl_c()
+    ended_by = _end_like_ctrl_c()
     status = run_command([_typed(argument) for argument in sys.argv[1:]])
     sys.exit(128 + ended_by[0] if ended_by and status == INTERRUPTED else status)
+
+
+def _end_like_ctrl_c() -> list[int]:
+    """From now on SIGTERM and SIGHUP end this process as Ctrl-C does, finishing what is in hand. Returns a list that
+    the first of them will be in. What `nohup` has ignored stays ignored."""
+    heard: list[int] = []
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        if not heard:  # who sends it again and again gets no half-finished clean-up
+            heard.append(number)
+            raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, end)
+    return heard
+
+
+def debugging() -> bool:
+    """BILLING_DEBUG=1: tracebacks and all log lines, for whoever writes a bug report."""
+    return os.environ.get("BILLING_DEBUG", "") not in ("", "0", "false")
 
 
 def _typed(argument: str) -> str:
@@ -154,8 +180,7 @@ def run_command(arguments: Sequence[str]) -> int:
     make_safe()
     try:
         _refuse_bytes(arguments)
-        with database_errors_in_one_line():
-            status = app(list(arguments), prog_name="billing", standalone_mode=False)
+        status = app(list(arguments), prog_name="billing", standalone_mode=False)
         sys.stdout.flush()
         # Typer has made an exit status of Ctrl-C by then.
         return _interrupted() if status == INTERRUPTED else int(status or 0)
@@ -163,11 +188,6 @@ def run_command(arguments: Sequence[str]) -> int:
         return _complain(str(error), error.exit_status)
     except TyperException as error:
         return _usage(error)
-    except SQLAlchemyError as error:
-        return _complain(_database_said(error), FAILED)
-    except RedisError as error:
-        reason = f"Redis does not answer ({error.__class__.__name__}); check BILLING_REDIS_URL"
-        return _complain(reason, FAILED)
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted()
     except SystemExit as left:  # how typer leaves when nobody reads what it prints
@@ -180,7 +200,7 @@ def run_command(arguments: Sequence[str]) -> int:
         drop(sys.stdout)
         return _complain(f"the operating system refused: {error.strerror or error.__class__.__name__}", FAILED)
     except Exception as error:  # noqa: BLE001 - the edge: an unknown error is our bug, and still one line
-        return _complain(_our_bug(error), FAILED)
+        return _complain(_of_a_server(error) or _our_bug(error), FAILED)
 
 
 def _refuse_bytes(arguments: Sequence[str]) -> None:
@@ -192,8 +212,14 @@ def _refuse_bytes(arguments: Sequence[str]) -> None:
 def _complain(text: str, status: int) -> int:
     if debugging():
         traceback.print_exc()
-    output.complain(text)
+    _say(text)
     return status
+
+
+def _say(text: str) -> None:
+    from billing.cli.output import complain  # noqa: PLC0415 - it can draw tables, which takes a while to import
+
+    complain(text)
 
 
 def _interrupted() -> int:
@@ -207,17 +233,33 @@ def _usage(error: TyperException) -> int:
         return USAGE
     where = f"; see `{context.command_path} --help`" if context is not None else ""
     text = error.format_message().replace("Value error, ", "").rstrip(". ")  # typer shows how it checks
-    output.complain(text + where)
+    _say(text + where)
     return USAGE
 
 
-def _database_said(error: SQLAlchemyError) -> str:
-    """Never the statement or its parameters: only the server's own first line."""
-    if isinstance(error, IntegrityError):
-        return f"somebody else changed the same thing at the same time ({first_line(error)}); run the command again"
-    if isinstance(error, DBAPIError):
-        return f"the database refused: {first_line(error)}; check BILLING_DATABASE_URL and its user's rights"
-    return f"the database could not be used ({error.__class__.__name__}); check BILLING_DATABASE_URL and its load"
+def _of_a_server(error: Exception) -> str | None:
+    """What the database or Redis has said, which no command expected. Never the statement or its parameters."""
+    from redis.exceptions import RedisError  # noqa: PLC0415 - as below: only where something has gone wrong
+    from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError  # noqa: PLC0415
+
+    from billing.store.trouble import first_line, in_words  # noqa: PLC0415
+
+    words = in_words(error)
+    if words is not None:
+        return words
+    match error:
+        case RedisError():
+            return f"Redis does not answer ({error.__class__.__name__}); check BILLING_REDIS_URL"
+        case IntegrityError():
+            return f"somebody else changed the same thing at the same time ({first_line(error)}); run the command again"
+        case DBAPIError():
+            return f"the database refused: {first_line(error)}; check BILLING_DATABASE_URL and its user's rights"
+        case SQLAlchemyError():
+            return (
+                f"the database could not be used ({error.__class__.__name__}); check BILLING_DATABASE_URL and its load"
+            )
+        case _:
+            return None
 
 
 def _our_bug(error: Exception) -> str:

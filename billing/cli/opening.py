@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from billing import log
 from billing.app import App, InProcess, build, find_sender
-from billing.cli import output
+from billing.cli import debugging, output
 from billing.services.key import lift_stop_of_another_key
 from billing.services.parts import Send
 from billing.settings import Settings, load_settings
 
 GATEWAY = "xendit_secret_key"  # what a command needs that talks to Xendit
-
-
-def debugging() -> bool:
-    """BILLING_DEBUG=1: tracebacks and all log lines, for whoever writes a bug report."""
-    return os.environ.get("BILLING_DEBUG", "") not in ("", "0", "false")
 
 
 @contextmanager

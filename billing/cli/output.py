@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from rich import box
 from rich.cells import cell_len
@@ -24,8 +24,10 @@ from rich.text import Text
 
 from billing.domain.money import Money, format_money
 from billing.domain.names import visible
-from billing.services.paging import Listing
 from billing.streams import drop, holds_every_letter, readable
+
+if TYPE_CHECKING:
+    from billing.services.paging import Listing
 
 Json = Mapping[str, Any]
 PIPE_WIDTH = 10_000

@@ -53,7 +53,7 @@ def uptime() -> float:
 
 @contextmanager
 def machine_time(now: Callable[[], datetime], up: Callable[[], float]) -> Iterator[None]:
-    """For the time of the block this process lives in another time (billing/simulation)."""
+    """For the time of the block this process lives in another time (sandbox/simulation)."""
     global _machine, _uptime
     before = _machine, _uptime
     _machine, _uptime = now, up

@@ -1,7 +1,7 @@
 """The cast of a chaos run: every process real, each of which may be killed and comes back where it was.
 
 PostgreSQL and Valkey are started as the demo starts them; once killed, the same command is run again under the same
-guard (billing/embedded.py), so they come back with their data and at their address. Linux only: /proc names the
+guard (billing/sandbox/embedded.py), so they come back with their data and at their address. Linux only: /proc names the
 command.
 """
 
@@ -27,10 +27,10 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from billing import embedded
-from billing.demo.stage import HOST, NO_QUOTA, RemoteSimulator
 from billing.errors import ServiceUnavailable
-from billing.processes import Child, Children, answers, children, free_port, wait_until
+from billing.sandbox import embedded
+from billing.sandbox.demo.stage import HOST, NO_QUOTA, RemoteSimulator
+from billing.sandbox.processes import Child, Children, answers, children, free_port, wait_until
 from billing.store.clock import real_now, set_test_clock
 from billing.store.engine import make_engine
 from billing.store.migrate import upgrade
@@ -53,7 +53,7 @@ class Server:
     name: str
     pid: Callable[[], int]
     is_ready: Callable[[], bool]
-    command: list[str] = field(default_factory=list)  # that of its guard (billing/embedded.py)
+    command: list[str] = field(default_factory=list)  # that of its guard (billing/sandbox/embedded.py)
     _guards: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def kill(self, number: signal.Signals) -> None:
@@ -126,7 +126,7 @@ class Site:
     # ------------------------------------------------------------------------------------------- processes
 
     def start(self, name: str) -> None:
-        """From the main thread only: see billing/processes.py."""
+        """From the main thread only: see billing/sandbox/processes.py."""
         environment = self.environment
         if name == SIMULATOR:  # a clock of its own, as Xendit has one
             environment = environment | {"BILLING_TEST_CLOCK": "false"}

@@ -19,8 +19,8 @@ import pytest
 import uvicorn
 
 from billing.cli import run_command
+from billing.sandbox.simulator import Simulator, SimulatorConfig, create_simulator_app
 from billing.store.clock import real_now
-from billing.xendit.simulator import Simulator, SimulatorConfig, create_simulator_app
 
 NO_LIMIT = "1000000"
 KEY = "xnd_development_cli"

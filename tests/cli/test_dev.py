@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from billing import processes
+from billing.sandbox import processes
 from billing.settings import DEV_ENV_FILE
 from tests.cli.terminal import Terminal
 

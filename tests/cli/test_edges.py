@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import typer
 from typer.core import TyperGroup
 
 from billing import __version__
-from billing.cli import PANELS, app
+from billing.cli import COMMANDS, PANELS, load
 from billing.services import listings
 from tests.cli.terminal import Terminal, Xendit
 
@@ -20,10 +19,9 @@ NOBODY_THERE = "postgresql+psycopg://billing:hunter2@127.0.0.1:1/billing"
 
 
 def _commands() -> Iterator[tuple[str, ...]]:
-    root = typer.main.get_command(app)
-    assert isinstance(root, TyperGroup)
-    for name, command in root.commands.items():
+    for name in COMMANDS:
         yield (name,)
+        command = load(name)
         if isinstance(command, TyperGroup):
             yield from ((name, inner) for inner in command.commands)
 

@@ -13,8 +13,8 @@ from datetime import UTC, datetime, timedelta
 import httpx
 from sqlalchemy import text
 
-from billing import processes
-from billing.cli.simulator import FollowedClock
+from billing.sandbox import processes
+from billing.sandbox.commands.simulator import FollowedClock
 from billing.store.clock import real_now
 from billing.store.engine import make_engine
 from tests.cli.terminal import Terminal

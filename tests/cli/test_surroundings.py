@@ -14,9 +14,8 @@ from types import ModuleType
 import pytest
 from sqlalchemy import inspect, text
 
-from billing import processes
 from billing.__main__ import main as begin
-from billing.cli import main
+from billing.cli import _end_like_ctrl_c, main
 from billing.store.clock import machine_time, real_now
 from billing.store.engine import make_engine
 from billing.xendit.client import XenditGateway
@@ -80,7 +79,7 @@ def test_a_run_that_is_told_to_end_finishes_the_charge_it_has_sent(
 @pytest.mark.usefixtures("signals_as_they_were")
 def test_what_nohup_has_ignored_stays_ignored() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    processes.end_like_ctrl_c()
+    _end_like_ctrl_c()
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
 

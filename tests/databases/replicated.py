@@ -19,7 +19,7 @@ from urllib.parse import quote
 import psycopg
 from sqlalchemy.engine import make_url
 
-from billing import embedded
+from billing.sandbox import embedded
 from billing.store.migrate import upgrade
 
 SETTINGS = {"wal_level": "replica", "max_wal_senders": "4", "synchronous_commit": "on"}

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 import redis
 
-from billing import embedded
 from billing.errors import ServiceUnavailable
+from billing.sandbox import embedded
 from tests.test_web import Web
 from tests.world import World
 from workers import actors

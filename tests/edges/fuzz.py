@@ -23,9 +23,10 @@ from typing import Any
 from sqlalchemy import Engine, func, select
 from starlette.applications import Starlette
 
-from billing import embedded, log
+from billing import log
 from billing.app import App
 from billing.errors import WebhookRejected
+from billing.sandbox import embedded
 from billing.services import doctor, webhooks
 from billing.settings import Settings
 from billing.store.migrate import upgrade

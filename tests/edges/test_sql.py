@@ -24,11 +24,11 @@ REVIEWED = {
     ("billing/store/migrate.py", "_drop_half_built_indexes"): "names quoted by the server, from its own catalogue",
     ("billing/store/engine.py", "_pin"): "settings, from the constants above it",
     ("billing/store/engine.py", "set_up_again"): "as above",
-    ("billing/simulation/guards.py", "install"): "names of triggers, from the list above it",
-    ("billing/simulation/oracle.py", "_any"): "a query written out in MAY_WAIT below it",
-    ("billing/simulation/oracle.py", "_just_now"): "as above",
-    ("billing/simulation/runner.py", "empty"): "names of tables, from store/models.py; a throw-away server",
-    ("billing/simulation/runner.py", "_create_database"): "a name the runner makes up; a throw-away server",
+    ("billing/sandbox/simulation/guards.py", "install"): "names of triggers, from the list above it",
+    ("billing/sandbox/simulation/oracle.py", "_any"): "a query written out in MAY_WAIT below it",
+    ("billing/sandbox/simulation/oracle.py", "_just_now"): "as above",
+    ("billing/sandbox/simulation/runner.py", "empty"): "names of tables, from store/models.py; a throw-away server",
+    ("billing/sandbox/simulation/runner.py", "_create_database"): "a name the runner makes up; a throw-away server",
 }
 
 

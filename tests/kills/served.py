@@ -16,6 +16,7 @@ from sqlalchemy import select, text, update
 from starlette.types import Receive, Scope, Send
 
 from billing.domain.lifecycle import UNFINISHED
+from billing.sandbox.simulator import Simulator, create_simulator_app
 from billing.services import doctor
 from billing.store.clock import real_now
 from billing.store.models import (
@@ -28,7 +29,6 @@ from billing.store.models import (
     Subscription,
     WebhookEvent,
 )
-from billing.xendit.simulator import Simulator, create_simulator_app
 from tests.kills.process import CALLBACK_TOKEN, Ended, Kill, Order, Process, run_process
 from tests.world import CHARGE, Subscriber, World
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import Engine
 
-from billing.simulation.runner import simulated_database
+from billing.sandbox.simulation.runner import simulated_database
 
 
 @pytest.fixture

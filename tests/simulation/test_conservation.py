@@ -1,5 +1,5 @@
 """The law of conservation without any fault of machines: whatever the plan is, whoever pauses, cancels or approves, and
-whatever the bank says, every due period has exactly one fate (billing/simulation/oracle.py has the law and judges).
+whatever the bank says, every due period has exactly one fate (sandbox/simulation/oracle.py judges).
 
 Hypothesis draws a plan and what happens to it; three months are lived through with nothing else going wrong. The
 examples are the same on every machine. A failure prints the example and the history that led to it.
@@ -17,10 +17,10 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine
 
-from billing.simulation.periods import LAST_DAY, CronRule, Rhythm
-from billing.simulation.play import Failed, Play
-from billing.simulation.population import CARDS, IDR, Subscriber
-from billing.simulation.runner import empty
+from billing.sandbox.simulation.periods import LAST_DAY, CronRule, Rhythm
+from billing.sandbox.simulation.play import Failed, Play
+from billing.sandbox.simulation.population import CARDS, IDR, Subscriber
+from billing.sandbox.simulation.runner import empty
 
 DAYS = 110  # two thirds of them with events, then nothing more happens
 EXAMPLES = 12

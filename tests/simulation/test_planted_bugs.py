@@ -15,6 +15,10 @@ from billing.domain import schedule
 from billing.domain.gateway import ChargeReport, Lane
 from billing.domain.lifecycle import AttemptStatus, TokenStatus
 from billing.domain.money import Money
+from billing.sandbox.simulation import fate, people, population
+from billing.sandbox.simulation.fate import Fate
+from billing.sandbox.simulation.periods import Rhythm
+from billing.sandbox.simulation.runner import play_seed
 from billing.services import (
     charging,
     dispatch,
@@ -27,10 +31,6 @@ from billing.services import (
     subscriptions,
 )
 from billing.services.parts import Parts
-from billing.simulation import fate, people, population
-from billing.simulation.fate import Fate
-from billing.simulation.periods import Rhythm
-from billing.simulation.runner import play_seed
 from billing.store import queries
 from billing.store.models import ChargeAttempt
 from billing.xendit import refusals

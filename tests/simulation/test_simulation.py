@@ -16,11 +16,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import Engine
 
-from billing.simulation import coverage, population
-from billing.simulation.fate import Fate
-from billing.simulation.periods import LAST_DAY, CronRule, Rhythm, period_starts
-from billing.simulation.play import Play
-from billing.simulation.runner import empty, play_seed
+from billing.sandbox.simulation import coverage, population
+from billing.sandbox.simulation.fate import Fate
+from billing.sandbox.simulation.periods import LAST_DAY, CronRule, Rhythm, period_starts
+from billing.sandbox.simulation.play import Play
+from billing.sandbox.simulation.runner import empty, play_seed
 
 SEEDS = range(900_000, 900_024)
 

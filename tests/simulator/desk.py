@@ -12,9 +12,9 @@ from urllib.parse import urlencode
 
 import simplejson
 
-from billing.xendit.simulator import Simulator, SimulatorConfig
-from billing.xendit.simulator.answers import Answer
-from billing.xendit.simulator.webhooks import Delivery
+from billing.sandbox.simulator import Simulator, SimulatorConfig
+from billing.sandbox.simulator.answers import Answer
+from billing.sandbox.simulator.webhooks import Delivery
 
 KEY = "Basic " + b64encode(b"xnd_development_test:").decode()
 START = datetime(2026, 1, 15, 9, 0, tzinfo=UTC)

@@ -9,7 +9,7 @@ import httpx
 import pytest
 import simplejson
 
-from billing.xendit.simulator import SettableClock, Simulator, SimulatorConfig, SimulatorTransport
+from billing.sandbox.simulator import SettableClock, Simulator, SimulatorConfig, SimulatorTransport
 from tests.simulator.desk import HEADERS, KEY, START, Desk
 
 CHARGES = "/v3/payment_requests"

@@ -20,8 +20,8 @@ import simplejson
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from billing.xendit.simulator import Simulator, SimulatorConfig, create_simulator_app
-from billing.xendit.simulator.post import read_target
+from billing.sandbox.simulator import Simulator, SimulatorConfig, create_simulator_app
+from billing.sandbox.simulator.post import read_target
 from tests.simulator.desk import HEADERS, Desk, session_body
 
 
@@ -178,7 +178,7 @@ def test_the_process_ends_in_order_on_sigterm() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    program = f"from billing.xendit.simulator import run_simulator; run_simulator(port={port}); print('in order')"
+    program = f"from billing.sandbox.simulator import run_simulator; run_simulator(port={port}); print('in order')"
     process = subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": "."}
     )

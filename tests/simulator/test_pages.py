@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import urlencode
 
-from billing.xendit.simulator.answers import Answer
+from billing.sandbox.simulator.answers import Answer
 from tests.simulator.desk import Desk
 
 BROWSER = {"accept": "text/html,application/xhtml+xml"}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from billing.xendit.simulator import SimulatorConfig
+from billing.sandbox.simulator import SimulatorConfig
 from tests.simulator.desk import Desk
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import simplejson
 
-from billing.xendit.simulator import SimulatorConfig
+from billing.sandbox.simulator import SimulatorConfig
 from tests.simulator.desk import HEADERS, PERSON, START, Desk, session_body
 
 PAY = {"session_type": "PAY", "amount": 50_000}

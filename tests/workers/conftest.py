@@ -20,10 +20,10 @@ import uvicorn
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
+from billing.sandbox.simulator import Simulator, SimulatorConfig, create_simulator_app
 from billing.store.clock import real_now
 from billing.store.engine import make_engine
 from billing.store.models import ChargeAttempt
-from billing.xendit.simulator import Simulator, SimulatorConfig, create_simulator_app
 from tests.factories import make_customer, make_plan, make_subscription, make_token
 
 LONGEST_WAIT_SECONDS = 60

@@ -35,9 +35,9 @@ from billing.domain.gateway import (
 )
 from billing.domain.money import Money
 from billing.errors import BillingError, NotFound, OutcomeUnknown, RateLimited, RequestRejected, Unavailable
+from billing.sandbox.simulator import Simulator, SimulatorConfig, create_simulator_app
 from billing.xendit.client import XenditGateway
 from billing.xendit.members import parse_json
-from billing.xendit.simulator import Simulator, SimulatorConfig, create_simulator_app
 from billing.xendit.webhook import read_event
 
 Renewal = Callable[..., ChargeRequest]
