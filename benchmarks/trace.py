@@ -24,9 +24,10 @@ from typing import Any
 import psycopg
 
 from benchmarks.world import Result, Site, expect, fill, make_app, nowhere, plain, servers, site
-from billing.app import App, InProcess
+from billing.app import App
 from billing.cli import run_command
 from billing.services.dispatch import tick
+from billing.work import InProcess
 
 OURS = f"{Path(__file__).resolve().parent.parent}{os.sep}"
 MOST_FILES, MOST_CHANGES = 16, 60

@@ -31,7 +31,7 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 
 from billing import metrics
-from billing.app import App, build_process, find_sender
+from billing.app import App, build_process
 from billing.domain.gateway import EventKind, SessionMode
 from billing.domain.lifecycle import SessionStatus
 from billing.errors import BillingError, WebhookRejected
@@ -43,6 +43,7 @@ from billing.settings import Settings, load_settings
 from billing.store import which_database
 from billing.store.models import PaymentSession
 from billing.store.trouble import Trouble, in_words, trouble_of
+from billing.work import find_sender
 from billing.xendit.webhook import check_callback_token, read_event, read_payload
 
 TEMPLATES = Environment(

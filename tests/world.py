@@ -26,7 +26,7 @@ import simplejson
 from sqlalchemy import Select, func, select, text, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from billing.app import refusing_a_copy, work_on
+from billing.app import refusing_a_copy
 from billing.domain.gateway import Lane, Quota, SessionMode, SessionType
 from billing.domain.lifecycle import BILLABLE
 from billing.domain.money import Money
@@ -69,6 +69,7 @@ from billing.store.models import (
     Subscription,
     WebhookEvent,
 )
+from billing.work import work_on
 from billing.xendit.client import XenditGateway
 from billing.xendit.masking import mask_payload
 from billing.xendit.webhook import read_event

@@ -1,4 +1,4 @@
-"""The actors: ids in, nothing out. All they do is billing.app.work_on_and_log.
+"""The actors: ids in, nothing out. All they do is billing.work.work_on_and_log.
 
 A doubled or late message does nothing.
 """
@@ -13,10 +13,10 @@ import structlog
 from dramatiq.brokers.redis import RedisBroker
 from redis.exceptions import RedisError, ResponseError
 
-from billing.app import units, work_on_and_log
 from billing.errors import ServiceUnavailable
 from billing.services import dispatch
 from billing.store import queries
+from billing.work import units, work_on_and_log
 from workers import broker
 
 dramatiq.set_broker(broker.make_broker(broker.sender_settings()))

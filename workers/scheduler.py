@@ -17,7 +17,7 @@ from types import FrameType
 
 import structlog
 
-from billing.app import App, InProcess, build_process, find_sender
+from billing.app import App, build_process
 from billing.domain.schedule import last_tick
 from billing.errors import BillingError, CopyOfDatabase
 from billing.services import dispatch, guards, runs
@@ -27,6 +27,7 @@ from billing.settings import load_settings
 from billing.store import queries
 from billing.store.clock import real_now, refuse_a_wrong_clock, uptime
 from billing.store.trouble import database_errors_in_one_line, is_databases_trouble
+from billing.work import InProcess, find_sender
 
 LOOP_SECONDS = 0.2
 LONGEST_PAUSE_SECONDS = 15  # between tries while the database or Redis is away

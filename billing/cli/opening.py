@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from billing import log
-from billing.app import App, InProcess, build, find_sender
+from billing.app import App, build
 from billing.cli import debugging, output
 from billing.services.key import lift_stop_of_another_key
 from billing.services.parts import Send
 from billing.settings import Settings, load_settings
+from billing.work import InProcess, find_sender
 
 GATEWAY = "xendit_secret_key"  # what a command needs that talks to Xendit
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from billing.app import App, InProcess
+from billing.app import App
+from billing.work import InProcess
 from tests.databases.replicated import Pair, primary_and_standby
 from tests.test_web import Web, capture
 from tests.world import World, copy_subscription

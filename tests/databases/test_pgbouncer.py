@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select, text
 
-from billing.app import InProcess
 from billing.services import dispatch
 from billing.store.engine import make_engine
 from billing.store.migrate import newest, upgrade
 from billing.store.models import ChargeAttempt
+from billing.work import InProcess
 from tests.databases.pgbouncer import pgbouncer
 from tests.world import World, copy_subscription
 

@@ -23,6 +23,7 @@ from pydantic import SecretStr
 from sqlalchemy.engine.default import DefaultDialect
 
 import billing.app
+import billing.work
 from billing.cli import run_command
 from billing.domain.gateway import Lane
 from billing.quota import Unlimited
@@ -148,7 +149,7 @@ class Process:
     def send(self, kind: str, ids: Sequence[str]) -> None:
         """The work is done here and now, as by a worker that is quick."""
         for identity in ids:
-            billing.app.work_on(self.parts, kind, identity)
+            billing.work.work_on(self.parts, kind, identity)
 
     def tick(self) -> None:
         while dispatch.tick(self.parts, self.send):

@@ -11,11 +11,11 @@ from typing import Any, cast
 
 import pytest
 
-from billing.app import InProcess
 from billing.domain.gateway import PaymentGateway, TransactionPage, TransactionRow
 from billing.errors import NotSent, Unavailable
 from billing.services import dispatch, reconciling
 from billing.services.parts import Parts
+from billing.work import InProcess
 from tests.world import START, World
 
 TODAY = date(2026, 1, 31)

@@ -13,11 +13,11 @@ from rich.console import Console
 from sqlalchemy import select
 
 from billing import metrics
-from billing.app import InProcess
 from billing.cli import live
 from billing.errors import ServiceUnavailable
 from billing.services import dispatch, guards, runs, steering
 from billing.store.models import BillingRun
+from billing.work import InProcess
 from tests.world import World
 
 REPORTED = {"run_id", "at", "opened", "attempted", "succeeded", "failed", "in_doubt", "pending", "skipped"}

@@ -12,7 +12,6 @@ from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session
 
-from billing.app import work_on
 from billing.domain.gateway import SessionMode, SessionType
 from billing.errors import CopyOfDatabase, NotSent
 from billing.services import dispatch, doctor, onboarding, paying, sessions, token_commands
@@ -20,6 +19,7 @@ from billing.services.refunding import follow_refund
 from billing.store import migrate, which_database
 from billing.store.clock import real_now
 from billing.store.engine import make_engine
+from billing.work import work_on
 from tests.world import NO_PERIOD_TWICE, World
 
 IS_A_COPY = doctor.WHICH_DATABASE

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from billing.app import work_on
 from billing.domain.gateway import ChargeReport, ChargeRequest
 from billing.domain.lifecycle import UNFINISHED
 from billing.errors import BillingError
 from billing.services import reconciling
 from billing.store.models import Invoice
+from billing.work import work_on
 from tests.world import OTHER_VISA, VISA, Subscriber, World
 
 OUTCOMES = [

@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import update
 
-from billing.app import work_on
 from billing.domain.gateway import SessionType
 from billing.domain.lifecycle import HoldKind
 from billing.services import key, runs
@@ -17,6 +16,7 @@ from billing.services.parts import Parts
 from billing.services.views import Json
 from billing.store import queries
 from billing.store.models import PaymentToken
+from billing.work import work_on
 from tests.world import CHARGE, Subscriber, World
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from sqlalchemy import event, select
 
-from billing.app import InProcess
 from billing.services import dispatch, runs
 from billing.services.parts import Parts, Rules
 from billing.store import queries
 from billing.store.models import ChargingStop
+from billing.work import InProcess
 from tests.world import CHARGE, Subscriber, World, copy_subscription
 
 FIRST_WAVE = 8

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from billing.app import work_on
 from billing.domain.gateway import Lane
 from billing.services import charging, dispatch
 from billing.services.breaker import FIRST_PROBE, LONGEST_PAUSE, OPENS_AFTER, Trouble, note_failure, take_probe
 from billing.services.parts import Parts, Rules
 from billing.store.models import Capture, ChannelBreaker, ChargeAttempt, Fact, Invoice
+from billing.work import work_on
 from tests.world import CHARGE, Budget, Subscriber, World
 
 DOWN = "HTTP:503:CHANNEL_UNAVAILABLE"

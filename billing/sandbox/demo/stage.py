@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from billing import log
-from billing.app import App, build, find_sender
+from billing.app import App, build
 from billing.errors import ServiceUnavailable
 from billing.sandbox import embedded
 from billing.sandbox.processes import Children, answers, children, free_port, wait_until
@@ -28,6 +28,7 @@ from billing.services.parts import Parts, Send
 from billing.settings import load_settings
 from billing.store.clock import set_test_clock
 from billing.store.migrate import upgrade
+from billing.work import find_sender
 
 HOST = "127.0.0.1"
 NO_QUOTA = "1000000"  # requests a minute

@@ -20,7 +20,6 @@ from itertools import count
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from billing.app import units, work_on
 from billing.domain.gateway import EventKind
 from billing.errors import BillingError
 from billing.sandbox.simulation import coverage, guards, oracle
@@ -39,6 +38,7 @@ from billing.services.parts import Parts
 from billing.store.clock import machine_time
 from billing.store.engine import make_sessions
 from billing.store.models import ids_from
+from billing.work import units, work_on
 from billing.xendit.webhook import read_event, read_payload
 
 BEGINS = datetime(2027, 1, 1, tzinfo=UTC)
