@@ -9,10 +9,8 @@ from contextlib import contextmanager
 from billing import log
 from billing.app import App, build
 from billing.cli import debugging, output
-from billing.services.key import lift_stop_of_another_key
 from billing.services.parts import Send
 from billing.settings import Settings, load_settings
-from billing.work import InProcess, find_sender
 
 GATEWAY = "xendit_secret_key"  # what a command needs that talks to Xendit
 
@@ -27,6 +25,8 @@ def opened(*needs: str, settings: Settings | None = None, log_level: int = loggi
     log.configure(app.settings.log_format, level=logging.DEBUG if debugging() else log_level)
     try:
         if GATEWAY in needs:
+            from billing.services.key import lift_stop_of_another_key  # noqa: PLC0415 - as below
+
             app.ready()
             lift_stop_of_another_key(app.parts, output.warn)
         yield app
@@ -37,6 +37,8 @@ def opened(*needs: str, settings: Settings | None = None, log_level: int = loggi
 @contextmanager
 def sender(app: App) -> Iterator[tuple[Send, bool]]:
     """(send, whether workers do the work). Without Redis the work is done in this process."""
+    from billing.work import InProcess, find_sender  # noqa: PLC0415 - most commands do no work, and need not wait for it
+
     to_workers = find_sender(app.settings)
     if to_workers is not None:
         yield to_workers, True
