@@ -29,7 +29,7 @@ from billing.store.clock import make_clock
 from billing.store.engine import Sessions, make_engine, make_sessions, refuse_unusable
 from billing.store.which_database import refuse_a_copy
 from billing.xendit.client import XenditGateway
-from billing.xendit.rates import Rates
+from billing.xendit.error_mapping import Rates
 
 QUOTA_WAIT_SECONDS = 10
 

@@ -33,10 +33,10 @@ from billing.services.subscriptions import (
     plan_next,
     record_skipped,
 )
-from billing.store import opening, queries
+from billing.store import charge_path, queries
+from billing.store.charge_path import Move, NewInvoice
 from billing.store.clock import uptime
 from billing.store.models import Plan, Subscription, new_id
-from billing.store.opening import Move, NewInvoice
 from billing.store.trouble import raise_if_databases_trouble
 
 BATCH = 500
@@ -128,8 +128,8 @@ def _open_all(
             break
         _open_one(session, subscription, plan, now, run_id, rows, opened)
     session.flush()
-    opening.insert(session, rows.invoices, now, run_id)
-    opening.move(session, rows.moves)
+    charge_path.open_periods(session, rows.invoices, now, run_id)
+    charge_path.move_on(session, rows.moves)
     opened.invoices += len(rows.invoices)
 
 

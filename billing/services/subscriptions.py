@@ -103,7 +103,7 @@ def lock_subscriptions_of(session: Session, customer_id: str) -> list[Subscripti
 
 
 def move_subscription(subscription: Subscription, status: SubscriptionStatus, wish: str) -> None:
-    """Every move of a status, but those of a whole group (store/opening.py). Raises IllegalTransition."""
+    """Every move of a status, but those of a whole group (store/charge_path.py). Raises IllegalTransition."""
     what = f"cannot {wish} {subscription.reference}"
     check_subscription_move(SubscriptionStatus(subscription.status), status, what)
     subscription.status = status

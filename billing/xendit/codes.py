@@ -1,4 +1,4 @@
-"""The `error_code`s that Xendit documents for a refused call, with their source. Read by refusals.py.
+"""The `error_code`s that Xendit documents for a refused call, with their source. Read by error_mapping.py.
 
 What carries none of these is no answer of Xendit's: a proxy, a firewall or a captive page answered in its place, before
 Xendit had the request or after. So it says nothing about money. (What a *decline* means: domain/declines.py.)

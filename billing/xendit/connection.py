@@ -21,9 +21,8 @@ import httpx
 
 from billing.errors import GatewayError, InvalidSetting, NotFound, NotSent, OutcomeUnknown, Unavailable
 from billing.xendit import network
-from billing.xendit.members import dump_json, parse_json
-from billing.xendit.rates import HEADERS
-from billing.xendit.refusals import Answer, Call
+from billing.xendit.error_mapping import HEADERS, Answer, Call
+from billing.xendit.responses import dump_json, parse_json
 
 # httpx logs every URL, and the URL of a token holds the token.
 logging.getLogger("httpx").setLevel(logging.WARNING)

@@ -33,7 +33,7 @@ from billing.services import (
 from billing.services.parts import Parts
 from billing.store import queries
 from billing.store.models import ChargeAttempt
-from billing.xendit import refusals
+from billing.xendit import error_mapping
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -263,18 +263,18 @@ def _(patch: pytest.MonkeyPatch) -> None:
 
 @plant("HTML with status 403 counts as refused", first=7, says="nobody knows what became of it", stranger_after=0.3)
 def _(patch: pytest.MonkeyPatch) -> None:
-    refusal = refusals.refusal
+    refusal = error_mapping.refusal
 
     def taken_for_xendits(call: Any, answer: Any, subject: str) -> Any:
         if call.is_charge and answer.error_code is None and 300 <= answer.status < 500:
-            return refusals._rejected(call, answer)
+            return error_mapping._rejected(call, answer)
         return refusal(call, answer, subject)
 
     def stops_all(call: Any, *_: Any) -> bool:
         return bool(call.is_charge)
 
-    patch.setattr(refusals, "refusal", taken_for_xendits)
-    patch.setattr(refusals, "_stops_account", stops_all)
+    patch.setattr(error_mapping, "refusal", taken_for_xendits)
+    patch.setattr(error_mapping, "_stops_account", stops_all)
     patch.setattr("billing.xendit.client.refusal", taken_for_xendits, raising=False)
 
 

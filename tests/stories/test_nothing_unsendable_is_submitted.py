@@ -12,7 +12,7 @@ import pytest
 
 from billing.domain.lifecycle import AttemptStatus
 from billing.services import dispatch, explain
-from billing.xendit import bodies, connection
+from billing.xendit import connection, requests
 from billing.xendit.client import XenditGateway
 from tests.edges.local_server import LocalServer, local_server
 from tests.world import SECRET_KEY, Subscriber, World
@@ -60,7 +60,7 @@ def _no_request(patch: pytest.MonkeyPatch) -> None:
 
 
 def _no_body(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(bodies, "charge_body", raising(TypeError("no body")))
+    patch.setattr(requests, "charge_body", raising(TypeError("no body")))
 
 
 def _no_json(patch: pytest.MonkeyPatch) -> None:

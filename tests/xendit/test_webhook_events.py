@@ -18,7 +18,7 @@ from billing.domain.gateway import ChargeReport, EventKind, GatewayEvent, Refund
 from billing.domain.money import Money
 from billing.errors import WebhookRejected
 from billing.xendit.masking import mask_payload
-from billing.xendit.members import parse_json
+from billing.xendit.responses import parse_json
 from billing.xendit.webhook import check_callback_token, read_event, read_payload
 
 SAMPLES = sorted((Path(__file__).parent / "samples").glob("*.json"))

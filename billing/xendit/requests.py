@@ -1,6 +1,6 @@
 """Request bodies, built from the port's dataclasses (billing/domain/gateway.py). Called by client.py.
 
-With wire.py the only place that knows the names of Xendit's members. What Xendit would refuse and can be
+With responses.py the only place that knows the names of Xendit's members. What Xendit would refuse and can be
 left out, such as an http:// link, is left out.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from billing.domain.gateway import ChargeRequest, NewCustomer, RecurringTerms, SessionMode, SessionRequest
 from billing.domain.money import Money
-from billing.xendit.members import instant_text
+from billing.xendit.responses import instant_text
 
 CARDS = "CARDS"
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
+from billing.domain.gateway import LONGEST_PAUSE_SECONDS
 from billing.errors import (
     BillingError,
     GatewayError,
@@ -23,7 +24,6 @@ from billing.errors import (
     Unavailable,
 )
 from billing.xendit.codes import is_xendits, says_not_there, says_refused
-from billing.xendit.rates import WINDOW_SECONDS, Rates
 
 # Refusals that are about this token, not about our request: a decline, settled like one.
 _TOKEN_REFUSALS = frozenset(
@@ -259,3 +259,49 @@ def _rate_limited(call: Call, answer: Answer, *, default: float) -> RateLimited:
         retry_after_seconds=seconds,
         error_code=answer.error_code,
     )
+
+
+# ------------------------------------------------------------------------------------ what headers say of the quota
+
+
+WINDOW_SECONDS = 60.0  # of Xendit's quota: what is waited when no header says more
+SHORTEST_WAIT_SECONDS = 1.0
+HEADERS = ("rate-limit-limit", "rate-limit-remaining", "rate-limit-reset", "retry-after")
+_NUMBER = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """`limit` and `remaining` of the window, None when they are not told.
+
+    Others write these headers: a proxy, a gateway with a wrong clock, a mistake. What is not a plain number is as good
+    as nothing, and no wait is longer than an hour.
+    """
+
+    limit: int | None
+    remaining: int | None
+    wait_seconds: float | None
+
+    @classmethod
+    def of(cls, headers: Mapping[str, str]) -> Rates:
+        named = (_number(headers.get(name)) for name in ("rate-limit-reset", "retry-after"))
+        wait = next((seconds for seconds in named if seconds is not None), None)
+        return cls(
+            limit=_whole(headers.get("rate-limit-limit")),
+            remaining=_whole(headers.get("rate-limit-remaining")),
+            wait_seconds=None if wait is None else min(max(wait, SHORTEST_WAIT_SECONDS), LONGEST_PAUSE_SECONDS),
+        )
+
+    def wait_or(self, default: float = WINDOW_SECONDS) -> float:
+        """Seconds until the gateway takes requests again."""
+        return default if self.wait_seconds is None else self.wait_seconds
+
+
+def _number(header: str | None) -> float | None:
+    """`58.37`. An instant (`1795737600`, a date), a sign, an exponent, a list or nothing is None."""
+    return float(header) if header is not None and _NUMBER.fullmatch(header.strip()) else None
+
+
+def _whole(header: str | None) -> int | None:
+    number = _number(header)
+    return int(number) if number is not None and number.is_integer() else None
