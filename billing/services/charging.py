@@ -54,7 +54,7 @@ from billing.services.accounts import Denied
 from billing.services.breaker import Trouble
 from billing.services.invoices import close_if_ended, hold_invoice, move_attempt, schedule_attempt, withdraw
 from billing.services.invoicing import in_one_line
-from billing.services.parts import Parts, Rules, note_begun, note_unsent, tell
+from billing.services.parts import Parts, Rules, note_begun, note_unsent, note_withdrawn, tell
 from billing.services.settling import doubt_attempt, settle_attempt
 from billing.services.subscriptions import lock_subscriptions_of, recurring_terms
 from billing.services.tokens import RIGHT_KEY, apply_token, hold_while_unknown, verify_for_charge, waits_for_token
@@ -144,6 +144,7 @@ def _hold_unreadable(parts: Parts, attempt_id: str, now: datetime, error: Except
         withdraw(session, found.attempt, now, reason)
         if found.invoice.status == InvoiceStatus.OPEN:
             hold_invoice(session, found.invoice, now, reason, HoldKind.ERROR)
+    note_withdrawn(attempt_id)
     log.exception("charge.held", attempt=attempt_id, error=reason)
 
 
@@ -156,7 +157,7 @@ def _put_off(parts: Parts, unsendable: Unsendable, now: datetime) -> None:
 def _postpone(parts: Parts, attempt_id: str, until: datetime, reason: str) -> None:
     with parts.transaction() as session:
         queries.postpone(session, attempt_id, until, error=reason)
-    note_unsent(attempt_id, reason)
+    note_unsent(attempt_id)
 
 
 def _ask_and_charge(parts: Parts, question: Question, lane: Lane) -> None:
@@ -246,6 +247,8 @@ def _park(session: Session, waiting: Sequence[Parking], *, with_them: Collection
     queries.lock_attempts(session, {*with_them, *(identity for identity, _, _ in waiting)})
     for cause, error in dict.fromkeys(each[1:] for each in waiting):
         queries.park_attempts(session, [each[0] for each in waiting if each[1:] == (cause, error)], cause, error)
+    for attempt_id, _, _ in waiting:
+        note_unsent(attempt_id)
 
 
 # ------------------------------------------------------------------------------------------- send and settle
@@ -659,7 +662,10 @@ def _refuse(parts: Parts, attempt_id: str, now: datetime, asked: Collection[str]
         looked = charge_path.to_begin(session, [attempt_id], now)[0]
         if looked.status != AttemptStatus.SCHEDULED:
             return None
-        return _refuse_locked(session, looked, now, parts.rules, asked)
+        question = _refuse_locked(session, looked, now, parts.rules, asked)
+        if queries.attempt_with_invoice(session, attempt_id).attempt.status == AttemptStatus.CANCELED:
+            note_withdrawn(attempt_id)
+        return question
 
 
 def _refuse_locked(
@@ -699,7 +705,7 @@ def _without_token(
     if wait is not None:
         reason = "Xendit says the token is not usable yet"
         queries.postpone(session, attempt.id, now + wait, error=reason)
-        note_unsent(attempt.id, reason)
+        note_unsent(attempt.id)
     elif choice.unknown and not choice.capped and looked.origin == BY_HAND and attempt.payment_token_id is not None:
         # Others may know it better: what a person named by hand holds nothing else up.
         withdraw(session, attempt, now, f"Xendit does not know this payment method; {RIGHT_KEY}")
@@ -727,7 +733,7 @@ def _set_back(parts: Parts, begun: Begun, wait: timedelta, error: str) -> None:
         found = queries.attempt_with_invoice(session, begun.attempt_id)
         if found.attempt.status == AttemptStatus.SUBMITTED and found.attempt.lease_id == begun.lease_id:
             _schedule_again(session, found, now + wait, now, error)
-            note_unsent(begun.attempt_id, error)
+            note_unsent(begun.attempt_id)
     log.info("charge.set_back", attempt=begun.attempt_id, error=error)
 
 
@@ -746,6 +752,7 @@ def _set_aside(parts: Parts, begun: Begun, denied: Denied) -> None:
             return
         at = attempt.scheduled_at if denied == Denied.UNKNOWN else now + NOT_SENT_WAIT
         _schedule_again(session, found, at, now, reason)
+        note_unsent(attempt.id)
         session.flush()
         if denied == Denied.UNKNOWN:
             unknown = TokenReport(begun.request.payment_token_id, TokenStatus.PENDING, unknown=True)
@@ -783,7 +790,7 @@ def _reject(
     if error.stops_account:
         # Refused before anything was looked at: the same attempt goes on when a person has put it right.
         _schedule_again(session, found, attempt.scheduled_at, now, str(error))
-        note_unsent(attempt_id, str(error))
+        note_unsent(attempt_id)
         queries.stop_charging(session, str(error), now, refused_key=refused_key)
         tell(session, subscription_id, now, "charging.stopped", reason=str(error))
         log.error("charging.stopped", error=str(error))
