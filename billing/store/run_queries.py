@@ -448,7 +448,7 @@ def parked_causes(session: Session) -> list[str]:
     return list(session.scalars(_CAUSES))
 
 
-def abortedamong(session: Session, causes: Sequence[str]) -> list[str]:
+def aborted_among(session: Session, causes: Sequence[str]) -> list[str]:
     """The aborted runs that attempts still wait for."""
     runs = [cause.removeprefix("run:") for cause in causes if cause.startswith("run:")]
     return list(session.scalars(select(BillingRun.id).where(BillingRun.id.in_(runs), BillingRun.state == "aborted")))
