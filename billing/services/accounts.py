@@ -4,6 +4,11 @@ A key of another account, or of the other mode, is told by the same answers as a
 a charge, 404 to a look. So until this process has seen the account know one of ours, such an answer proves nothing: the
 payment method is asked about by itself, and so is one that was charged before. What is denied all the same waits, and
 nobody is dunned; after a handful all charging stops, because the key is the likelier fault.
+
+What was denied to a key is in the database (`denied_tokens`), because every run of a crontab is a process of its own.
+A payment method that Xendit calls ACTIVE and refuses to charge is tried once more, by whatever process; then the refusal
+is taken at its word (`INVALID_TOKEN` blocks the token and asks the customer, a 404 holds the invoice). Once the account
+has known one of ours, what was denied before is forgotten.
 """
 
 from __future__ import annotations
@@ -51,6 +56,7 @@ def is_in_doubt(parts: Parts, payment_token_id: str) -> Denied | None:
     our key knows us. Where Xendit cannot be asked, nothing is learned by a second refusal either."""
     if parts.acquaintance.is_made:
         return None
+    before = _was_denied(parts, payment_token_id)
     try:
         report = read_token(parts.gateway, payment_token_id)
     except GatewayError:
@@ -58,8 +64,8 @@ def is_in_doubt(parts: Parts, payment_token_id: str) -> Denied | None:
         return Denied.UNCLEAR
     if report.unknown:
         return Denied.UNKNOWN if note_unknown(parts, payment_token_id) else None
-    if report.status in DEAD_TOKENS or parts.acquaintance.has_denied(payment_token_id):
-        parts.acquaintance.make()
+    if report.status in DEAD_TOKENS or before:
+        make_acquaintance(parts)
         return None
     if _knows_another(parts, payment_token_id):
         return None
@@ -86,14 +92,29 @@ def _knows_another(parts: Parts, payment_token_id: str) -> bool:
     except GatewayError:
         return False
     if known:
-        parts.acquaintance.make()
+        make_acquaintance(parts)
     return known
 
 
+def make_acquaintance(parts: Parts) -> None:
+    """The account of our key knows us. Called beside a transaction, never in one."""
+    if parts.acquaintance.make():
+        with parts.transaction() as session:
+            queries.forget_denied(session, parts.key_fingerprint)
+
+
+def _was_denied(parts: Parts, payment_token_id: str) -> bool:
+    with parts.reading() as session:
+        return payment_token_id in queries.denied_tokens(session, parts.key_fingerprint)
+
+
 def _count(parts: Parts, payment_token_id: str) -> None:
-    if not parts.acquaintance.denies(payment_token_id):
-        return
+    """Different ones that were denied to our key, whoever asked. Whoever lets charging go on after a handful of them is
+    asked after another."""
     reason = f"Xendit does not know the first {HANDFUL} payment methods that were to be charged: {RIGHT_KEY}"
     with parts.transaction() as session:
+        if queries.note_denied(session, parts.key_fingerprint, payment_token_id) < HANDFUL:
+            return
+        queries.forget_denied(session, parts.key_fingerprint)
         queries.stop_charging(session, reason, parts.clock.now(), refused_key=parts.key_fingerprint)
     log.error("charging.stopped", error=reason)

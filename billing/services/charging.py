@@ -300,8 +300,7 @@ def _settle_answers(parts: Parts, answered: Sequence[tuple[Begun, ChargeReport |
     """Returns what went wrong: one that cannot be settled must not keep the others from it."""
     broken: list[Exception] = []
     paid: set[str] = set()
-    if any(accounts.knows_us(answer) for _, answer in answered):
-        parts.acquaintance.make()
+    is_news = any(accounts.knows_us(answer) for _, answer in answered) and parts.acquaintance.make()
     try:
         paid = _pay_together(parts, answered)
     except SQLAlchemyError as error:
@@ -316,7 +315,18 @@ def _settle_answers(parts: Parts, answered: Sequence[tuple[Begun, ChargeReport |
         except Exception as error:  # noqa: BLE001 - handed on, after the others had their turn
             broken.append(error)
         parts.strangers.note(answer)
+    if is_news:
+        _forget_denied(parts, broken)
     return broken
+
+
+def _forget_denied(parts: Parts, broken: list[Exception]) -> None:
+    """The account knows us. Written when all answers are settled: nothing of theirs waits for it."""
+    try:
+        with parts.transaction() as session:
+            queries.forget_denied(session, parts.key_fingerprint)
+    except SQLAlchemyError as error:
+        broken.append(error)
 
 
 def _pay_together(parts: Parts, answered: Sequence[tuple[Begun, ChargeReport | GatewayError]]) -> set[str]:

@@ -310,10 +310,11 @@ def release_when_known(session: Session, customer_id: str, now: datetime) -> Non
 def refresh_token(parts: Parts, payment_token_id: str) -> PaymentToken:
     """Ask Xendit about one token and store what it says. Raises NotFound (no such token here), GatewayError."""
     report = read_token(parts.gateway, payment_token_id)
-    if not report.unknown:
-        parts.acquaintance.make()
+    is_news = not report.unknown and parts.acquaintance.make()
     now = parts.clock.now()
     with parts.transaction() as session:
+        if is_news:
+            queries.forget_denied(session, parts.key_fingerprint)
         token = session.scalar(select(PaymentToken).where(PaymentToken.payment_token_id == payment_token_id))
         if token is None:
             raise NotFound(f"no token {payment_token_id}; see `billing token list --customer C`")

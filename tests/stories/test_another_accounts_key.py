@@ -214,6 +214,50 @@ def test_what_contradicts_what_xendit_says_of_the_token_is_asked_once_more(world
     assert world.collected() == [50_000] * 7
 
 
+@pytest.mark.parametrize(
+    ("refusal", "follows"),
+    [("HTTP:400:INVALID_TOKEN", "customer.asked"), ("HTTP:404:DATA_NOT_FOUND", "invoice.held")],
+)
+def test_a_contradiction_is_not_tried_for_ever_though_every_run_is_a_process_of_its_own(
+    world: World, refusal: str, follows: str
+) -> None:
+    """A crontab. Wrong before: each process had to find out for itself, so each charged it once more."""
+    (ana,) = refuses_as_unknown(world, 1)
+    world.break_calls(refusal, count=100)
+
+    for _ in range(10):
+        run(with_key(world, "the only key"))
+        world.advance(hours=1)
+
+    assert world.calls(CHARGE) == 2, "once, and once more"
+    assert ana.outcomes == ["failed"]
+    assert follows in ana.story
+    assert (ana.tokens[0].blocked_reason == "INVALID_TOKEN") == (follows == "customer.asked")
+
+
+def test_a_handful_is_counted_over_all_processes(world: World) -> None:
+    """Each run has one that Xendit does not know, and nothing was ever charged with this key."""
+    stopped = [one_more_is_due(world, number)["stopped"] for number in range(5)]
+
+    assert stopped[:4] == [None] * 4
+    assert "Xendit does not know the first 5 payment methods" in stopped[4]
+
+
+def test_what_was_denied_before_the_account_knew_us_counts_no_more(world: World) -> None:
+    assert [one_more_is_due(world, number)["stopped"] for number in range(4)] == [None] * 4
+    world.advance(days=1)
+    assert run(with_key(world, "the key of another account"))["succeeded"] == 4, "the account was put right"
+
+    assert one_more_is_due(world, 4)["stopped"] is None
+
+
+def one_more_is_due(world: World, number: int) -> Json:
+    """One more payment method is to be charged, by a process of its own and with the key of another account."""
+    world.subscribe_save(f"one{number}")
+    with world.another_accounts_key():
+        return run(with_key(world, "the key of another account"))
+
+
 def test_one_dead_token_among_working_ones_is_blocked_as_ever(world: World) -> None:
     """Wherever it stands: Xendit knows it, and says that it is canceled."""
     subscribers = refuses_as_unknown(world, 3)
