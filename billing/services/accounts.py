@@ -6,8 +6,8 @@ payment method is asked about by itself, and so is one that was charged before. 
 nobody is dunned; after a handful all charging stops, because the key is the likelier fault.
 
 What was denied to a key is in the database (`denied_tokens`), because every run of a crontab is a process of its own.
-A payment method that Xendit calls ACTIVE and refuses to charge is tried once more, by whatever process; then the refusal
-is taken at its word (`INVALID_TOKEN` blocks the token and asks the customer, a 404 holds the invoice). Once the account
+A payment method that Xendit calls ACTIVE and refuses to charge is tried once more, by whatever process; then that is
+taken at its word (`INVALID_TOKEN` blocks the token and asks the customer, a 404 holds the invoice). Once the account
 has known one of ours, what was denied before is forgotten.
 """
 

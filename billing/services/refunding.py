@@ -25,6 +25,9 @@ from billing.store.models import Capture, ChargeAttempt, Invoice, Refund, new_id
 TRY_AGAIN = timedelta(minutes=10)
 ASK_AGAIN_UNKNOWN = timedelta(hours=6)
 NOT_FOUND = 404
+# How many settlement windows a 404 is not taken at its word: Xendit gave us that payment itself, so our key may be
+# another account's.
+WINDOWS_OF_A_WRONG_KEY = 7
 FIRST_LOOK_UP = timedelta(hours=1)  # its webhook normally tells within minutes
 
 log = structlog.get_logger()
@@ -156,11 +159,14 @@ def _not_accepted(refund: Refund, error: GatewayError, now: datetime, rules: Rul
             refund.error, refund.lease_until = str(error), None
         case NotSent() | RateLimited() | Unavailable():
             _ask_again(refund, now + TRY_AGAIN, str(error))
-        case _ if error.http_status == NOT_FOUND and now < refund.created_at + rules.settlement_window * 7:
-            # Xendit gave us that payment request itself: our key may be another account's.
+        case _ if error.http_status == NOT_FOUND and now < refund.created_at + _of_a_wrong_key(rules):
             _ask_again(refund, now + ASK_AGAIN_UNKNOWN, f"{error}; {RIGHT_KEY}")
         case _:
             _hold(refund, f"{error}; refund it in the dashboard")
+
+
+def _of_a_wrong_key(rules: Rules) -> timedelta:
+    return rules.settlement_window * WINDOWS_OF_A_WRONG_KEY
 
 
 def _ask_again(refund: Refund, at: datetime, error: str) -> None:

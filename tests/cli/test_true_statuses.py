@@ -185,6 +185,26 @@ def test_a_run_in_which_nobody_has_a_payment_method_says_so(two: Terminal) -> No
     assert "2 charge(s) could not be made: no payment token that may be charged" in ended.err
 
 
+def test_one_that_xendit_refused_for_a_reason_of_ours_is_no_success_though_another_was_paid(
+    two: Terminal, xendit: Xendit
+) -> None:
+    xendit.fail("POST /v3/payment_requests", "HTTP:400:API_VALIDATION_ERROR")
+    ended = two("run", "--json", BILLING_CHARGE_THREADS="1")
+    assert (ended.status, ended.document["failed"], ended.document["succeeded"]) == (1, 1, 1)
+    assert "1 charge(s) were refused by Xendit for a reason on our side" in ended.err
+    assert two("run", "--json").status == 0, "what is held waits for a person, and no run is to blame"
+
+
+def test_one_that_was_withdrawn_is_no_success_though_another_was_paid(two: Terminal) -> None:
+    two.json("run")
+    two.json("token", "cancel", two.json("token", "list", "--customer", "ana")[0]["id"])
+    due = max(row["next_billing_at"] for row in two.json("subscription", "list"))
+    ended = two("run", "--at", due, "--json")
+    assert (ended.status, ended.document["withdrawn"], ended.document["succeeded"]) == (1, 1, 1)
+    assert "1 charge(s) could not be made: no payment token that may be charged" in ended.err
+    assert two("run", "--json").status == 0, "the customer has been asked"
+
+
 def test_nothing_due_is_done_well(two: Terminal) -> None:
     two.json("run")
     ended = two("run", "--json")

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import text, update
 
 from billing.app import work_on
 from billing.domain.gateway import SessionType
 from billing.domain.lifecycle import HoldKind
-from billing.services import key, runs
+from billing.services import charging, key, runs
 from billing.services.acquaintance import Acquaintance
 from billing.services.parts import Parts
 from billing.services.views import Json
 from billing.store import queries
 from billing.store.models import PaymentToken
-from tests.world import CHARGE, Subscriber, World
+from tests.world import CHARGE, OTHER_VISA, Subscriber, World
+
+GET_TOKEN = "GET /v3/payment_tokens/{id}"
 
 
 def lose_webhooks(world: World) -> None:
@@ -212,6 +215,73 @@ def test_what_contradicts_what_xendit_says_of_the_token_is_asked_once_more(world
     world.advance(minutes=2)
     run(with_key(world, "another key"))
     assert world.collected() == [50_000] * 7
+
+
+def test_while_xendit_cannot_be_asked_about_a_refused_method_nothing_is_final(world: World) -> None:
+    """However often, and whichever process: it says neither that it knows the payment method nor that it does not."""
+    (ana,) = refuses_as_unknown(world, 1)
+    world.break_calls("HTTP:400:INVALID_TOKEN", count=100)
+    world.break_calls("500_BEFORE", endpoint=GET_TOKEN, count=100)
+    the_same_process = with_key(world, "a key")
+
+    for each in (the_same_process, the_same_process, with_key(world, "a key"), with_key(world, "a key")):
+        report = run(each)
+        assert (report["stopped"], report["failed"], report["unsent"]) == (None, 0, 1)
+        nobody_is_blocked_or_dunned([ana])
+        world.advance(minutes=2)
+
+    assert world.calls(CHARGE) == world.calls(GET_TOKEN) == 4
+    world.break_calls("HTTP:400:INVALID_TOKEN", count=0)
+    world.break_calls("500_BEFORE", endpoint=GET_TOKEN, count=0)
+    run(with_key(world, "a key"))
+    assert world.collected() == [50_000]
+
+
+def test_a_conflict_in_the_database_repeats_no_question_to_xendit(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (ana,) = refuses_as_unknown(world, 1)
+    world.break_calls("HTTP:400:INVALID_TOKEN")
+    set_aside, met = charging._set_aside, []
+
+    def in_the_way_of_another(parts: Parts, *rest: Any) -> None:
+        if len(met) < 2:
+            met.append(1)
+            with parts.transaction() as session:
+                session.execute(text("DO $$ BEGIN RAISE EXCEPTION 'in the way' USING ERRCODE = '40001'; END $$"))
+        set_aside(parts, *rest)
+
+    monkeypatch.setattr(charging, "_set_aside", in_the_way_of_another)
+    asked = world.calls(GET_TOKEN)
+
+    run(with_key(world, "a key"))
+
+    assert len(met) == 2
+    assert (world.calls(CHARGE), world.calls(GET_TOKEN) - asked) == (1, 1)
+    nobody_is_blocked_or_dunned([ana])
+
+
+def test_an_unknown_method_that_a_person_names_is_withdrawn_and_holds_nothing(world: World) -> None:
+    """The other one may be known, and its retry keeps its time."""
+    ana = world.subscribe_save()
+    lost = ana.adds_card(OTHER_VISA)
+    ana.script("INSUFFICIENT_BALANCE", "SUCCEEDED")
+    world.run()
+    world.deliver_webhooks()
+    assert ana.outcomes == ["failed", "scheduled"]
+    planned = ana.attempt.scheduled_at
+    del world.simulator.world.tokens[lost.payment_token_id]
+    world.parts = with_key(world, "a key")
+
+    ana.pay_invoice(token=lost)
+    world.run()
+
+    assert ana.outcomes == ["failed", "canceled", "canceled", "scheduled"]
+    assert "Xendit does not know this payment method" in str(ana.attempts[2].error)
+    assert ana.subscription.hold_kind is None
+    assert ana.attempt.scheduled_at == planned
+    world.live(days=2)
+    assert world.collected() == [50_000]
 
 
 @pytest.mark.parametrize(
