@@ -722,8 +722,12 @@ def _without_token(
         if attempt.replaces_at is not None:
             schedule_attempt(session, found.invoice, max(now, attempt.replaces_at), origin="dunning")
     elif choice.unknown and not choice.capped:
-        reason = hold_while_unknown(session, found.subscription, now)
-        queries.park_attempts(session, [attempt.id], waits_for_token(found.subscription.customer_id), reason)
+        held_because = hold_while_unknown(session, found.subscription, now)
+        if held_because is None:
+            attempt.lease_until = None  # it was blocked since the first look: the next claim looks again
+        else:
+            waits_for = waits_for_token(found.subscription.customer_id)
+            queries.park_attempts(session, [attempt.id], waits_for, held_because)
     else:
         retrying.without_token(session, found, choice, now)
 

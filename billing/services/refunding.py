@@ -283,7 +283,7 @@ def _made_elsewhere(session: Session, capture: Capture, report: RefundReport, no
     return refund
 
 
-def _in_place_of_ours(session: Session, waiting: Select[tuple[Refund]], amount: Money) -> Refund | None:
+def _in_place_of_ours(session: Session, waiting: Select[Refund], amount: Money) -> Refund | None:
     """Where we have told a person to give it back (held), or were about to do it ourselves, so much need not be given
     back any more. Where nothing is left of it, it is that refund."""
     not_sent = Refund.status.in_({RefundState.HELD, RefundState.REQUESTED})

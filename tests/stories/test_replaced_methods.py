@@ -46,7 +46,7 @@ def unblock(world: World, token: PaymentToken) -> list[str]:
 
 def prefer(world: World, token: PaymentToken) -> None:
     with world.parts.transaction() as session:
-        tokens.make_first(session, session.get_one(PaymentToken, token.id))
+        tokens.make_first(session, session.get_one(PaymentToken, token.id), world.now)
 
 
 def test_what_the_customer_saves_while_something_is_unpaid_is_charged_first_from_then_on(world: World) -> None:
