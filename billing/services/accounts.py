@@ -13,6 +13,7 @@ has known one of ours, what was denied before is forgotten.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
 
 import structlog
@@ -51,42 +52,51 @@ def denies_token(answer: ChargeReport | GatewayError) -> bool:
     return isinstance(answer, RequestRejected) and answer.http_status == NOT_FOUND
 
 
-def is_in_doubt(parts: Parts, payment_token_id: str) -> Denied | None:
+def _nobody_waits() -> None:
+    """For whoever holds nothing while Xendit is asked."""
+
+
+def is_in_doubt(
+    parts: Parts, payment_token_id: str, before_asking: Callable[[], None] = _nobody_waits
+) -> Denied | None:
     """A charge was refused because of its payment method. None: it is to be taken at its word, because the account of
-    our key knows us. Where Xendit cannot be asked, nothing is learned by a second refusal either."""
+    our key knows us. Where Xendit cannot be asked, nothing is learned by a second refusal either. `before_asking` is
+    called before each question: it may take as long as any call."""
     if parts.acquaintance.is_made:
         return None
     before = _was_denied(parts, payment_token_id)
+    before_asking()
     try:
         report = read_token(parts.gateway, payment_token_id)
     except GatewayError:
         _count(parts, payment_token_id)
         return Denied.UNCLEAR
     if report.unknown:
-        return Denied.UNKNOWN if note_unknown(parts, payment_token_id) else None
+        return Denied.UNKNOWN if note_unknown(parts, payment_token_id, before_asking) else None
     if report.status in DEAD_TOKENS or before:
         make_acquaintance(parts)
         return None
-    if _knows_another(parts, payment_token_id):
+    if _knows_another(parts, payment_token_id, before_asking):
         return None
     _count(parts, payment_token_id)
     return Denied.UNCLEAR
 
 
-def note_unknown(parts: Parts, payment_token_id: str) -> bool:
+def note_unknown(parts: Parts, payment_token_id: str, before_asking: Callable[[], None] = _nobody_waits) -> bool:
     """Xendit has no such payment method. False: it knows others of ours, so this one is at fault and not the key."""
-    if parts.acquaintance.is_made or _knows_another(parts, payment_token_id):
+    if parts.acquaintance.is_made or _knows_another(parts, payment_token_id, before_asking):
         return False
     _count(parts, payment_token_id)
     return True
 
 
-def _knows_another(parts: Parts, payment_token_id: str) -> bool:
+def _knows_another(parts: Parts, payment_token_id: str, before_asking: Callable[[], None]) -> bool:
     """The one that was charged last."""
     with parts.reading() as session:
         charged = queries.last_charged_token(session, but=payment_token_id)
     if charged is None:
         return False
+    before_asking()
     try:
         known = not read_token(parts.gateway, charged).unknown
     except GatewayError:

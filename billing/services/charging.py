@@ -256,10 +256,12 @@ def _park(session: Session, waiting: Sequence[Parking], *, with_them: Collection
 
 def _send_and_settle(parts: Parts, begun: Sequence[Begun]) -> None:
     """Between begin and settle: one HTTP request each, no transaction. Whoever is answered first is settled first:
-    nobody waits for a slow one."""
+    nobody waits for a slow one, nor for what Xendit must be asked about an answer, which is done last."""
+    refused: list[Answered] = []
     if parts.callers is None or len(begun) <= 1:
         for each in begun:
-            _raise_first(_settle_answers(parts, [(each, _call(parts, each))]))
+            _raise_first(_settle_answers(parts, [(each, _call(parts, each))], refused))
+        _raise_first(_settle_refused(parts, refused))
         return
     under_way: dict[Future[ChargeReport | GatewayError], Begun] = {
         parts.callers.submit(_call, parts, each): each for each in begun
@@ -276,7 +278,8 @@ def _send_and_settle(parts: Parts, begun: Sequence[Begun]) -> None:
                 answered.append((each, future.result()))
             else:
                 broken.append(error)
-        broken += _settle_answers(parts, answered)
+        broken += _settle_answers(parts, answered, refused)
+    broken += _settle_refused(parts, refused)
     _raise_first(broken)
 
 
@@ -296,8 +299,9 @@ def _call(parts: Parts, begun: Begun) -> ChargeReport | GatewayError:
         return error
 
 
-def _settle_answers(parts: Parts, answered: Sequence[tuple[Begun, ChargeReport | GatewayError]]) -> list[Exception]:
-    """Returns what went wrong: one that cannot be settled must not keep the others from it."""
+def _settle_answers(parts: Parts, answered: Sequence[Answered], refused: list[Answered]) -> list[Exception]:
+    """Returns what went wrong: one that cannot be settled must not keep the others from it. `refused` gets those of
+    which Xendit must be asked first whether they may be taken at their word."""
     broken: list[Exception] = []
     paid: set[str] = set()
     is_news = any(accounts.knows_us(answer) for _, answer in answered) and parts.acquaintance.make()
@@ -307,10 +311,10 @@ def _settle_answers(parts: Parts, answered: Sequence[tuple[Begun, ChargeReport |
         broken.append(error)
     for begun, answer in answered:
         try:
-            if begun.attempt_id not in paid:
-                # Xendit is asked once, outside the transactions that a conflict repeats.
-                denied = _denied(parts, begun, answer)
-                repeat_conflicts(partial(_settle_one, parts, begun, answer, denied))
+            if accounts.denies_token(answer):
+                refused.append((begun, answer))
+            elif begun.attempt_id not in paid:
+                repeat_conflicts(partial(_settle_one, parts, begun, answer, None))
             _note_channel(parts, begun.request.channel_code, answer)
         except Exception as error:  # noqa: BLE001 - handed on, after the others had their turn
             broken.append(error)
@@ -318,6 +322,27 @@ def _settle_answers(parts: Parts, answered: Sequence[tuple[Begun, ChargeReport |
     if is_news:
         _forget_denied(parts, broken)
     return broken
+
+
+def _settle_refused(parts: Parts, refused: Sequence[Answered]) -> list[Exception]:
+    """Before each question the leases of all that wait for it are renewed: the questions may take longer than they do.
+    Xendit is asked once, outside the transactions that a conflict repeats."""
+    broken: list[Exception] = []
+    for place, (begun, answer) in enumerate(refused):
+        waiting = [each for each, _ in refused[place:]]
+        try:
+            renew = partial(repeat_conflicts, partial(_renew, parts, waiting))
+            denied = accounts.is_in_doubt(parts, begun.request.payment_token_id, renew)
+            repeat_conflicts(partial(_settle_one, parts, begun, answer, denied))
+        except Exception as error:  # noqa: BLE001 - handed on, after the others had their turn
+            broken.append(error)
+    return broken
+
+
+def _renew(parts: Parts, waiting: Sequence[Begun]) -> None:
+    until = real_now() + parts.rules.submitted_lease
+    with parts.transaction() as session:
+        charge_path.renew(session, [(each.attempt_id, each.lease_id) for each in waiting], until)
 
 
 def _forget_denied(parts: Parts, broken: list[Exception]) -> None:
@@ -329,7 +354,7 @@ def _forget_denied(parts: Parts, broken: list[Exception]) -> None:
         broken.append(error)
 
 
-def _pay_together(parts: Parts, answered: Sequence[tuple[Begun, ChargeReport | GatewayError]]) -> set[str]:
+def _pay_together(parts: Parts, answered: Sequence[Answered]) -> set[str]:
     """Most answers say that exactly what was asked for is paid. Returns the attempts that are settled by that."""
     now = parts.clock.now()
     ordinary = [paid for begun, answer in answered if (paid := _as_asked(begun, answer, now)) is not None]
@@ -360,12 +385,6 @@ def _as_asked(begun: Begun, answer: ChargeReport | GatewayError, now: datetime) 
         str(request.amount),
         answer.amount_is_captured,
     )
-
-
-def _denied(parts: Parts, begun: Begun, answer: ChargeReport | GatewayError) -> Denied | None:
-    if not accounts.denies_token(answer):
-        return None
-    return accounts.is_in_doubt(parts, begun.request.payment_token_id)
 
 
 def _settle_one(parts: Parts, begun: Begun, answer: ChargeReport | GatewayError, denied: Denied | None) -> None:
@@ -478,6 +497,7 @@ class EarlierTries:
         return EARLIER
 
 
+Answered = tuple[Begun, ChargeReport | GatewayError]
 Question = EarlierTries | UnverifiedToken
 Prepared = tuple[ToBegin, TokenWithDeclines, ChargeRequest]
 Parking = tuple[str, str, str]  # attempt, what it waits for (`run:ID`, `channel:CODE`), and that in words

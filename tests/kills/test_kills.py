@@ -59,6 +59,7 @@ LEFT_OUT = {
     "accounts._count#1": "counts what was denied and stops charging; whoever is refused next does it again",
     "accounts.make_acquaintance#1": "forgets what was denied; the next process that the account knows does it again",
     "charging._forget_denied#1": "as above",
+    "charging._renew#1": "renews leases, which end by themselves",
     "reconciling._record_from_list#1": "a refund of the list; the next comparison of that day finds it again",
     "charging._hold_unreadable#1": "holds an invoice that raised an error; the next claim meets it again",
     "charging._note_channel#1": "releases what waits for a channel; the next answer does it again",

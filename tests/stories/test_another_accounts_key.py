@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from sqlalchemy import text, update
 
 from billing.app import work_on
-from billing.domain.gateway import SessionType
+from billing.domain.gateway import SessionType, TokenReport
 from billing.domain.lifecycle import HoldKind
-from billing.services import charging, key, runs
+from billing.services import charging, key, reconciling, runs
 from billing.services.acquaintance import Acquaintance
 from billing.services.parts import Parts
 from billing.services.views import Json
 from billing.store import queries
-from billing.store.models import PaymentToken
+from billing.store.models import ChargeAttempt, PaymentToken
 from tests.world import CHARGE, OTHER_VISA, Subscriber, World
 
 GET_TOKEN = "GET /v3/payment_tokens/{id}"
@@ -259,6 +261,36 @@ def test_a_conflict_in_the_database_repeats_no_question_to_xendit(
     assert len(met) == 2
     assert (world.calls(CHARGE), world.calls(GET_TOKEN) - asked) == (1, 1)
     nobody_is_blocked_or_dunned([ana])
+
+
+def test_questions_that_take_long_put_no_charge_in_doubt(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four are charged together, three are refused. Each question takes nearly as long as a call may take, and others
+    look for charges whose process is gone. Wrong before: the lease ran out over the questions, and what Xendit had
+    refused was in doubt for a day."""
+    subscribers = refuses_as_unknown(world, 4)
+    for ana in subscribers[:3]:
+        world.script(ana.tokens[0].payment_token_id, ["HTTP:400:INVALID_TOKEN"])
+    subscribers[3].script("429")
+    world.open_due()
+    parts = with_key(world, "a key")
+    standing: list[list[str]] = []
+    ask = world.gateway.get_token
+
+    def slow(payment_token_id: str) -> TokenReport:
+        standing.append(sorted(attempt.status for attempt in world.all_attempts()))
+        with world.parts.transaction() as session:
+            passed = ChargeAttempt.lease_until - timedelta(seconds=100)
+            session.execute(update(ChargeAttempt).where(ChargeAttempt.status == "submitted").values(lease_until=passed))
+        reconciling.doubt_expired_submissions(world.parts, 100)
+        return ask(payment_token_id)
+
+    monkeypatch.setattr(world.gateway, "get_token", slow)
+    with ThreadPoolExecutor(8) as callers:
+        charging.charge(replace(parts, callers=callers), [attempt.id for attempt in world.all_attempts()])
+
+    assert standing[0] == ["scheduled", "submitted", "submitted", "submitted"], "the others are settled first"
+    assert len(standing) == 3
+    nobody_is_blocked_or_dunned(subscribers)
 
 
 def test_an_unknown_method_that_a_person_names_is_withdrawn_and_holds_nothing(world: World) -> None:
