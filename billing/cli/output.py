@@ -267,6 +267,11 @@ def instant(text: str) -> str:
     return f"{text[:16].replace('T', ' ')} UTC"
 
 
+def second(text: str) -> str:
+    """As `instant`, for what is near: `2026-01-31 02:00:45 UTC`."""
+    return f"{text[:19].replace('T', ' ')} UTC"
+
+
 def some_of(rows: Sequence[Json], columns: Mapping[str, str], *, title: str) -> None:
     """A side list: the first rows, and how many more there are."""
     if not rows:

@@ -180,10 +180,8 @@ def _refuse_if_not_done(report: Json) -> None:
     if report["state"] in (steering.PAUSED, steering.STOPPED, steering.ABORTED):
         raise Conflict(f"{report['run_id']} is {report['state']}: {report['reason']}; {report['how_to_go_on']}")
     sent = f"{report['attempted']} charge(s) sent"
-    if report["unsent"]:
-        raise ServiceUnavailable(
-            f"{report['unsent']} charge(s) did not leave: {report['not_sent']}; {sent}; the next run sends them"
-        )
+    if waiting := list(_waiting(report)):
+        raise ServiceUnavailable(f"{'; '.join(waiting)}; {sent}; {_until(report)}")
     if report["not_handed_out"]:
         raise ServiceUnavailable(
             f"{report['waiting']} charge(s) wait and none was handed out: {report['not_handed_out']};"
@@ -197,6 +195,21 @@ def _refuse_if_not_done(report: Json) -> None:
         )
     if undone:
         raise Conflict("; also: ".join(undone))
+
+
+def _waiting(report: Json) -> Iterator[str]:
+    if report["unsent"]:
+        yield f"{report['unsent']} charge(s) did not leave: {report['not_sent']}"
+    if report["put_off"]:
+        yield f"{report['put_off']} charge(s) that did not leave before still wait: {report['why_put_off']}"
+
+
+def _until(report: Json) -> str:
+    times = [at for at in (report["unsent_until"], report["put_off_until"]) if at is not None]
+    if not times:
+        return "they go out when that is over"
+    first = output.second(min(times))
+    return f"the first of them waits until {first}; a run after that sends it, or the scheduler does"
 
 
 def _undone(report: Json, sent: str) -> Iterator[str]:

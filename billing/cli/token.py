@@ -99,7 +99,7 @@ def prefer(name: TokenName, as_json: AsJson = False) -> None:
     """Make it the first to be charged, for all of the customer's subscriptions."""
     with opened() as billing, billing.parts.transaction() as session:
         token = catalog.find_token(session, name)
-        tokens.make_first(session, token)
+        tokens.make_first(session, token, billing.parts.clock.now())
         session.flush()
         view = listings.show_token(session, token.id)
     output.show(view, as_json=as_json, people=lambda: _one(view))

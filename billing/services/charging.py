@@ -54,7 +54,7 @@ from billing.services.accounts import Denied
 from billing.services.breaker import Trouble
 from billing.services.invoices import close_if_ended, hold_invoice, move_attempt, schedule_attempt, withdraw
 from billing.services.invoicing import in_one_line
-from billing.services.parts import Parts, Rules, note_begun, note_unsent, tell
+from billing.services.parts import Parts, Rules, note_begun, note_unsent, note_withdrawn, tell
 from billing.services.settling import doubt_attempt, settle_attempt
 from billing.services.subscriptions import lock_subscriptions_of, recurring_terms
 from billing.services.tokens import RIGHT_KEY, apply_token, hold_while_unknown, verify_for_charge, waits_for_token
@@ -144,6 +144,7 @@ def _hold_unreadable(parts: Parts, attempt_id: str, now: datetime, error: Except
         withdraw(session, found.attempt, now, reason)
         if found.invoice.status == InvoiceStatus.OPEN:
             hold_invoice(session, found.invoice, now, reason, HoldKind.ERROR)
+    note_withdrawn(attempt_id)
     log.exception("charge.held", attempt=attempt_id, error=reason)
 
 
@@ -156,7 +157,7 @@ def _put_off(parts: Parts, unsendable: Unsendable, now: datetime) -> None:
 def _postpone(parts: Parts, attempt_id: str, until: datetime, reason: str) -> None:
     with parts.transaction() as session:
         queries.postpone(session, attempt_id, until, error=reason)
-    note_unsent(attempt_id, reason)
+    note_unsent(attempt_id)
 
 
 def _ask_and_charge(parts: Parts, question: Question, lane: Lane) -> None:
@@ -246,6 +247,8 @@ def _park(session: Session, waiting: Sequence[Parking], *, with_them: Collection
     queries.lock_attempts(session, {*with_them, *(identity for identity, _, _ in waiting)})
     for cause, error in dict.fromkeys(each[1:] for each in waiting):
         queries.park_attempts(session, [each[0] for each in waiting if each[1:] == (cause, error)], cause, error)
+    for attempt_id, _, _ in waiting:
+        note_unsent(attempt_id)
 
 
 # ------------------------------------------------------------------------------------------- send and settle
@@ -253,10 +256,12 @@ def _park(session: Session, waiting: Sequence[Parking], *, with_them: Collection
 
 def _send_and_settle(parts: Parts, begun: Sequence[Begun]) -> None:
     """Between begin and settle: one HTTP request each, no transaction. Whoever is answered first is settled first:
-    nobody waits for a slow one."""
+    nobody waits for a slow one, nor for what Xendit must be asked about an answer, which is done last."""
+    refused: list[Answered] = []
     if parts.callers is None or len(begun) <= 1:
         for each in begun:
-            _raise_first(_settle_answers(parts, [(each, _call(parts, each))]))
+            _raise_first(_settle_answers(parts, [(each, _call(parts, each))], refused))
+        _raise_first(_settle_refused(parts, refused))
         return
     under_way: dict[Future[ChargeReport | GatewayError], Begun] = {
         parts.callers.submit(_call, parts, each): each for each in begun
@@ -273,7 +278,8 @@ def _send_and_settle(parts: Parts, begun: Sequence[Begun]) -> None:
                 answered.append((each, future.result()))
             else:
                 broken.append(error)
-        broken += _settle_answers(parts, answered)
+        broken += _settle_answers(parts, answered, refused)
+    broken += _settle_refused(parts, refused)
     _raise_first(broken)
 
 
@@ -293,30 +299,62 @@ def _call(parts: Parts, begun: Begun) -> ChargeReport | GatewayError:
         return error
 
 
-def _settle_answers(parts: Parts, answered: Sequence[tuple[Begun, ChargeReport | GatewayError]]) -> list[Exception]:
-    """Returns what went wrong: one that cannot be settled must not keep the others from it."""
+def _settle_answers(parts: Parts, answered: Sequence[Answered], refused: list[Answered]) -> list[Exception]:
+    """Returns what went wrong: one that cannot be settled must not keep the others from it. `refused` gets those of
+    which Xendit must be asked first whether they may be taken at their word."""
     broken: list[Exception] = []
     paid: set[str] = set()
-    if any(accounts.knows_us(answer) for _, answer in answered):
-        parts.acquaintance.make()
+    is_news = any(accounts.knows_us(answer) for _, answer in answered) and parts.acquaintance.make()
     try:
         paid = _pay_together(parts, answered)
     except SQLAlchemyError as error:
         broken.append(error)
     for begun, answer in answered:
         try:
-            if begun.attempt_id not in paid:
-                # Xendit is asked once, outside the transactions that a conflict repeats.
-                denied = _denied(parts, begun, answer)
-                repeat_conflicts(partial(_settle_one, parts, begun, answer, denied))
+            if accounts.denies_token(answer):
+                refused.append((begun, answer))
+            elif begun.attempt_id not in paid:
+                repeat_conflicts(partial(_settle_one, parts, begun, answer, None))
             _note_channel(parts, begun.request.channel_code, answer)
         except Exception as error:  # noqa: BLE001 - handed on, after the others had their turn
             broken.append(error)
         parts.strangers.note(answer)
+    if is_news:
+        _forget_denied(parts, broken)
     return broken
 
 
-def _pay_together(parts: Parts, answered: Sequence[tuple[Begun, ChargeReport | GatewayError]]) -> set[str]:
+def _settle_refused(parts: Parts, refused: Sequence[Answered]) -> list[Exception]:
+    """Before each question the leases of all that wait for it are renewed: the questions may take longer than they do.
+    Xendit is asked once, outside the transactions that a conflict repeats."""
+    broken: list[Exception] = []
+    for place, (begun, answer) in enumerate(refused):
+        waiting = [each for each, _ in refused[place:]]
+        try:
+            renew = partial(repeat_conflicts, partial(_renew, parts, waiting))
+            denied = accounts.is_in_doubt(parts, begun.request.payment_token_id, renew)
+            repeat_conflicts(partial(_settle_one, parts, begun, answer, denied))
+        except Exception as error:  # noqa: BLE001 - handed on, after the others had their turn
+            broken.append(error)
+    return broken
+
+
+def _renew(parts: Parts, waiting: Sequence[Begun]) -> None:
+    until = real_now() + parts.rules.submitted_lease
+    with parts.transaction() as session:
+        charge_path.renew(session, [(each.attempt_id, each.lease_id) for each in waiting], until)
+
+
+def _forget_denied(parts: Parts, broken: list[Exception]) -> None:
+    """The account knows us. Written when all answers are settled: nothing of theirs waits for it."""
+    try:
+        with parts.transaction() as session:
+            queries.forget_denied(session, parts.key_fingerprint)
+    except SQLAlchemyError as error:
+        broken.append(error)
+
+
+def _pay_together(parts: Parts, answered: Sequence[Answered]) -> set[str]:
     """Most answers say that exactly what was asked for is paid. Returns the attempts that are settled by that."""
     now = parts.clock.now()
     ordinary = [paid for begun, answer in answered if (paid := _as_asked(begun, answer, now)) is not None]
@@ -347,12 +385,6 @@ def _as_asked(begun: Begun, answer: ChargeReport | GatewayError, now: datetime) 
         str(request.amount),
         answer.amount_is_captured,
     )
-
-
-def _denied(parts: Parts, begun: Begun, answer: ChargeReport | GatewayError) -> Denied | None:
-    if not accounts.denies_token(answer):
-        return None
-    return accounts.is_in_doubt(parts, begun.request.payment_token_id)
 
 
 def _settle_one(parts: Parts, begun: Begun, answer: ChargeReport | GatewayError, denied: Denied | None) -> None:
@@ -465,6 +497,7 @@ class EarlierTries:
         return EARLIER
 
 
+Answered = tuple[Begun, ChargeReport | GatewayError]
 Question = EarlierTries | UnverifiedToken
 Prepared = tuple[ToBegin, TokenWithDeclines, ChargeRequest]
 Parking = tuple[str, str, str]  # attempt, what it waits for (`run:ID`, `channel:CODE`), and that in words
@@ -659,7 +692,10 @@ def _refuse(parts: Parts, attempt_id: str, now: datetime, asked: Collection[str]
         looked = charge_path.to_begin(session, [attempt_id], now)[0]
         if looked.status != AttemptStatus.SCHEDULED:
             return None
-        return _refuse_locked(session, looked, now, parts.rules, asked)
+        question = _refuse_locked(session, looked, now, parts.rules, asked)
+        if queries.attempt_with_invoice(session, attempt_id).attempt.status == AttemptStatus.CANCELED:
+            note_withdrawn(attempt_id)
+        return question
 
 
 def _refuse_locked(
@@ -699,15 +735,19 @@ def _without_token(
     if wait is not None:
         reason = "Xendit says the token is not usable yet"
         queries.postpone(session, attempt.id, now + wait, error=reason)
-        note_unsent(attempt.id, reason)
+        note_unsent(attempt.id)
     elif choice.unknown and not choice.capped and looked.origin == BY_HAND and attempt.payment_token_id is not None:
         # Others may know it better: what a person named by hand holds nothing else up.
         withdraw(session, attempt, now, f"Xendit does not know this payment method; {RIGHT_KEY}")
         if attempt.replaces_at is not None:
             schedule_attempt(session, found.invoice, max(now, attempt.replaces_at), origin="dunning")
     elif choice.unknown and not choice.capped:
-        reason = hold_while_unknown(session, found.subscription, now)
-        queries.park_attempts(session, [attempt.id], waits_for_token(found.subscription.customer_id), reason)
+        held_because = hold_while_unknown(session, found.subscription, now)
+        if held_because is None:
+            attempt.lease_until = None  # it was blocked since the first look: the next claim looks again
+        else:
+            waits_for = waits_for_token(found.subscription.customer_id)
+            queries.park_attempts(session, [attempt.id], waits_for, held_because)
     else:
         retrying.without_token(session, found, choice, now)
 
@@ -727,7 +767,7 @@ def _set_back(parts: Parts, begun: Begun, wait: timedelta, error: str) -> None:
         found = queries.attempt_with_invoice(session, begun.attempt_id)
         if found.attempt.status == AttemptStatus.SUBMITTED and found.attempt.lease_id == begun.lease_id:
             _schedule_again(session, found, now + wait, now, error)
-            note_unsent(begun.attempt_id, error)
+            note_unsent(begun.attempt_id)
     log.info("charge.set_back", attempt=begun.attempt_id, error=error)
 
 
@@ -746,6 +786,7 @@ def _set_aside(parts: Parts, begun: Begun, denied: Denied) -> None:
             return
         at = attempt.scheduled_at if denied == Denied.UNKNOWN else now + NOT_SENT_WAIT
         _schedule_again(session, found, at, now, reason)
+        note_unsent(attempt.id)
         session.flush()
         if denied == Denied.UNKNOWN:
             unknown = TokenReport(begun.request.payment_token_id, TokenStatus.PENDING, unknown=True)
@@ -783,7 +824,7 @@ def _reject(
     if error.stops_account:
         # Refused before anything was looked at: the same attempt goes on when a person has put it right.
         _schedule_again(session, found, attempt.scheduled_at, now, str(error))
-        note_unsent(attempt_id, str(error))
+        note_unsent(attempt_id)
         queries.stop_charging(session, str(error), now, refused_key=refused_key)
         tell(session, subscription_id, now, "charging.stopped", reason=str(error))
         log.error("charging.stopped", error=str(error))

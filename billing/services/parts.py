@@ -107,10 +107,11 @@ def in_lane(lane: Lane) -> Iterator[None]:
 
 @dataclass(slots=True)
 class Tally:
-    """What one command has begun, and what it could not send and why: by attempt, whichever of its threads did it."""
+    """The attempts that one command has begun, could not send, or had to withdraw, whichever of its threads did it."""
 
     begun: set[str] = field(default_factory=set)
-    unsent: dict[str, str] = field(default_factory=dict)
+    unsent: set[str] = field(default_factory=set)
+    withdrawn: set[str] = field(default_factory=set)
 
 
 _tally: ContextVar[Tally | None] = ContextVar("tally", default=None)
@@ -129,17 +130,23 @@ def tallied(tally: Tally) -> Iterator[None]:
 def note_begun(attempt_ids: Sequence[str]) -> None:
     tally = _tally.get()
     if tally is not None:
-        for attempt_id in attempt_ids:
-            tally.unsent.pop(attempt_id, None)
-            tally.begun.add(attempt_id)
+        tally.unsent.difference_update(attempt_ids)
+        tally.begun.update(attempt_ids)
 
 
-def note_unsent(attempt_id: str, reason: str) -> None:
-    """It has moved nothing, and is planned as before."""
+def note_unsent(attempt_id: str) -> None:
+    """It has moved nothing, and is planned as before; its row says why."""
     tally = _tally.get()
     if tally is not None:
         tally.begun.discard(attempt_id)
-        tally.unsent[attempt_id] = reason
+        tally.unsent.add(attempt_id)
+
+
+def note_withdrawn(attempt_id: str) -> None:
+    """It could not be charged, and its row says why."""
+    tally = _tally.get()
+    if tally is not None:
+        tally.withdrawn.add(attempt_id)
 
 
 Send = Callable[[str, Sequence[str]], None]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 import structlog
-from sqlalchemy import select, update
+from sqlalchemy import Select, select, update
 from sqlalchemy.orm import Session
 
 from billing.domain.gateway import RefundReport, RefundStatus
@@ -25,6 +25,9 @@ from billing.store.models import Capture, ChargeAttempt, Invoice, Refund, new_id
 TRY_AGAIN = timedelta(minutes=10)
 ASK_AGAIN_UNKNOWN = timedelta(hours=6)
 NOT_FOUND = 404
+# How many settlement windows a 404 is not taken at its word: Xendit gave us that payment itself, so our key may be
+# another account's.
+WINDOWS_OF_A_WRONG_KEY = 7
 FIRST_LOOK_UP = timedelta(hours=1)  # its webhook normally tells within minutes
 
 log = structlog.get_logger()
@@ -156,11 +159,14 @@ def _not_accepted(refund: Refund, error: GatewayError, now: datetime, rules: Rul
             refund.error, refund.lease_until = str(error), None
         case NotSent() | RateLimited() | Unavailable():
             _ask_again(refund, now + TRY_AGAIN, str(error))
-        case _ if error.http_status == NOT_FOUND and now < refund.created_at + rules.settlement_window * 7:
-            # Xendit gave us that payment request itself: our key may be another account's.
+        case _ if error.http_status == NOT_FOUND and now < refund.created_at + _of_a_wrong_key(rules):
             _ask_again(refund, now + ASK_AGAIN_UNKNOWN, f"{error}; {RIGHT_KEY}")
         case _:
             _hold(refund, f"{error}; refund it in the dashboard")
+
+
+def _of_a_wrong_key(rules: Rules) -> timedelta:
+    return rules.settlement_window * WINDOWS_OF_A_WRONG_KEY
 
 
 def _ask_again(refund: Refund, at: datetime, error: str) -> None:
@@ -252,21 +258,20 @@ def _capture_of(session: Session, report: RefundReport) -> Capture | None:
 
 
 def _made_elsewhere(session: Session, capture: Capture, report: RefundReport, now: datetime) -> Refund:
-    """In Xendit's dashboard, by a person. Where we have told him to do so (held), or were about to do it ourselves, it
-    is that; and one of ours of which nobody knows whether it arrived is that too, if it names no other reference."""
+    """In Xendit's dashboard, by a person. One of ours of which nobody knows whether it arrived is that, if it names no
+    other reference."""
     amount = report.amount or Money(capture.amount_minor, capture.currency)
-    same = select(Refund).where(
-        Refund.capture_id == capture.id,
-        Refund.xendit_refund_id.is_(None),
-        Refund.amount_minor == amount.amount_minor,
-        Refund.currency == amount.currency,
+    not_told_of = select(Refund).where(
+        Refund.capture_id == capture.id, Refund.xendit_refund_id.is_(None), Refund.currency == amount.currency
     )
+    same = Refund.amount_minor == amount.amount_minor
     if report.reference_id is None:
-        ours = session.scalar(same.where(Refund.status == RefundState.PENDING).limit(1))
+        ours = session.scalar(not_told_of.where(same, Refund.status == RefundState.PENDING).limit(1))
         if ours is not None:
             return ours
-    not_sent = Refund.status.in_({RefundState.HELD, RefundState.REQUESTED})
-    refund = session.scalar(same.where(not_sent).order_by(Refund.id).limit(1))
+    refund = None
+    if report.status not in (RefundStatus.FAILED, RefundStatus.CANCELLED):
+        refund = _in_place_of_ours(session, not_told_of.order_by(~same, Refund.id), amount)
     if refund is None:
         refund = new_refund(capture, amount.amount_minor, "REQUESTED_BY_CUSTOMER", RefundState.PENDING, now)
         refund.currency = amount.currency
@@ -276,6 +281,20 @@ def _made_elsewhere(session: Session, capture: Capture, report: RefundReport, no
     session.flush()
     log.warning("refund.made_elsewhere", refund=refund.id, capture=capture.id, xendit_refund_id=report.refund_id)
     return refund
+
+
+def _in_place_of_ours(session: Session, waiting: Select[Refund], amount: Money) -> Refund | None:
+    """Where we have told a person to give it back (held), or were about to do it ourselves, so much need not be given
+    back any more. Where nothing is left of it, it is that refund."""
+    not_sent = Refund.status.in_({RefundState.HELD, RefundState.REQUESTED})
+    locked = waiting.where(not_sent).limit(1).with_for_update().execution_options(populate_existing=True)
+    ours = session.scalar(locked)
+    if ours is None or ours.amount_minor > amount.amount_minor:
+        if ours is not None:
+            ours.amount_minor -= amount.amount_minor
+        return None
+    ours.amount_minor = amount.amount_minor
+    return ours
 
 
 def _record(session: Session, refund: Refund, report: RefundReport, now: datetime) -> None:

@@ -129,7 +129,7 @@ def without_token(session: Session, found: queries.Found, choice: Choice, now: d
     attempt, invoice = found.attempt, found.invoice
     if choice.capped:
         attempt.scheduled_at = _rest_ends(session, found, now)
-        attempt.lease_until = None
+        attempt.lease_until = attempt.error = None
         reason = "network limit of declines per card"
         tell(session, attempt.subscription_id, now, "attempt.postponed", attempt=attempt.id, reason=reason)
         return

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import wraps
 
-from sqlalchemy import ColumnElement, select, update
+from sqlalchemy import ColumnElement, false, func, select, update
 from sqlalchemy.orm import Session
 
 from billing.domain.gateway import CHARGE_ENDPOINT
@@ -88,7 +88,11 @@ def run_on_workers(
     """Open here, charge there. Without `wait` the scheduler (or the next run) hands out what does not fit at once."""
     run = _start(parts, at, expect, progress)
     with parts.reading() as session:
-        run.begun_before = run_queries.begun_of_run(session, run.id)
+        run.before = Before(
+            run_queries.begun_of_run(session, run.id),
+            run_queries.did_not_leave(session),
+            run_queries.withdrawn_of_run(session, run.id),
+        )
     try:
         run.look()
         if run.goes_on():
@@ -145,6 +149,15 @@ class _Halted(Exception):
     """No error: a person or a guard has stopped the run meanwhile."""
 
 
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What was true when a command came whose work others do: begun of its run, not left, withdrawn of its run."""
+
+    begun: Collection[str]
+    unsent: Collection[str]
+    withdrawn: Collection[str]
+
+
 @dataclass(slots=True)
 class _Run:
     """A run and the process that drives it."""
@@ -158,7 +171,7 @@ class _Run:
     taken_up: bool = False
     opened: int = 0  # by this command
     tally: Tally = field(default_factory=Tally)  # of what this command charges itself
-    begun_before: Collection[str] | None = None  # where workers charge: what of the run was begun before it came
+    before: Before | None = None  # where workers charge
     handed_out: int = 0
     not_handed_out: str | None = None
     _rest_until: float = field(default=0.0)
@@ -177,9 +190,21 @@ class _Run:
 
     @property
     def of_this_command(self) -> ColumnElement[bool]:
-        if self.begun_before is None:
+        if self.before is None:
             return run_queries.begun_by(self.tally.begun, self.id)
-        return run_queries.begun_of_run_but(self.begun_before, self.id)
+        return run_queries.of_run_but(self.before.begun, self.id)
+
+    @property
+    def unsent(self) -> ColumnElement[bool]:
+        if self.before is None:
+            return run_queries.among(self.tally.unsent)
+        return run_queries.of_run_but(self.before.unsent, self.id)
+
+    @property
+    def withdrawn(self) -> ColumnElement[bool]:
+        if self.before is None:
+            return run_queries.among(self.tally.withdrawn)
+        return run_queries.of_run_but(self.before.withdrawn, self.id)
 
     def beat(self) -> None:
         """A sign of life: it is not taken over by another process."""
@@ -355,15 +380,18 @@ def _finish(run: _Run) -> Json:
 
 def _report(run: _Run) -> Json:
     """What this command did, with what is left and why: `stopped` (all charging is), `unsent` charges that could not
-    be sent (`not_sent` says why), `withdrawn` ones of invoices that are still owed (`why_withdrawn`), `unknown_tokens`
-    (charges that wait because Xendit knows no payment method of theirs), `not_handed_out` (why workers got nothing)."""
+    be sent (`not_sent` says why, `unsent_until` when the first is tried again), `put_off` others that could not be sent
+    before and wait still (`why_put_off`, `put_off_until`), `withdrawn` ones of invoices that are still owed
+    (`why_withdrawn`), `unknown_tokens` (charges that wait because Xendit knows no payment method of theirs),
+    `not_handed_out` (why workers got nothing)."""
     with run.parts.reading() as session:
         row = session.get_one(BillingRun, run.id)
         view = run_view(session, row, run.as_of, run.parts.rules)
         mine = results_of(session, row, run.of_this_command, run.opened, run.as_of)
-        unsent, not_sent = run_queries.unsent(session, run.id, run.tally.unsent, real_now())
-        withdrawn, why_withdrawn = run_queries.withdrawn(session, run.id)
-        unknown = run_queries.parked_by(session, run.id, waits_for_token(""))
+        unsent = run_queries.unsent(session, run.unsent, real_now())
+        put_off = run_queries.unsent(session, ~func.coalesce(run.unsent, false()), real_now())
+        withdrawn, why_withdrawn = run_queries.withdrawn(session, run.withdrawn)
+        unknown = run_queries.parked_by(session, waits_for_token(""))
         stop = run_queries.charging_stop_reason(session)
     return (
         view
@@ -373,8 +401,12 @@ def _report(run: _Run) -> Json:
             "at": instant(run.opening_at),
             "skipped": run.skipped,
             "stopped": stop,
-            "unsent": unsent,
-            "not_sent": not_sent,
+            "unsent": unsent.count,
+            "not_sent": unsent.why,
+            "unsent_until": instant(unsent.until),
+            "put_off": put_off.count,
+            "why_put_off": put_off.why,
+            "put_off_until": instant(put_off.until),
             "withdrawn": withdrawn,
             "why_withdrawn": why_withdrawn,
             "unknown_tokens": unknown,

@@ -254,9 +254,11 @@ def waits_for_token(customer_id: str) -> str:
 
 
 def _alive(session: Session, customer_id: str) -> list[PaymentToken]:
+    """Those that we may come to charge by ourselves."""
     query = select(PaymentToken).where(
         PaymentToken.customer_id == customer_id,
         PaymentToken.blocked_reason.is_(None),
+        PaymentToken.replaced_at.is_(None),
         PaymentToken.status.not_in(DEAD_TOKENS),
     )
     return list(session.scalars(query.order_by(PaymentToken.rank)))
@@ -275,11 +277,15 @@ def _hold_those_without_another(
             hold_while_unknown(session, subscription, now)
 
 
-def hold_while_unknown(session: Session, subscription: Subscription, now: datetime) -> str:
+def hold_while_unknown(session: Session, subscription: Subscription, now: datetime) -> str | None:
     """Nothing of it is opened or charged, and nobody is dunned, until Xendit knows its payment method (or another is
     saved). Returns why. The subscription is locked. A hold of another kind gives way: it comes again if it is needed.
+
+    None when there is no such payment method any more: a card is blocked under all its tokens without that lock.
     """
     unknown = [token for token in _alive(session, subscription.customer_id) if token.unknown_since is not None]
+    if not unknown:
+        return None
     reason = unknown_in_words(unknown[0])
     if subscription.hold_reason is not None and subscription.hold_kind in (HoldKind.TOKEN_UNKNOWN, HoldKind.ERROR):
         return reason
@@ -310,10 +316,11 @@ def release_when_known(session: Session, customer_id: str, now: datetime) -> Non
 def refresh_token(parts: Parts, payment_token_id: str) -> PaymentToken:
     """Ask Xendit about one token and store what it says. Raises NotFound (no such token here), GatewayError."""
     report = read_token(parts.gateway, payment_token_id)
-    if not report.unknown:
-        parts.acquaintance.make()
+    is_news = not report.unknown and parts.acquaintance.make()
     now = parts.clock.now()
     with parts.transaction() as session:
+        if is_news:
+            queries.forget_denied(session, parts.key_fingerprint)
         token = session.scalar(select(PaymentToken).where(PaymentToken.payment_token_id == payment_token_id))
         if token is None:
             raise NotFound(f"no token {payment_token_id}; see `billing token list --customer C`")
@@ -421,13 +428,15 @@ def why_not_by_name(token: PaymentToken, customer_id: str) -> str | None:
     return None
 
 
-def make_first(session: Session, token: PaymentToken) -> None:
+def make_first(session: Session, token: PaymentToken, now: datetime) -> None:
     """The first to be charged from now on, for the customer and for each of his subscriptions."""
     if token.status != TokenStatus.ACTIVE:
         raise Conflict(f"token {token.id} is {token.status}; only an ACTIVE token can be preferred")
     if token.unknown_since is not None:
         raise Conflict(f"token {token.id} cannot be preferred: {unknown_in_words(token)}")
     _put_first(session, token, lock_subscriptions_of(session, token.customer_id))
+    session.flush()
+    release_when_known(session, token.customer_id, now)
 
 
 def _put_first(session: Session, token: PaymentToken, subscriptions: Sequence[Subscription]) -> None:

@@ -273,6 +273,25 @@ def submit(
     return set(session.scalars(_SUBMIT, values))
 
 
+_RENEW = text(
+    """
+    WITH mine AS MATERIALIZED (
+        SELECT a.id FROM charge_attempts a
+        JOIN unnest(CAST(:ids AS text[]), CAST(:leases AS text[])) AS n (id, lease)
+            ON n.id = a.id AND n.lease = a.lease_id
+        WHERE a.status = 'submitted' ORDER BY a.id FOR NO KEY UPDATE OF a
+    )
+    UPDATE charge_attempts a SET lease_until = :until FROM mine WHERE a.id = mine.id
+    """
+)
+
+
+def renew(session: Session, held: Sequence[tuple[str, str]], until: datetime) -> None:
+    """The leases of (attempt id, lease id), where they still stand."""
+    values = {"ids": [attempt_id for attempt_id, _ in held], "leases": [lease_id for _, lease_id in held]}
+    session.execute(_RENEW, values | {"until": until})
+
+
 @dataclass(frozen=True, slots=True)
 class Paid:
     """What Xendit's answer said of an attempt that took exactly what it asked for."""

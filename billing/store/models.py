@@ -27,7 +27,7 @@ from sqlalchemy import (
     UniqueConstraint,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TIMESTAMP
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from billing.domain.lifecycle import (
@@ -563,6 +563,15 @@ class ChargingStop(Base):
     at: Mapped[datetime]
     # Fingerprint of the secret key that was refused; NULL when a person stopped charging. Another key lifts the stop.
     refused_key: Mapped[str | None]
+
+
+class DeniedTokens(Base):
+    """The payment methods of ours that Xendit denied to a key before it knew any with it (services/accounts.py)."""
+
+    __tablename__ = "denied_tokens"
+
+    key_fingerprint: Mapped[str] = mapped_column(primary_key=True)
+    payment_token_ids: Mapped[list[str]] = mapped_column(ARRAY(Text))  # Xendit's, each once; a handful at most
 
 
 class QuotaBudget(Base):

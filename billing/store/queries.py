@@ -45,6 +45,7 @@ from billing.store.models import (
     ChargeAttempt,
     ChargingStop,
     ComparedDay,
+    DeniedTokens,
     Invoice,
     PaymentSession,
     PaymentToken,
@@ -549,6 +550,31 @@ def last_charged_token(session: Session, *, but: str) -> str | None:
         .limit(1)
     )
     return session.scalar(query)
+
+
+def denied_tokens(session: Session, key: str | None) -> list[str]:
+    """Xendit's ids of the payment methods that it denied to the key with this fingerprint."""
+    query = select(DeniedTokens.payment_token_ids).where(DeniedTokens.key_fingerprint == (key or ""))
+    return session.scalar(query) or []
+
+
+_NOTE_DENIED = text(
+    """
+    INSERT INTO denied_tokens AS known (key_fingerprint, payment_token_ids) VALUES (:key, ARRAY[:token])
+    ON CONFLICT (key_fingerprint) DO UPDATE SET payment_token_ids =
+        array_remove(known.payment_token_ids, :token) || CAST(:token AS text)
+    RETURNING cardinality(payment_token_ids)
+    """
+)
+
+
+def note_denied(session: Session, key: str | None, payment_token_id: str) -> int:
+    """One more; returns how many different ones there are. The row of the key makes those wait who count at once."""
+    return int(session.execute(_NOTE_DENIED, {"key": key or "", "token": payment_token_id}).scalar_one())
+
+
+def forget_denied(session: Session, key: str | None) -> None:
+    session.execute(delete(DeniedTokens).where(DeniedTokens.key_fingerprint == (key or "")))
 
 
 def ask_unknown_tokens_now(session: Session, now: datetime, *, key: str | None = None) -> int:

@@ -141,8 +141,8 @@ def standing(session: Session, run_id: str, now: datetime, *, of: ColumnElement[
     return found
 
 
-def _among(ids: Collection[str]) -> ColumnElement[bool]:
-    """As an array: there may be more of them than a statement takes parameters."""
+def among(ids: Collection[str]) -> ColumnElement[bool]:
+    """These attempts. As an array: there may be more of them than a statement takes parameters."""
     return ChargeAttempt.id == func.any(literal(list(ids), ARRAY(Text)))
 
 
@@ -150,12 +150,12 @@ def begun_by(begun: Collection[str], run_id: str) -> ColumnElement[bool]:
     """The attempts that one command has begun, and what still waits of the run that it drives."""
     attempt = ChargeAttempt
     waits = and_(attempt.run_id == run_id, attempt.status == AttemptStatus.SCHEDULED)
-    return or_(_among(begun), waits)
+    return or_(among(begun), waits)
 
 
-def begun_of_run_but(before: Collection[str], run_id: str) -> ColumnElement[bool]:
-    """The attempts of a run, but those that were begun `before`."""
-    return and_(ChargeAttempt.run_id == run_id, ~_among(before))
+def of_run_but(before: Collection[str], run_id: str) -> ColumnElement[bool]:
+    """The attempts of a run, but those of which the same was true `before`."""
+    return and_(ChargeAttempt.run_id == run_id, ~among(before))
 
 
 def begun_of_run(session: Session, run_id: str) -> set[str]:
@@ -164,34 +164,57 @@ def begun_of_run(session: Session, run_id: str) -> set[str]:
     return set(session.scalars(query))
 
 
-def unsent(session: Session, run_id: str, others: Collection[str], real_now: datetime) -> tuple[int, str | None]:
-    """How many of a run (and of `others`) wait because they could not be sent, and why one of them does. What somebody
+@dataclass(frozen=True, slots=True)
+class Unsent:
+    """Charges that were due and did not leave: how many, why one of them, and when the first of them is tried again
+    (None: when what they wait for is over)."""
+
+    count: int
+    why: str | None
+    until: datetime | None
+
+
+# Due, not in anybody's hands, and with the reason why it did not leave. A run that a person or a guard has stopped, and
+# a payment method that Xendit does not know, are told of by themselves.
+_DID_NOT_LEAVE = and_(
+    ChargeAttempt.status == AttemptStatus.SCHEDULED,
+    ChargeAttempt.error.is_not(None),
+    or_(ChargeAttempt.parked_by.is_(None), ChargeAttempt.parked_by.startswith("channel:")),
+)
+
+
+def unsent(session: Session, of: ColumnElement[bool], real_now: datetime) -> Unsent:
+    """Of these attempts. One that was put off counts until it is tried, however late that is: it was due. What somebody
     has in hand is on its way."""
     attempt = ChargeAttempt
-    in_hand = attempt.lease_until > real_now
+    in_hand = func.coalesce(attempt.lease_until > real_now, false())
     row = session.execute(
-        select(func.count(), func.min(attempt.error)).where(
-            attempt.status == AttemptStatus.SCHEDULED,
-            or_(attempt.run_id == run_id, _among(others)),
-            attempt.error.is_not(None),
-            func.coalesce(in_hand, false()).is_(False),
-        )
+        select(
+            func.count(), func.min(attempt.error), func.min(attempt.scheduled_at).filter(attempt.parked_by.is_(None))
+        ).where(_DID_NOT_LEAVE, of, in_hand.is_(False))
     ).one()
-    return row[0], row[1]
+    return Unsent(*row)
 
 
-def withdrawn(session: Session, run_id: str) -> tuple[int, str | None]:
-    """How many of a run were withdrawn though their invoice is not paid, and why one of them was."""
+def did_not_leave(session: Session) -> set[str]:
+    return set(session.scalars(select(ChargeAttempt.id).where(_DID_NOT_LEAVE)))
+
+
+def withdrawn(session: Session, of: ColumnElement[bool]) -> tuple[int, str | None]:
+    """How many of these attempts were withdrawn though their invoice is not paid, and why one of them was."""
     row = session.execute(
         select(func.count(), func.min(ChargeAttempt.error))
         .join(Invoice, Invoice.id == ChargeAttempt.invoice_id)
-        .where(
-            ChargeAttempt.run_id == run_id,
-            ChargeAttempt.status == AttemptStatus.CANCELED,
-            Invoice.status == InvoiceStatus.OPEN,
-        )
+        .where(of, ChargeAttempt.status == AttemptStatus.CANCELED, Invoice.status == InvoiceStatus.OPEN)
     ).one()
     return row[0], row[1]
+
+
+def withdrawn_of_run(session: Session, run_id: str) -> set[str]:
+    query = select(ChargeAttempt.id).where(
+        ChargeAttempt.run_id == run_id, ChargeAttempt.status == AttemptStatus.CANCELED
+    )
+    return set(session.scalars(query))
 
 
 def committed(session: Session, run_id: str, *, but: Collection[str]) -> tuple[Counter[str], int]:
@@ -507,10 +530,10 @@ def has_parked(session: Session, run_id: str) -> bool:
     return bool(session.scalar(select(exists().where(ChargeAttempt.run_id == run_id, *parked))))
 
 
-def parked_by(session: Session, run_id: str, prefix: str) -> int:
-    """How many of its charges wait for what begins so."""
+def parked_by(session: Session, prefix: str) -> int:
+    """How many charges wait for what begins so, of whatever run."""
     waiting = (ChargeAttempt.parked_by.startswith(prefix), ChargeAttempt.status == AttemptStatus.SCHEDULED)
-    return session.scalar(select(func.count()).where(ChargeAttempt.run_id == run_id, *waiting)) or 0
+    return session.scalar(select(func.count()).where(*waiting)) or 0
 
 
 def charging_stop_reason(session: Session) -> str | None:

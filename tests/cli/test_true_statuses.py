@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import redis
 
 from billing.settings import load_settings
-from tests.cli.terminal import KEY, Terminal, Xendit
+from tests.cli.terminal import KEY, Ended, Terminal, Xendit
 from workers import actors
 
 SOMEWHERE_ELSE = {"BILLING_XENDIT_BASE_URL": "https://xendit.example", "BILLING_XENDIT_SECRET_KEY": KEY}
@@ -106,6 +108,49 @@ def test_charges_that_did_not_leave_are_no_success_though_others_did(two: Termin
     assert "; 1 charge(s) sent; " in ended.err
 
 
+def nobody_listens(terminal: Terminal) -> Ended:
+    return terminal("run", "--json", BILLING_XENDIT_BASE_URL="http://127.0.0.1:1")
+
+
+def test_a_run_a_moment_later_does_not_pass_over_what_did_not_leave(two: Terminal) -> None:
+    """Contract "Where people run it" 3. Wrong before: put off by a minute, it was not due."""
+    assert nobody_listens(two).status == 1
+
+    ended = two("run", "--json")
+
+    report = ended.document
+    assert ended.status == 1
+    assert (report["attempted"], report["unsent"], report["put_off"]) == (0, 0, 2)
+    until = report["put_off_until"][:19].replace("T", " ")
+    assert "2 charge(s) that did not leave before still wait: the charge was not sent: no connection" in ended.err
+    assert f"the first of them waits until {until} UTC" in ended.err
+
+    two.json("clock", "advance", "2m")
+    assert two.json("run")["succeeded"] == 2
+    assert (two.json("run")["put_off"], two.json("run")["unsent"]) == (0, 0)
+
+
+def test_a_token_that_could_not_be_asked_about_is_not_passed_over(
+    shop: Terminal, xendit: Xendit, tmp_path: Path
+) -> None:
+    row = {
+        "customer_reference": "dewi", "name": "Dewi", "email": "dewi@example.com", "country": "ID", "plan": "gold",
+        "subscription_reference": "dewi-gold", "payment_token_id": xendit.new_token(), "channel_code": "CARDS",
+        "next_billing_at": shop.json("clock", "show")["now"],
+    }  # fmt: skip
+    (tmp_path / "rows").write_text(json.dumps(row))
+    shop.json("import", str(tmp_path / "rows"), "--no-verify")
+    xendit.fail("GET /v3/payment_tokens/{id}", "500_BEFORE", count=1)
+
+    first, second = shop("run", "--json"), shop("run", "--json")
+
+    assert (first.status, second.status) == (1, 1)
+    assert [(each.document["unsent"], each.document["put_off"]) for each in (first, second)] == [(1, 0), (0, 1)]
+    assert "1 charge(s) that did not leave before still wait: Xendit could not be asked about the token" in second.err
+    shop.json("clock", "advance", "2m")
+    assert shop.json("run")["succeeded"] == 1
+
+
 def test_as_planned_is_not_said_over_failures(two: Terminal, xendit: Xendit) -> None:
     xendit.script(token_of(two, "ana"), "TIMEOUT_AFTER")
     ended = two("run")
@@ -138,6 +183,26 @@ def test_a_run_in_which_nobody_has_a_payment_method_says_so(two: Terminal) -> No
     ended = two("run", "--at", due, "--json")
     assert (ended.status, ended.document["opened"], ended.document["attempted"]) == (1, 2, 0)
     assert "2 charge(s) could not be made: no payment token that may be charged" in ended.err
+
+
+def test_one_that_xendit_refused_for_a_reason_of_ours_is_no_success_though_another_was_paid(
+    two: Terminal, xendit: Xendit
+) -> None:
+    xendit.fail("POST /v3/payment_requests", "HTTP:400:API_VALIDATION_ERROR")
+    ended = two("run", "--json", BILLING_CHARGE_THREADS="1")
+    assert (ended.status, ended.document["failed"], ended.document["succeeded"]) == (1, 1, 1)
+    assert "1 charge(s) were refused by Xendit for a reason on our side" in ended.err
+    assert two("run", "--json").status == 0, "what is held waits for a person, and no run is to blame"
+
+
+def test_one_that_was_withdrawn_is_no_success_though_another_was_paid(two: Terminal) -> None:
+    two.json("run")
+    two.json("token", "cancel", two.json("token", "list", "--customer", "ana")[0]["id"])
+    due = max(row["next_billing_at"] for row in two.json("subscription", "list"))
+    ended = two("run", "--at", due, "--json")
+    assert (ended.status, ended.document["withdrawn"], ended.document["succeeded"]) == (1, 1, 1)
+    assert "1 charge(s) could not be made: no payment token that may be charged" in ended.err
+    assert two("run", "--json").status == 0, "the customer has been asked"
 
 
 def test_nothing_due_is_done_well(two: Terminal) -> None:

@@ -369,7 +369,7 @@ def test_the_preferred_card_is_charged_first(world: World) -> None:
     ana = world.subscribe_save(card=VISA)
     second = ana.adds_card(OTHER_VISA)
     with world.parts.transaction() as session:
-        tokens.make_first(session, session.merge(second))
+        tokens.make_first(session, session.merge(second), world.now)
 
     world.run()
 
@@ -381,7 +381,7 @@ def test_a_dead_token_cannot_be_preferred(world: World) -> None:
     world.control("POST", f"/tokens/{ana.tokens[0].payment_token_id}/expire")
     world.deliver_webhooks()
     with world.parts.transaction() as session, pytest.raises(Conflict, match="EXPIRED"):
-        tokens.make_first(session, session.merge(ana.tokens[0]))
+        tokens.make_first(session, session.merge(ana.tokens[0]), world.now)
 
 
 def test_no_card_number_is_kept(world: World) -> None:

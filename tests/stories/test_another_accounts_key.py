@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import timedelta
+from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import text, update
 
-from billing.domain.gateway import SessionType
+from billing.domain.gateway import SessionType, TokenReport
 from billing.domain.lifecycle import HoldKind
-from billing.services import key, runs
+from billing.services import charging, key, reconciling, runs
 from billing.services.acquaintance import Acquaintance
 from billing.services.parts import Parts
 from billing.services.views import Json
 from billing.store import queries
-from billing.store.models import PaymentToken
+from billing.store.models import ChargeAttempt, PaymentToken
 from billing.work import work_on
-from tests.world import CHARGE, Subscriber, World
+from tests.world import CHARGE, OTHER_VISA, Subscriber, World
+
+GET_TOKEN = "GET /v3/payment_tokens/{id}"
 
 
 def lose_webhooks(world: World) -> None:
@@ -212,6 +217,147 @@ def test_what_contradicts_what_xendit_says_of_the_token_is_asked_once_more(world
     world.advance(minutes=2)
     run(with_key(world, "another key"))
     assert world.collected() == [50_000] * 7
+
+
+def test_while_xendit_cannot_be_asked_about_a_refused_method_nothing_is_final(world: World) -> None:
+    """However often, and whichever process: it says neither that it knows the payment method nor that it does not."""
+    (ana,) = refuses_as_unknown(world, 1)
+    world.break_calls("HTTP:400:INVALID_TOKEN", count=100)
+    world.break_calls("500_BEFORE", endpoint=GET_TOKEN, count=100)
+    the_same_process = with_key(world, "a key")
+
+    for each in (the_same_process, the_same_process, with_key(world, "a key"), with_key(world, "a key")):
+        report = run(each)
+        assert (report["stopped"], report["failed"], report["unsent"]) == (None, 0, 1)
+        nobody_is_blocked_or_dunned([ana])
+        world.advance(minutes=2)
+
+    assert world.calls(CHARGE) == world.calls(GET_TOKEN) == 4
+    world.break_calls("HTTP:400:INVALID_TOKEN", count=0)
+    world.break_calls("500_BEFORE", endpoint=GET_TOKEN, count=0)
+    run(with_key(world, "a key"))
+    assert world.collected() == [50_000]
+
+
+def test_a_conflict_in_the_database_repeats_no_question_to_xendit(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (ana,) = refuses_as_unknown(world, 1)
+    world.break_calls("HTTP:400:INVALID_TOKEN")
+    set_aside, met = charging._set_aside, []
+
+    def in_the_way_of_another(parts: Parts, *rest: Any) -> None:
+        if len(met) < 2:
+            met.append(1)
+            with parts.transaction() as session:
+                session.execute(text("DO $$ BEGIN RAISE EXCEPTION 'in the way' USING ERRCODE = '40001'; END $$"))
+        set_aside(parts, *rest)
+
+    monkeypatch.setattr(charging, "_set_aside", in_the_way_of_another)
+    asked = world.calls(GET_TOKEN)
+
+    run(with_key(world, "a key"))
+
+    assert len(met) == 2
+    assert (world.calls(CHARGE), world.calls(GET_TOKEN) - asked) == (1, 1)
+    nobody_is_blocked_or_dunned([ana])
+
+
+def test_questions_that_take_long_put_no_charge_in_doubt(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four are charged together, three are refused. Each question takes nearly as long as a call may take, and others
+    look for charges whose process is gone. Wrong before: the lease ran out over the questions, and what Xendit had
+    refused was in doubt for a day."""
+    subscribers = refuses_as_unknown(world, 4)
+    for ana in subscribers[:3]:
+        world.script(ana.tokens[0].payment_token_id, ["HTTP:400:INVALID_TOKEN"])
+    subscribers[3].script("429")
+    world.open_due()
+    parts = with_key(world, "a key")
+    standing: list[list[str]] = []
+    ask = world.gateway.get_token
+
+    def slow(payment_token_id: str) -> TokenReport:
+        standing.append(sorted(attempt.status for attempt in world.all_attempts()))
+        with world.parts.transaction() as session:
+            passed = ChargeAttempt.lease_until - timedelta(seconds=100)
+            session.execute(update(ChargeAttempt).where(ChargeAttempt.status == "submitted").values(lease_until=passed))
+        reconciling.doubt_expired_submissions(world.parts, 100)
+        return ask(payment_token_id)
+
+    monkeypatch.setattr(world.gateway, "get_token", slow)
+    with ThreadPoolExecutor(8) as callers:
+        charging.charge(replace(parts, callers=callers), [attempt.id for attempt in world.all_attempts()])
+
+    assert standing[0] == ["scheduled", "submitted", "submitted", "submitted"], "the others are settled first"
+    assert len(standing) == 3
+    nobody_is_blocked_or_dunned(subscribers)
+
+
+def test_an_unknown_method_that_a_person_names_is_withdrawn_and_holds_nothing(world: World) -> None:
+    """The other one may be known, and its retry keeps its time."""
+    ana = world.subscribe_save()
+    lost = ana.adds_card(OTHER_VISA)
+    ana.script("INSUFFICIENT_BALANCE", "SUCCEEDED")
+    world.run()
+    world.deliver_webhooks()
+    assert ana.outcomes == ["failed", "scheduled"]
+    planned = ana.attempt.scheduled_at
+    del world.simulator.world.tokens[lost.payment_token_id]
+    world.parts = with_key(world, "a key")
+
+    ana.pay_invoice(token=lost)
+    world.run()
+
+    assert ana.outcomes == ["failed", "canceled", "canceled", "scheduled"]
+    assert "Xendit does not know this payment method" in str(ana.attempts[2].error)
+    assert ana.subscription.hold_kind is None
+    assert ana.attempt.scheduled_at == planned
+    world.live(days=2)
+    assert world.collected() == [50_000]
+
+
+@pytest.mark.parametrize(
+    ("refusal", "follows"),
+    [("HTTP:400:INVALID_TOKEN", "customer.asked"), ("HTTP:404:DATA_NOT_FOUND", "invoice.held")],
+)
+def test_a_contradiction_is_not_tried_for_ever_though_every_run_is_a_process_of_its_own(
+    world: World, refusal: str, follows: str
+) -> None:
+    """A crontab. Wrong before: each process had to find out for itself, so each charged it once more."""
+    (ana,) = refuses_as_unknown(world, 1)
+    world.break_calls(refusal, count=100)
+
+    for _ in range(10):
+        run(with_key(world, "the only key"))
+        world.advance(hours=1)
+
+    assert world.calls(CHARGE) == 2, "once, and once more"
+    assert ana.outcomes == ["failed"]
+    assert follows in ana.story
+    assert (ana.tokens[0].blocked_reason == "INVALID_TOKEN") == (follows == "customer.asked")
+
+
+def test_a_handful_is_counted_over_all_processes(world: World) -> None:
+    """Each run has one that Xendit does not know, and nothing was ever charged with this key."""
+    stopped = [one_more_is_due(world, number)["stopped"] for number in range(5)]
+
+    assert stopped[:4] == [None] * 4
+    assert "Xendit does not know the first 5 payment methods" in stopped[4]
+
+
+def test_what_was_denied_before_the_account_knew_us_counts_no_more(world: World) -> None:
+    assert [one_more_is_due(world, number)["stopped"] for number in range(4)] == [None] * 4
+    world.advance(days=1)
+    assert run(with_key(world, "the key of another account"))["succeeded"] == 4, "the account was put right"
+
+    assert one_more_is_due(world, 4)["stopped"] is None
+
+
+def one_more_is_due(world: World, number: int) -> Json:
+    """One more payment method is to be charged, by a process of its own and with the key of another account."""
+    world.subscribe_save(f"one{number}")
+    with world.another_accounts_key():
+        return run(with_key(world, "the key of another account"))
 
 
 def test_one_dead_token_among_working_ones_is_blocked_as_ever(world: World) -> None:

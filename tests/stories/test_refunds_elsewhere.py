@@ -168,6 +168,75 @@ def test_what_waits_for_a_person_is_settled_by_what_he_does_in_the_dashboard(new
     assert shown(world, ana)["amount_paid"] == "50000"
 
 
+def second_payment(world: World) -> str:
+    with world.parts.reading() as session:
+        return str(session.scalars(select(Capture.payment_id).where(Capture.overpayment)).one())
+
+
+def test_parts_that_a_person_gives_back_are_no_more_to_be_given_back(new_world: Any) -> None:
+    """Wrong before: what was held stayed held over all of it, for ever, whatever had been given back."""
+    world = new_world(rules=Rules(refund_overpayments=False))
+    ana = she_was_charged_twice(world)
+
+    refund_in_the_dashboard(world, second_payment(world), amount=20_000)
+    world.deliver_webhooks(double=True)
+
+    assert states(ana) == [("held", 30_000, False), ("succeeded", 20_000, True)]
+    assert not check(world, "no_refund_is_stuck")["ok"], "the rest waits for a person"
+
+    refund_in_the_dashboard(world, second_payment(world), amount=30_000)
+    world.deliver_webhooks()
+
+    assert states(ana) == [("succeeded", 20_000, True), ("succeeded", 30_000, True)]
+    assert check(world, "no_refund_is_stuck")["ok"]
+    assert shown(world, ana)["amount_paid"] == "50000"
+
+
+def test_ours_asks_for_what_a_person_has_left(world: World) -> None:
+    """Wrong before: for all of it, which Xendit refuses, and a person was sent to give back more than there was."""
+    world.break_calls("HTTP:503:CHANNEL_UNAVAILABLE", endpoint="POST /refunds", count=1_000)
+    ana = she_was_charged_twice(world)
+    assert states(ana) == [("requested", 50_000, False)]
+
+    refund_in_the_dashboard(world, second_payment(world), amount=20_000)
+    world.deliver_webhooks()
+    world.break_calls("HTTP:503:CHANNEL_UNAVAILABLE", endpoint="POST /refunds", count=0)
+    world.live(days=1)
+
+    assert states(ana) == [("succeeded", 20_000, True), ("succeeded", 30_000, False)]
+    assert world.collected() == [50_000]
+    assert shown(world, ana)["amount_paid"] == "50000"
+
+
+def test_more_than_we_were_to_give_back_is_that_too(new_world: Any) -> None:
+    """Of a capture of 60,000 for 50,000 we keep 10,000 for a person; he gives back all of it."""
+    world = new_world(rules=Rules(refund_overpayments=False))
+    ana = she_was_charged_twice(world)
+    with world.parts.transaction() as session:
+        session.scalars(select(Refund)).one().amount_minor = 10_000
+
+    refund_in_the_dashboard(world, second_payment(world))
+    world.deliver_webhooks()
+
+    assert states(ana) == [("succeeded", 50_000, True)]
+    assert check(world, "no_refund_is_stuck")["ok"]
+
+
+def test_one_that_fails_there_takes_nothing_from_ours(new_world: Any) -> None:
+    world = new_world(rules=Rules(refund_overpayments=False))
+    ana = she_was_charged_twice(world)
+    world.control("POST", "/refunds/config", {"failure_code": "INSUFFICIENT_BALANCE"})
+
+    refund_in_the_dashboard(world, second_payment(world))
+    world.deliver_webhooks()
+
+    assert states(ana) == [("failed", 50_000, True), ("held", 50_000, False)]
+
+
+def states(ana: Subscriber) -> list[tuple[str, int, bool]]:
+    return sorted((refund.status, refund.amount_minor, refund.made_elsewhere) for refund in ana.refunds)
+
+
 def test_a_days_comparison_tells_of_it_and_records_what_no_event_told(world: World) -> None:
     ana = she_has_paid(world)
     refund_id = refund_in_the_dashboard(world)

@@ -46,7 +46,7 @@ def unblock(world: World, token: PaymentToken) -> list[str]:
 
 def prefer(world: World, token: PaymentToken) -> None:
     with world.parts.transaction() as session:
-        tokens.make_first(session, session.get_one(PaymentToken, token.id))
+        tokens.make_first(session, session.get_one(PaymentToken, token.id), world.now)
 
 
 def test_what_the_customer_saves_while_something_is_unpaid_is_charged_first_from_then_on(world: World) -> None:
@@ -154,6 +154,38 @@ def test_it_pays_by_hand_when_it_is_named(world: World) -> None:
 
     assert ana.attempt.status == "succeeded"
     assert ana.tokens[0].replaced_at is not None, "by hand is by hand: it stays replaced"
+
+
+def test_what_she_saves_while_the_old_one_is_being_charged_replaces_it_when_it_is_declined(world: World) -> None:
+    """The decline is told of after the session: nothing had been declined when she saved it."""
+    ana = world.subscribe_save(card=VISA)
+    ana.script("INSUFFICIENT_BALANCE")
+    world.open_due()
+    ana.charged_by_a_process_that_dies()
+    saving = onboarding.open_session(world.parts, ana.customer, mode=SessionMode.PAYMENT_LINK)
+    ana.completes_session(saving, card=OTHER_VISA)
+    world.deliver_webhooks(lose={"payment.failure"})
+    old, new = ana.tokens
+    assert (ana.outcomes, old.replaced_at) == (["submitted"], None)
+
+    world.leases_run_out()
+    world.live(days=70)
+
+    assert ana.tokens[0].replaced_at is not None
+    assert charged_with(ana) == [old.id, new.id, new.id, new.id]
+    assert "token.replaced" in ana.story
+
+
+def test_a_method_from_before_that_charge_replaces_nothing_when_it_is_declined(world: World) -> None:
+    ana = world.subscribe_save(card=VISA)
+    ana.adds_card(OTHER_VISA)
+    world.advance(minutes=1)
+    ana.script("INSUFFICIENT_BALANCE")
+    world.run()
+    world.deliver_webhooks()
+
+    assert ana.outcomes[0] == "failed"
+    assert ana.tokens[0].replaced_at is None
 
 
 def test_all_subscriptions_of_the_customer_follow(world: World) -> None:

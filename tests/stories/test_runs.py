@@ -16,7 +16,7 @@ from billing.services import charging, dispatch, explain, guards, progress, runs
 from billing.services.parts import Parts, Rules
 from billing.services.views import Json
 from billing.store.clock import real_now
-from billing.store.models import BillingRun, ChargeAttempt
+from billing.store.models import BillingRun, ChargeAttempt, PaymentToken
 from tests.world import CHARGE, Subscriber, World
 
 NewWorld = Callable[..., World]
@@ -249,6 +249,33 @@ def test_a_run_whose_process_died_goes_on_under_its_own_id(world: World) -> None
     assert (shown(world, died.id)["opened"], shown(world, died.id)["succeeded"]) == (5, 5)
     assert report["plan"]["charges"] == 5, "what it had planned is not planned once more"
     assert world.collected() == [50_000] * 5
+
+
+def test_what_the_command_before_could_not_send_or_make_is_none_of_the_next_ones_counts(world: World) -> None:
+    """One run, two commands: both report it, each its own."""
+    without, _, _, _ = renewals(world, 4)
+    with world.parts.transaction() as session:
+        token = session.get_one(PaymentToken, without.tokens[0].id)
+        token.status = "CANCELED"
+    world.break_calls("HTTP:429:RATE_LIMIT_EXCEEDED")
+
+    def die(sent: int) -> None:
+        if sent == 3:
+            raise Gone
+
+    with pytest.raises(Gone):
+        run_with(world, die)
+    assert sorted(attempt.status for attempt in world.all_attempts()) == [
+        "canceled", "scheduled", "scheduled", "succeeded",
+    ]  # fmt: skip
+    heart_stops(world)
+    world.leases_run_out()
+
+    report = world.run()
+
+    assert report["taken_up"]
+    assert (report["succeeded"], report["withdrawn"], report["unsent"], report["put_off"]) == (1, 0, 0, 1)
+    assert without.story[-1] == "customer.asked"
 
 
 def test_a_run_that_is_taken_up_plans_what_has_become_due_meanwhile(world: World) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from billing.domain.gateway import RefundReport
 from billing.errors import OutcomeUnknown
 from billing.services.parts import Rules
-from tests.world import CHARGE, OTHER_VISA, VISA, World
+from tests.world import CHARGE, OTHER_VISA, VISA, Subscriber, World
 
 
 def test_money_after_a_reported_failure_pays_the_invoice(world: World) -> None:
@@ -88,6 +89,45 @@ def test_a_refund_that_fails_is_shown(world: World) -> None:
     assert [refund.status for refund in ana.refunds] == ["failed"]
     assert "refund.failed" in ana.story
     assert ana.invoice.amount_paid_minor == 100_000
+
+
+def test_a_refund_that_xendit_does_not_know_the_payment_of_is_asked_for_again_and_then_held(world: World) -> None:
+    """Our key may be another account's: that is put right within a week, or a person looks."""
+    ana = collected_twice_and_refunds_answer_404(world)
+    asked = ana.refunds[0].created_at
+    while world.now < asked + timedelta(days=7):
+        world.advance(hours=6, minutes=1)
+        world.settle_down()
+        assert [refund.status for refund in ana.refunds] == ["requested"]
+    assert "BILLING_XENDIT_SECRET_KEY" in str(ana.refunds[0].error)
+    assert 20 < world.calls("POST /refunds") < 35, "a few times a day"
+
+    world.live(days=1)
+
+    assert [refund.status for refund in ana.refunds] == ["held"]
+    assert "refund it in the dashboard" in str(ana.refunds[0].error)
+    calls = world.calls("POST /refunds")
+    world.live(days=3)
+    assert world.calls("POST /refunds") == calls
+
+
+def test_with_the_right_key_the_refund_goes_out(world: World) -> None:
+    ana = collected_twice_and_refunds_answer_404(world)
+    world.break_calls("HTTP:404:DATA_NOT_FOUND", endpoint="POST /refunds", count=0)
+
+    world.live(days=1)
+
+    assert [refund.status for refund in ana.refunds] == ["succeeded"]
+    assert world.collected() == [50_000]
+
+
+def collected_twice_and_refunds_answer_404(world: World) -> Subscriber:
+    ana = world.subscribe_save()
+    ana.script("LATE_CAPTURE:INSUFFICIENT_BALANCE:172800", "SUCCEEDED")
+    world.break_calls("HTTP:404:DATA_NOT_FOUND", endpoint="POST /refunds", count=1_000)
+    world.live(days=3)
+    assert [refund.status for refund in ana.refunds] == ["requested"]
+    return ana
 
 
 @pytest.mark.parametrize("fault", ["TIMEOUT_AFTER", "500_AFTER"])

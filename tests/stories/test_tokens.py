@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy import update
 
 from billing.domain.lifecycle import HoldKind
 from billing.errors import Conflict
-from billing.services import doctor, guards, tokens, webhooks
+from billing.services import doctor, guards, retrying, tokens, webhooks
 from billing.services.subscriptions import lock_subscription
 from billing.store.models import PaymentToken
 from billing.xendit.webhook import read_event
@@ -348,3 +349,65 @@ def test_a_session_whose_token_is_denied_starts_when_it_is_known(world: World) -
 def replay(world: World, event_id: str) -> None:
     """`billing replay`"""
     webhooks.apply_stored_event(world.parts, event_id, read_event, again=True)
+
+
+def its_card_was_replaced_and_xendit_has_lost_the_new_one(world: World) -> Subscriber:
+    ana = world.subscribe_save(card=VISA)
+    ana.script("INSUFFICIENT_BALANCE")
+    world.run()
+    world.deliver_webhooks()
+    new = ana.adds_card(OTHER_VISA)
+    assert ana.tokens[0].replaced_at is not None
+    del world.simulator.world.tokens[new.payment_token_id]
+    has_been_told_of(world, new)
+    world.settle_down()
+    assert ana.subscription.hold_kind == HoldKind.TOKEN_UNKNOWN
+    return ana
+
+
+def test_a_replaced_method_ends_no_hold_that_the_unknown_one_makes(world: World) -> None:
+    """Wrong before: released whenever Xendit told of the old one, and held again by the next charge."""
+    ana = its_card_was_replaced_and_xendit_has_lost_the_new_one(world)
+
+    for _ in range(3):
+        tokens.refresh_token(world.parts, ana.tokens[0].payment_token_id)
+        world.live(days=2)
+
+    assert (ana.story.count("subscription.held"), ana.story.count("subscription.released")) == (1, 0)
+
+
+def test_a_replaced_method_that_a_person_prefers_ends_the_hold(world: World) -> None:
+    ana = its_card_was_replaced_and_xendit_has_lost_the_new_one(world)
+
+    with world.parts.transaction() as session:
+        tokens.make_first(session, session.get_one(PaymentToken, ana.tokens[0].id), world.now)
+    assert ana.subscription.hold_kind is None
+    world.live(days=2)
+
+    assert world.collected() == [50_000]
+
+
+def test_a_block_between_two_looks_at_the_tokens_is_no_error(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another customer's charge blocks the card under every token it has, without this customer's lock."""
+    ana = world.subscribe_save()
+    del world.simulator.world.tokens[ana.tokens[0].payment_token_id]
+    has_been_told_of(world, ana.tokens[0])
+    chosen, unknown = retrying.choose_token, []
+
+    def block_then(*looked: Any, **how: Any) -> retrying.Choice:
+        choice = chosen(*looked, **how)
+        if choice.unknown:
+            unknown.append(1)
+        if len(unknown) == 2:  # the first look chose nothing; this is the one under the lock
+            with world.parts.transaction() as session:
+                session.execute(update(PaymentToken).values(blocked_reason="STOLEN_CARD"))
+        return choice
+
+    monkeypatch.setattr(retrying, "choose_token", block_then)
+    monkeypatch.setattr(tokens, "_hold_those_without_another", lambda *_: None)
+    world.open_due()
+    world.settle_down()
+
+    assert len(unknown) == 2
+    assert ana.outcomes == ["canceled"]
+    assert "customer.asked" in ana.story

@@ -307,7 +307,7 @@ class People:
     def _prefer(self, parts: Parts, subscription: Subscription) -> None:
         with parts.transaction() as session:
             token = self._fate.choose(self._tokens(session, subscription))
-            make_first(session, token)
+            make_first(session, token, parts.clock.now())
 
     def _refresh_token(self, parts: Parts, subscription: Subscription) -> None:
         with parts.reading() as session:
