@@ -241,7 +241,9 @@ def _find(
     hint: str,
     *columns: InstrumentedAttribute[str] | InstrumentedAttribute[str | None],
 ) -> Row:
-    row = session.scalar(select(table).where(or_(*(column == name for column in columns))).limit(1))
+    """The id goes first: what a release before has stored as somebody's reference may be another one's id."""
+    named = or_(*(column == name for column in columns))
+    row = session.scalar(select(table).where(named).order_by(columns[0] != name, columns[1] != name).limit(1))
     if row is None:
         raise NotFound(f"no {what} {name[:60]!r}; see `{hint}`")
     return row
