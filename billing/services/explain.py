@@ -33,6 +33,7 @@ from billing.services.views import instant, subscription_view
 from billing.store.models import ChargeAttempt, Fact, Invoice, Subscription
 
 SHORTEST_MONTH = 28
+ASKED_DAILY = "Xendit is asked again every day, and billing goes on by itself when it knows it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,8 +185,7 @@ def _held_subscription(story: Story) -> Next | None:
     if reason is None:
         return None
     if story.subscription.hold_kind == HoldKind.TOKEN_UNKNOWN:
-        again = "Xendit is asked again every day, and billing goes on by itself when it knows it"
-        return Next("person", None, f"billing is on hold: {reason}; {again}")
+        return Next("person", None, f"billing is on hold: {reason}; {ASKED_DAILY}")
     command = "run approve" if story.subscription.hold_kind == HoldKind.CATCH_UP else "subscription resume"
     release = f"`billing {command} {_name(story)}` bills what was missed and goes on"
     return Next("person", None, f"billing is on hold: {reason}; {release}")
@@ -242,6 +242,8 @@ def _parked_charge(story: Story) -> Next | None:
     if kind == "run":
         why = attempt.error or f"billing run {what} does not go on; `billing runs resume {what}` goes on"
         return Next("person", None, f"{name} waits: {why} (`billing runs show {what}` says how it stands)")
+    if kind == "token":  # `what` is the customer: the payment method is named by why it waits
+        return _held_subscription(story) or Next("person", None, f"{name} waits: {attempt.error}; {ASKED_DAILY}")
     down = attempt.error or f"channel {what} is down"
     return Next("charge", None, f"{name} {down}; it is sent by itself when {what} is back, nothing needs to be done")
 
