@@ -57,7 +57,9 @@ def tell(story: Story) -> Json:
     """As `explain`, of what has been read: the story of ten years takes its time, and no transaction waits for it."""
     upcoming = next_of(story)
     charges = [charge for charge in (_planned_attempt(story), _next_period(story)) if charge is not None]
-    then = min((charge for charge in charges if charge != upcoming), key=_at, default=None)
+    ends = _given_up_at(story) if upcoming.what == "customer" else None
+    later = (charge for charge in charges if charge != upcoming and (ends is None or _at(charge) < ends))
+    then = min(later, key=_at, default=None)
     return {
         "subscription": subscription_view(
             story.subscription, story.customer.reference, story.plan.code, _first_token(story)
@@ -336,6 +338,13 @@ def _waiting_for_customer(story: Story) -> Next | None:
         f" {story.when(invoice.grace_ends_at)}, it becomes uncollectible {becomes}"
     )
     return Next("customer", invoice.grace_ends_at, "; ".join([why, *_set_aside(story)]))
+
+
+def _given_up_at(story: Story) -> datetime | None:
+    """When nothing is charged any more unless the customer acts; None when the policy goes on with the next period."""
+    if dunning.policy(story.plan.dunning).final_action == dunning.FinalAction.PAST_DUE:
+        return None
+    return min((row.grace_ends_at for row in _open(story) if row.grace_ends_at is not None), default=None)
 
 
 # -------------------------------------------------------------------------------------------- the calendar

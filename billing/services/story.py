@@ -87,6 +87,7 @@ LINES = {
     " nothing is charged for it again",
     "refund.failed": "a refund failed: {reason}",
 }
+NO_OTHER_TRY = ("the customer is asked", "given up", "held")  # how services/retrying.py says what follows
 NOT_RECORDED = "(not recorded)"
 _INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:\+00:00|Z)")
 
@@ -253,7 +254,9 @@ def _line(story: Story, fact: Fact, attempt: ChargeAttempt | None) -> str:
     if fact.detail.get("ends_at"):
         words["goes_on"] = f"it ends {fact.detail['ends_at']}, as was planned"
     words["the_attempt"] = story.attempt_name(attempt) if attempt else "an attempt"
-    words["declined"] = explain_for_people(_verdict(fact, attempt))
+    words["declined"] = explain_for_people(
+        _verdict(fact, attempt), is_last=str(fact.detail.get("next")).startswith(NO_OTHER_TRY)
+    )
     words["evidence"] = _evidence_line(story, attempt)
     return story.localised(template.format_map(words))
 
