@@ -7,15 +7,19 @@ terminal needs no settings), then from `.env`. Entry points call `load_settings(
 from __future__ import annotations
 
 import fcntl
+import os
 import re
+import sys
+from contextlib import suppress
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, DotEnvSettingsSource, NoDecode, SettingsConfigDict
 
+from billing.addresses import check_database_url, check_redis_url, check_web_address
 from billing.errors import InvalidSetting
 
 MOST_CHARGES_AT_ONCE = 16
@@ -47,13 +51,7 @@ _STRAYS = (
     (re.compile(r"[\x00-\x1f\x7f]"), "a control character"),
     (re.compile(r"[^\x00-\x7f]"), "a character that is not ASCII"),
 )
-_CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
-_POSTGRES = "postgresql+psycopg://"
-_HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]*)(:[0-9]{1,5})?")
-_QUOTE_THEM = (
-    "user, password, host and name cannot be told apart: write special characters in the password as %XX"
-    " (@ is %40, : is %3A, / is %2F, # is %23, ? is %3F, % is %25)"
-)
+_KEYS = ("xnd_development_", "xnd_production_")
 _ADDRESSES = ("xendit_base_url", "public_url")
 _AMOUNTS = re.compile(r"[A-Z]{3} [0-9]{1,15}(\.[0-9]+)?")
 
@@ -62,7 +60,12 @@ class Settings(BaseSettings):
     """Frozen. Secrets are SecretStr: their repr shows asterisks."""
 
     model_config = SettingsConfigDict(
-        env_prefix="BILLING_", env_file_encoding="utf-8", extra="ignore", frozen=True, hide_input_in_errors=True
+        env_prefix="BILLING_",
+        env_file_encoding="utf-8",
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+        allow_inf_nan=False,
     )
 
     database_url: SecretStr | None = None
@@ -107,11 +110,7 @@ class Settings(BaseSettings):
     def _postgres_only(cls, value: SecretStr | None) -> SecretStr | None:
         if value is None or not value.get_secret_value():
             return None
-        if not value.get_secret_value().startswith(_POSTGRES):
-            raise ValueError("must start with postgresql+psycopg:// (PostgreSQL is the only database)")
-        _refuse_control_characters(value.get_secret_value())
-        if not _is_whole_database_url(value.get_secret_value().removeprefix(_POSTGRES)):
-            raise ValueError(_QUOTE_THEM)
+        check_database_url(value.get_secret_value())
         return value
 
     @field_validator("redis_url")
@@ -119,11 +118,7 @@ class Settings(BaseSettings):
     def _redis_scheme(cls, value: SecretStr | None) -> SecretStr | None:
         if value is None or not value.get_secret_value():
             return None
-        if not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("must start with redis:// or rediss://")
-        _refuse_control_characters(value.get_secret_value())
-        if not _is_whole_redis_url(value.get_secret_value()):
-            raise ValueError(_QUOTE_THEM)
+        check_redis_url(value.get_secret_value())
         return value
 
     @field_validator("xendit_secret_key")
@@ -132,8 +127,10 @@ class Settings(BaseSettings):
         if value is None or not value.get_secret_value():
             return None
         _refuse_strays(value.get_secret_value())
-        if not value.get_secret_value().startswith(("xnd_development_", "xnd_production_")):
+        if not value.get_secret_value().startswith(_KEYS):
             raise ValueError("must start with xnd_development_ or xnd_production_ (a public key cannot charge)")
+        if value.get_secret_value() in _KEYS:
+            raise ValueError("ends after its first words; copy it once more, the whole of it")
         return value
 
     @field_validator("xendit_callback_token")
@@ -148,14 +145,15 @@ class Settings(BaseSettings):
             _refuse_strays(token)
         return value
 
-    @field_validator("xendit_base_url", "public_url")
+    @field_validator("xendit_base_url")
     @classmethod
-    def _http_url(cls, value: str) -> str:
-        if not value.startswith(("http://", "https://")) or len(value.split("://", 1)[1]) == 0:
-            raise ValueError("must start with http:// or https://")
-        if re.search(r"\s", value) or _CONTROL.search(value):
-            raise ValueError("holds a blank, a line end or a control character")
-        return value.rstrip("/")
+    def _host_alone(cls, value: str) -> str:
+        return check_web_address(value, path=False)
+
+    @field_validator("public_url")
+    @classmethod
+    def _web_address(cls, value: str) -> str:
+        return check_web_address(value, path=True)
 
     @field_validator("run_spending_cap", "subscriber_daily_cap")
     @classmethod
@@ -226,36 +224,6 @@ def _refuse_strays(secret: str) -> None:
             raise ValueError(f"holds {name}; copy it once more, without anything around it")
 
 
-def _refuse_control_characters(url: str) -> None:
-    if _CONTROL.search(url) or url != url.strip():
-        raise ValueError("holds a line end or control character, or a blank at an end; copy it once more")
-
-
-def _is_whole_database_url(text: str) -> bool:
-    """False when a special character that is not quoted has split it: a part of the password would be taken for the
-    host, the port or the name, and shown wherever those are."""
-    if text.partition(":")[2].count("@") > 1:  # a user name may hold one
-        return False
-    user_and_password, _, address = text.rpartition("@")
-    address, _, _options = address.partition("?")
-    host_and_port, _, name = address.partition("/")
-    if "/" in user_and_password.partition(":")[0]:
-        return False
-    return _HOST_AND_PORT.fullmatch(host_and_port) is not None and re.search(r"[@:/#\s]", name) is None
-
-
-def _is_whole_redis_url(text: str) -> bool:
-    try:
-        parts = urlsplit(text)
-        whole = not parts.fragment and "@" not in parts.path + parts.query and (parts.port or 1) > 0
-    except ValueError:
-        return False
-    if parts.scheme == "unix":
-        return whole
-    address = parts.netloc.rpartition("@")[2]
-    return whole and bool(_HOST_AND_PORT.fullmatch(address)) and re.fullmatch(r"/?[0-9]*/?", parts.path) is not None
-
-
 def _reveal(secret: SecretStr | None) -> str:
     return secret.get_secret_value() if secret is not None else ""
 
@@ -271,6 +239,7 @@ def load_settings(*needs: str, **overrides: Any) -> Settings:
         raise InvalidSetting(_one_line(error)) from None
     except (OSError, UnicodeError) as error:
         raise InvalidSetting(f".env cannot be read: {error.__class__.__name__}; make it a UTF-8 text file") from None
+    _warn_of_misspelled()
     if settings.test_clock and settings.is_production:
         raise InvalidSetting(
             "BILLING_TEST_CLOCK: a moved clock would charge real customers early; unset it,"
@@ -280,6 +249,29 @@ def load_settings(*needs: str, **overrides: Any) -> Settings:
         if not getattr(settings, name):
             raise InvalidSetting(f"BILLING_{name.upper()}: not set; for example {_EXAMPLES[name]}")
     return settings
+
+
+_NOT_SETTINGS = ("debug", "test_database_url", "test_redis_url")  # read elsewhere: by the command line, by the tests
+_ALIKE = 0.75
+_warned: set[str] = set()
+
+
+def _warn_of_misspelled() -> None:
+    """A variable that looks like ours and is none is left out silently otherwise. Never fatal, and nothing is said of
+    those that look like none: later versions add variables, and some platforms add `BILLING_PORT` by themselves."""
+    known = [*Settings.model_fields, *_NOT_SETTINGS]
+    in_file = DotEnvSettingsSource(Settings, env_file=_env_files(), env_file_encoding="utf-8").env_vars
+    set_here = {name.lower() for name in (*os.environ, *in_file)}
+    for variable in sorted(name for name in set_here if name.startswith("billing_")):
+        name = variable.removeprefix("billing_")
+        near = get_close_matches(name, Settings.model_fields, n=1, cutoff=_ALIKE)
+        if near and name not in known and variable not in _warned:
+            _warned.add(variable)
+            with suppress(Exception):  # nobody need be there to read it
+                sys.stderr.write(
+                    f"billing: warning: {variable.upper()} is no setting and changes nothing;"
+                    f" did you mean BILLING_{near[0].upper()}?\n"
+                )
 
 
 def _env_files() -> tuple[Path, ...]:

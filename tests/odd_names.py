@@ -56,4 +56,5 @@ NO_EMAILS = (
 REFERENCES = ("a", "7", "ana", "cust-1001", "ana@example.com", "A.b_c:d+e-f", "0" * 100)
 NO_REFERENCES = (
     *("", "-ana", ".", "a b", "a/b", "ana\n", "ana\x1b[0m", "é", "สมชาย", "a\u200b", "١", "a" * 101, "a'b", "a;b", "a,b"),
+    *(f"{kind}-{'0199' * 8}" for kind in ("cus", "sub", "plan", "tok", "SUB")),
 )  # fmt: skip

@@ -27,7 +27,7 @@ from billing import __version__
 from billing.errors import BillingError
 from billing.streams import drop, make_safe
 
-FAILED, USAGE, INTERRUPTED = 1, 2, 130
+FAILED, USAGE, INTERRUPTED, PIPE_CLOSED = 1, 2, 130, 141
 
 
 class Command(NamedTuple):
@@ -190,12 +190,9 @@ def run_command(arguments: Sequence[str]) -> int:
         return _usage(error)
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted()
-    except SystemExit as left:  # how typer leaves when nobody reads what it prints
+    except (SystemExit, BrokenPipeError):  # typer makes the first of the second
         drop(sys.stdout)
-        return left.code if isinstance(left.code, int) else FAILED
-    except BrokenPipeError:
-        drop(sys.stdout)
-        return FAILED  # whoever read us has seen enough: nothing to say
+        return PIPE_CLOSED  # whoever read us has seen enough: nothing to say, and no failure
     except OSError as error:
         drop(sys.stdout)
         return _complain(f"the operating system refused: {error.strerror or error.__class__.__name__}", FAILED)

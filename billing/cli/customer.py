@@ -66,7 +66,7 @@ def update(
     name: Annotated[str | None, typer.Option(help="Full name.", show_default=False)] = None,
     email: Annotated[str | None, typer.Option(help="Where Xendit writes to.", show_default=False)] = None,
     country: Annotated[str | None, typer.Option(help="Two letters; the time zone stays.", show_default=False)] = None,
-    mobile: Annotated[str | None, typer.Option(help="International form: +628123456789.", show_default=False)] = None,
+    mobile: Annotated[str | None, typer.Option(help="International; '' removes it.", show_default=False)] = None,
     timezone: Annotated[str | None, typer.Option(help="IANA zone.", show_default=False)] = None,
     as_json: AsJson = False,
 ) -> None:

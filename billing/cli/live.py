@@ -201,6 +201,9 @@ def _alarms(view: Json) -> list[RenderableType]:
     ]
     if view["reason"]:
         lines.append(Text(f"{view['state']}: {view['reason']}", style="red"))
+    if view["charging_stopped"]:
+        lines.append(Text(f"all charging is stopped: {view['charging_stopped']}", style="red"))
+        lines.append(Text("  `billing charging resume`, when it is put right", style="bold"))
     if view["how_to_go_on"]:
         lines += [Text(f"  {way}", style="bold") for way in str(view["how_to_go_on"]).split("; ")]
     return [Text(), *lines] if lines else []
@@ -243,6 +246,10 @@ def report(view: Json) -> None:
     output.some_of(view["declines"], DECLINE_COLUMNS, title="Declined")
     if view["reason"]:
         output.say(f"\n{str(view['state']).capitalize()}: {view['reason']}.")
+    if view["charging_stopped"]:
+        output.say(
+            f"\nAll charging is stopped: {view['charging_stopped']}; put it right, then `billing charging resume`."
+        )
     if view["how_to_go_on"]:
         output.say("\n".join(f"  {way}" for way in str(view["how_to_go_on"]).split("; ")))
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import date
+from datetime import UTC, date
 from pathlib import Path
 from typing import Annotated, TextIO
 
@@ -177,6 +177,8 @@ def reconcile(
     Example: billing reconcile --date 2026-01-31
     """
     with opened(GATEWAY) as billing:
+        if day is not None and day > (today := billing.parts.clock.now().astimezone(UTC).date()):
+            raise typer.BadParameter(f"--date {day}: that day has not begun, today is {today} (UTC); give one that has")
         with output.progress("looking up") as moved:
             outcome = resolving.resolve_open(billing.parts, moved)
         differences = [asdict(row) for row in reconciling.compare_day(billing.parts, day)] if day else []

@@ -249,7 +249,7 @@ def cell(row: Json, member: str) -> Text:
     if isinstance(value, bool):
         return Text("yes" if value else "no", style="bold red" if member == "ok" and not value else "")
     text = readable(str(value), sys.stdout)
-    if member in ("amount", "amount_paid") and row.get("currency"):
+    if member in ("amount", "amount_paid", "refunded") and row.get("currency"):
         return Text(money(text, row["currency"]))
     if member in ("at", "now") or member.endswith(("_at", "_start", "_end")):
         return Text(instant(text))

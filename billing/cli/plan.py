@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -12,6 +14,7 @@ from billing.cli.values import After, AsJson, Limit
 from billing.domain.catch_up import CatchUp
 from billing.domain.dunning import DEFAULT_POLICY, POLICIES
 from billing.domain.schedule import Schedule, parse_cron, parse_every
+from billing.errors import InvalidMoney
 from billing.services import catalog, listings
 from billing.services.views import Json, plan_view
 
@@ -58,7 +61,7 @@ def create(
     Example: billing plan create gold --name "Gold" --amount 99000 --currency IDR --every month
     """
     schedule = _schedule(every, cron)
-    with opened() as billing, billing.parts.transaction() as session:
+    with _amounts(), opened() as billing, billing.parts.transaction() as session:
         plan = catalog.create_plan(
             session,
             code=code,
@@ -75,6 +78,15 @@ def create(
         )
         view = plan_view(plan)
     output.show(view, as_json=as_json, people=lambda: _created(view))
+
+
+@contextmanager
+def _amounts() -> Iterator[None]:
+    """An amount that cannot be read is a wrong use, as any other option's value is."""
+    try:
+        yield
+    except InvalidMoney as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def _schedule(every: str | None, cron: str | None) -> Schedule:

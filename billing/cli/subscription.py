@@ -131,8 +131,7 @@ def _uncancel(session: Session, subscription: Subscription, now: datetime) -> No
 
 def _ends_first(view: Mapping[str, Any]) -> bool:
     """The next period would begin when it has ended: nothing is billed any more."""
-    ends_at, next_at = view["ends_at"], view["next_billing_at"]
-    return bool(view["cancel_at_period_end"]) and None not in (ends_at, next_at) and next_at >= ends_at
+    return bool(view["cancel_at_period_end"] and view["ends_at"] and not view["next_billing_at"])
 
 
 def _next_billing(view: Json) -> str:
@@ -149,6 +148,9 @@ def _resumed(view: Json) -> str:
 
 
 def _uncanceled(view: Json) -> str:
+    if view["status"] == SubscriptionStatus.PAUSED:
+        go_on = f"`billing subscription resume {view['reference']}` goes on"
+        return f"{view['reference']} does not end any more. It is paused; {go_on}."
     return f"{view['reference']} goes on: it is {view['status']}{_next_billing(view)}."
 
 

@@ -405,10 +405,13 @@ def normalise_advice_code(code: str | None) -> str | None:
     return normalise_network_code(code)
 
 
-def explain_for_people(classified: Classified) -> str:
-    """One sentence for the merchant, about what was said and what follows. Not written for payers."""
+def explain_for_people(classified: Classified, *, is_last: bool = False) -> str:
+    """One sentence for the merchant, about what was said and what follows, which is no other try when this was the
+    last one. Not written for payers."""
     said = f"{classified.code}: {classified.note}" if classified.note else classified.code
     new = "" if classified.known else "; Xendit sent a code this software does not know yet"
+    if is_last and classified.cls in (DeclineClass.RETRY_LATER, DeclineClass.RETRY_AFTER):
+        return f"{said}{new}"
     return f"{said}; {_what_follows(classified)}{new}"
 
 

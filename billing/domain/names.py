@@ -20,6 +20,8 @@ LONGEST_EMAIL = 50  # Xendit's limit
 LONGEST_XENDIT_ID = 60
 
 _REFERENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+-]{0,99}")
+# As store/models.py makes them: a reference of this form would be taken for another thing's id.
+_OUR_ID = re.compile(r"(att|cap|cus|evt|inv|lease|plan|ref|run|ses|sub|tok)-[0-9a-f]{32}", re.IGNORECASE)
 _MOBILE = re.compile(r"\+[1-9][0-9]{5,14}")
 _LOCAL_PART = re.compile(r"(?:[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]|[^\x00-\x7f\s])+|\"(?:[^\"\\]|\\.)+\"")
 _ASCII_LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?")
@@ -73,6 +75,10 @@ def check_reference(what: str, reference: str) -> None:
         raise InvalidInput(
             f"{what} {reference[:40]!r}: use 1 to 100 letters, digits and . _ : @ + - (no blanks),"
             " beginning with a letter or digit"
+        )
+    if _OUR_ID.fullmatch(reference):
+        raise InvalidInput(
+            f"{what} {reference[:40]!r}: has the form of an id, and would be taken for one; choose another"
         )
 
 

@@ -117,7 +117,8 @@ def parse_every(text: str) -> Every:
 
 def parse_cron(expression: str) -> Cron:
     """What a new plan may say: one tick a day at most, on days that are named in one way. Raises InvalidSchedule."""
-    cron = _read_cron(expression)
+    # Every one of them is a star written out, to cron as well: it restricts nothing.
+    cron = _read_cron(re.sub(r"(?<!\S)\*/1(?!\S)", "*", expression))
     shown = f"--cron {expression[:60]!r}"
     (minutes, hours, days, _, weekdays), _ = croniter.expand(cron.expression)
     if EVERY in days + weekdays:

@@ -23,7 +23,7 @@ from billing.domain.names import (
     check_xendit_id,
 )
 from billing.domain.schedule import Schedule, parse_zone, schedule_to_text
-from billing.errors import Conflict, InvalidInput, NotFound
+from billing.errors import Conflict, InvalidInput, InvalidMoney, NotFound
 from billing.store.models import (
     BillingRun,
     ChargeAttempt,
@@ -73,7 +73,7 @@ def create_plan(
     name = check_text("name", name, longest=LONGEST_PLAN_NAME)
     money = Money.parse(amount, currency)
     if money.amount_minor == 0:
-        raise InvalidInput("--amount 0: a plan must cost something; for a free time use --trial-days")
+        raise InvalidMoney("--amount 0: a plan must cost something; for a free time use --trial-days")
     parse_zone(timezone)
     if not 0 <= trial_days <= MAX_TRIAL_DAYS:
         raise InvalidInput(f"--trial-days {trial_days}: must be between 0 and {MAX_TRIAL_DAYS}")
@@ -153,7 +153,7 @@ def _check_person(
         check_email(email)
     if country is not None:
         check_country(country)
-    if mobile is not None:
+    if mobile:
         check_mobile(mobile)
     if timezone is not None:
         parse_zone(timezone)
@@ -179,7 +179,7 @@ def update_customer(
     customer.name = name
     customer.email = customer.email if email is None else email
     customer.country = customer.country if country is None else country
-    customer.mobile = customer.mobile if mobile is None else mobile
+    customer.mobile = customer.mobile if mobile is None else mobile or None  # an empty one takes it away
     customer.timezone = customer.timezone if timezone is None else timezone
     session.flush()
     return customer
@@ -241,7 +241,9 @@ def _find(
     hint: str,
     *columns: InstrumentedAttribute[str] | InstrumentedAttribute[str | None],
 ) -> Row:
-    row = session.scalar(select(table).where(or_(*(column == name for column in columns))).limit(1))
+    """The id goes first: what a release before has stored as somebody's reference may be another one's id."""
+    named = or_(*(column == name for column in columns))
+    row = session.scalar(select(table).where(named).order_by(columns[0] != name, columns[1] != name).limit(1))
     if row is None:
         raise NotFound(f"no {what} {name[:60]!r}; see `{hint}`")
     return row

@@ -33,6 +33,7 @@ from billing.services.views import instant, subscription_view
 from billing.store.models import ChargeAttempt, Fact, Invoice, Subscription
 
 SHORTEST_MONTH = 28
+ASKED_DAILY = "Xendit is asked again every day, and billing goes on by itself when it knows it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,9 @@ def tell(story: Story) -> Json:
     """As `explain`, of what has been read: the story of ten years takes its time, and no transaction waits for it."""
     upcoming = next_of(story)
     charges = [charge for charge in (_planned_attempt(story), _next_period(story)) if charge is not None]
-    then = min((charge for charge in charges if charge != upcoming), key=_at, default=None)
+    ends = _given_up_at(story) if upcoming.what == "customer" else None
+    later = (charge for charge in charges if charge != upcoming and (ends is None or _at(charge) < ends))
+    then = min(later, key=_at, default=None)
     return {
         "subscription": subscription_view(
             story.subscription, story.customer.reference, story.plan.code, _first_token(story)
@@ -184,8 +187,7 @@ def _held_subscription(story: Story) -> Next | None:
     if reason is None:
         return None
     if story.subscription.hold_kind == HoldKind.TOKEN_UNKNOWN:
-        again = "Xendit is asked again every day, and billing goes on by itself when it knows it"
-        return Next("person", None, f"billing is on hold: {reason}; {again}")
+        return Next("person", None, f"billing is on hold: {reason}; {ASKED_DAILY}")
     command = "run approve" if story.subscription.hold_kind == HoldKind.CATCH_UP else "subscription resume"
     release = f"`billing {command} {_name(story)}` bills what was missed and goes on"
     return Next("person", None, f"billing is on hold: {reason}; {release}")
@@ -242,6 +244,8 @@ def _parked_charge(story: Story) -> Next | None:
     if kind == "run":
         why = attempt.error or f"billing run {what} does not go on; `billing runs resume {what}` goes on"
         return Next("person", None, f"{name} waits: {why} (`billing runs show {what}` says how it stands)")
+    if kind == "token":  # `what` is the customer: the payment method is named by why it waits
+        return _held_subscription(story) or Next("person", None, f"{name} waits: {attempt.error}; {ASKED_DAILY}")
     down = attempt.error or f"channel {what} is down"
     return Next("charge", None, f"{name} {down}; it is sent by itself when {what} is back, nothing needs to be done")
 
@@ -334,6 +338,13 @@ def _waiting_for_customer(story: Story) -> Next | None:
         f" {story.when(invoice.grace_ends_at)}, it becomes uncollectible {becomes}"
     )
     return Next("customer", invoice.grace_ends_at, "; ".join([why, *_set_aside(story)]))
+
+
+def _given_up_at(story: Story) -> datetime | None:
+    """When nothing is charged any more unless the customer acts; None when the policy goes on with the next period."""
+    if dunning.policy(story.plan.dunning).final_action == dunning.FinalAction.PAST_DUE:
+        return None
+    return min((row.grace_ends_at for row in _open(story) if row.grace_ends_at is not None), default=None)
 
 
 # -------------------------------------------------------------------------------------------- the calendar

@@ -106,11 +106,14 @@ def run_view(session: Session, run: BillingRun, now: datetime, rules: Rules) -> 
     found = run_queries.standing(session, run.id, now)
     limit = planning.quota_limit(session, rules)
     used = run_queries.quota_used(session)
-    eta = eta_seconds(found, limit) if run.state == RUNNING and run.finished_at is None else None
+    goes_on = run.state == RUNNING and run.finished_at is None
+    eta = eta_seconds(found, limit) if goes_on else None
+    stop = run_queries.charging_stop_reason(session) if goes_on else None
     return (
         run_line(run)
         | totals(found, run.opened)
         | {
+            "charging_stopped": stop,
             "rate_per_minute": found.last_minute,
             "quota": {
                 "limit": limit,

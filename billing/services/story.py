@@ -50,9 +50,9 @@ LINES = {
     "subscription.paused": "paused: {reason}; planned attempts are withdrawn and nothing is billed",
     "subscription.resumed": "resumed; {goes_on}, not billed are {skipped}",
     "subscription.held": "billing of this subscription is on hold: {reason}",
-    "subscription.released": "released by a person; it had been held because {held_because}",
+    "subscription.released": "released {by}; it had been held because {held_because}",
     "subscription.cancel_planned": "canceled for the end of the period, {at}",
-    "subscription.cancel_taken_back": "the cancellation planned for {at} is taken back; next billing {next_billing_at}",
+    "subscription.cancel_taken_back": "the cancellation planned for {at} is taken back; {goes_on}",
     "subscription.canceled": "canceled for good: {reason}",
     "periods.not_listed": "what was due and not billed could not be listed: {reason}",
     "periods.skipped": "periods not billed: {count}; {reason}",
@@ -87,6 +87,7 @@ LINES = {
     " nothing is charged for it again",
     "refund.failed": "a refund failed: {reason}",
 }
+NO_OTHER_TRY = ("the customer is asked", "given up", "held")  # how services/retrying.py says what follows
 NOT_RECORDED = "(not recorded)"
 _INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:\+00:00|Z)")
 
@@ -245,11 +246,17 @@ def _line(story: Story, fact: Fact, attempt: ChargeAttempt | None) -> str:
         words["amount"] = format_money(Money.parse(fact.detail["amount"], story.subscription.currency))
     words["until"] = f" until {fact.detail['until']}" if fact.detail.get("until") else ""
     words["late"] = " late, after it had been reported otherwise" if fact.detail.get("late") else ""
+    by_itself = "by itself: Xendit has said what the payment method is, or another one is there"
+    words["by"] = by_itself if fact.detail.get("by_itself") else "by a person"
     words["goes_on"] = f"the next period to bill begins {fact.detail.get('next_billing_at', NOT_RECORDED)}"
+    if fact.kind == "subscription.cancel_taken_back" and not fact.detail.get("next_billing_at"):
+        words["goes_on"] = "no next period is planned by that"
     if fact.detail.get("ends_at"):
         words["goes_on"] = f"it ends {fact.detail['ends_at']}, as was planned"
     words["the_attempt"] = story.attempt_name(attempt) if attempt else "an attempt"
-    words["declined"] = explain_for_people(_verdict(fact, attempt))
+    words["declined"] = explain_for_people(
+        _verdict(fact, attempt), is_last=str(fact.detail.get("next")).startswith(NO_OTHER_TRY)
+    )
     words["evidence"] = _evidence_line(story, attempt)
     return story.localised(template.format_map(words))
 

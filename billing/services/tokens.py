@@ -307,7 +307,8 @@ def release_when_known(session: Session, customer_id: str, now: datetime) -> Non
         return
     for subscription in lock_subscriptions_of(session, customer_id):
         if subscription.hold_kind == HoldKind.TOKEN_UNKNOWN:
-            tell(session, subscription.id, now, "subscription.released", held_because=subscription.hold_reason)
+            held_because = subscription.hold_reason
+            tell(session, subscription.id, now, "subscription.released", held_because=held_because, by_itself=True)
             subscription.hold_kind = subscription.hold_reason = None
     session.flush()
     queries.unpark(session, waits_for_token(customer_id))

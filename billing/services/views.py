@@ -104,7 +104,7 @@ def subscription_view(
         "timezone": subscription.timezone,
         "current_period_start": instant(subscription.current_period_start),
         "current_period_end": instant(subscription.current_period_end),
-        "next_billing_at": instant(subscription.next_billing_at),
+        "next_billing_at": instant(next_billing(subscription)),
         "cancel_at_period_end": subscription.cancel_at_period_end,
         "ends_at": instant(subscription.ends_at),
         "canceled_at": instant(subscription.canceled_at),
@@ -115,6 +115,13 @@ def subscription_view(
         "hold_kind": subscription.hold_kind,
         "created_at": instant(subscription.created_at),
     }
+
+
+def next_billing(subscription: Subscription) -> datetime | None:
+    """None when it ends before: the calendar keeps its place, so that a planned cancellation can be taken back."""
+    at, ends_at = subscription.next_billing_at, subscription.ends_at
+    ends_first = subscription.cancel_at_period_end and (at is None or ends_at is None or at >= ends_at)
+    return None if ends_first else at
 
 
 def session_view(row: PaymentSession) -> Json:

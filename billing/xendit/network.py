@@ -93,7 +93,8 @@ def check_proxies() -> None:
         scheme = address.partition("://")[0].lower()
         if scheme not in _PROXY_SCHEMES:
             raise InvalidSetting(f"{variable}: must begin with http://, https:// or socks5://; {example}")
-        if web_address(address, _PROXY_SCHEMES) is None:
+        # A blank in its user would be sent as another one, and its host is not the only place for strays.
+        if re.search(r"[\s\x00-\x1f\x7f]", address) or web_address(address, _PROXY_SCHEMES) is None:
             raise InvalidSetting(
                 f"{variable}: not the address of a proxy (special characters in its user and password are written"
                 f" as %XX); {example}"

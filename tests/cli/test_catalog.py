@@ -61,7 +61,8 @@ def test_a_plan_is_billed_by_period_or_by_cron_but_not_by_both(billing: Terminal
 )
 def test_bad_values_are_refused_with_what_to_write(billing: Terminal, changes: dict[str, str], reason: str) -> None:
     words = dict(zip(GOLD[3::2], GOLD[4::2], strict=True)) | changes
-    line = billing.refused("plan", "create", "gold", *(word for pair in words.items() for word in pair))
+    status = 2 if {"--amount", "--currency"} & changes.keys() else 1
+    line = billing.refused("plan", "create", "gold", *(word for pair in words.items() for word in pair), status=status)
     assert reason in line
     assert billing.json("plan", "list") == []
 

@@ -86,8 +86,7 @@ def test_a_run_in_the_past_finds_only_what_was_due_then(ana: Terminal) -> None:
 
 def test_people_read_the_totals_and_who_was_skipped(ana: Terminal) -> None:
     ana.json("run")
-    ana.json("subscription", "cancel", "ana-gold")
-    due = ana.json("subscription", "show", "ana-gold")["next_billing_at"]
+    due = ana.json("subscription", "cancel", "ana-gold")["ends_at"]
     ended = ana("run", "--at", due)
     assert "succeeded  0" in ended.out
     assert "the period it was canceled for is over" in ended.out

@@ -441,3 +441,18 @@ def test_times_of_day_are_the_subscriptions_own(session: Session) -> None:
 
     assert "2026-02-01 00:30+08:00 to 2026-03-01 00:30+08:00" in opened["what"]
     assert opened["at"] == "2026-01-31T16:30:00Z"
+
+
+@pytest.mark.parametrize(("policy", "days"), [("strict", 4), ("pause", 15), ("standard", 15), ("none", 0)])
+def test_the_end_of_a_ladder_promises_neither_another_try_nor_a_charge_after_the_end(
+    world: World, policy: str, days: int
+) -> None:
+    ana = world.subscribe_save(plan=world.plan(dunning=policy))
+    ana.script(*["INSUFFICIENT_BALANCE"] * 12)
+    world.run()
+    world.live(days=days)
+    story = told(world, ana)
+    failed = [event["what"] for event in story["events"] if event["kind"] == "attempt.failed"]
+    assert "tried again" not in failed[-1]
+    assert all("tried again in some days; retry at" in earlier for earlier in failed[:-1])
+    assert story["then"] is None

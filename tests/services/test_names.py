@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from billing.domain.names import check_reference
 from billing.errors import InvalidInput
-from billing.services.catalog import create_customer
+from billing.services.catalog import create_customer, find_customer
 from billing.services.importing import import_rows
 from billing.services.parts import Parts
-from billing.store.models import Customer
-from tests.factories import NOW, make_plan
+from billing.store.models import Customer, new_id
+from tests.factories import NOW, make_customer, make_plan
 from tests.odd_names import EMAILS, NAMES, NO_EMAILS, NO_NAMES, NO_REFERENCES, REFERENCES
 
 
@@ -74,3 +77,21 @@ def test_import_takes_and_refuses_the_same(parts: Parts, session: Session) -> No
     assert sorted(refused) == [number for number, (_, taken) in enumerate(PEOPLE) if not taken]
     assert all(reason.isprintable() for reason in refused.values())
     assert sorted(_stored(session)) == sorted(TAKEN)
+
+
+def test_an_id_is_never_taken_for_a_reference(session: Session) -> None:
+    """A reference of this form is refused; what an earlier release has stored does not win over the id."""
+    first, second = make_customer(session), make_customer(session)
+    first.reference = second.id
+    session.flush()
+    assert find_customer(session, second.id) is second
+    assert find_customer(session, first.id) is first
+
+
+def test_every_kind_of_id_has_a_form_that_references_may_not_have() -> None:
+    sources = [path.read_text() for path in (Path(__file__).parents[2] / "billing").rglob("*.py")]
+    kinds = {kind for source in sources for kind in re.findall(r"""new_id\("([a-z_]+)"\)""", source)}
+    assert kinds
+    for kind in kinds:
+        with pytest.raises(InvalidInput, match="has the form of an id"):
+            check_reference("plan code", new_id(kind))

@@ -15,11 +15,11 @@ from sqlalchemy import select, update
 
 from billing import quota
 from billing.domain.gateway import CHARGE_ENDPOINT
-from billing.services import invoicing, steering
+from billing.services import charging, invoicing, steering
 from billing.services.acquaintance import Acquaintance
 from billing.services.parts import Rules
-from billing.services.planning import DECLINES
-from billing.store.models import BillingRun, Capture, ChannelBreaker, ChargingStop, Subscription, WebhookEvent
+from billing.services.planning import DECLINES, FORECAST
+from billing.store.models import BillingRun, Capture, ChannelBreaker, ChargingStop, Invoice, Subscription, WebhookEvent
 from tests.typing_in_a_world import typed
 from tests.world import CHARGE, OTHER_VISA, VISA, Subscriber, World
 
@@ -119,14 +119,18 @@ def a_run_stopped_by_its_cap(world: World) -> Provoked:
     return {"run": world.run()["run_id"]}
 
 
-def a_run_stopped_by_declines(world: World) -> Provoked:
-    """The guard itself: tests/stories/test_guards.py."""
-    ana = world.subscribe_save()
-    world.tick_with_workers_that_die()
-    (run,) = world.all(select(BillingRun))
-    steering.stop_run(world.parts, run.id, DECLINES, "70% of 900 charges were declined, and 9% is usual")
-    world.leases_run_out()
-    return of(ana) | {"run": run.id}
+def a_run_stopped_by(guard: str, reason: str) -> Callable[[World], Provoked]:
+    """The guards themselves: tests/stories/test_guards.py."""
+
+    def provoke(world: World) -> Provoked:
+        ana = world.subscribe_save()
+        world.tick_with_workers_that_die()
+        (run,) = world.all(select(BillingRun))
+        steering.stop_run(world.parts, run.id, guard, reason)
+        world.leases_run_out()
+        return of(ana) | {"run": run.id}
+
+    return provoke
 
 
 def more_than_a_day_allows(world: World) -> Provoked:
@@ -161,6 +165,14 @@ def a_row_that_cannot_be_read(world: World) -> Provoked:
         patch.setattr(invoicing, "calendar_of", lambda *_: {}["anchor"])
         world.tick()
     return of_subscription(ana)
+
+
+def an_invoice_that_cannot_be_read(world: World) -> Provoked:
+    ana = world.subscribe_save()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(charging, "begin_attempts", lambda *_, **__: {}["invoice"])
+        world.run()
+    return of(ana)
 
 
 def missed_periods(world: World) -> Provoked:
@@ -200,6 +212,11 @@ def no_endpoint_is_closed(world: World) -> object:
         return not quota.standing(session).paused
 
 
+def everything_is_paid(world: World) -> object:
+    world.deliver_webhooks()
+    return {invoice.status for invoice in world.all(select(Invoice))} == {"paid"}
+
+
 def nobody_is_paused(world: World) -> object:
     return {row.status for row in world.all(select(Subscription))}.isdisjoint({"paused"})
 
@@ -227,8 +244,11 @@ STOPS = (
     Stop("run at its spending cap", a_run_stopped_by_its_cap, "runs show {run}",
          "billing runs resume {run}", lambda world: world.run()["whole_run"]["succeeded"] == 2, "never",
          rules=Rules(run_spending_cap={"IDR": 75_000})),
-    Stop("run with unusual declines", a_run_stopped_by_declines, "runs show {run}",
-         "billing runs resume {run}", paid(ONCE), "never"),
+    Stop("run with unusual declines", a_run_stopped_by(DECLINES, "70% of 900 charges were declined, and 9% is usual"),
+         "runs show {run}", "billing runs resume {run}", paid(ONCE), "never"),
+    Stop("run that leaves its forecast", a_run_stopped_by(FORECAST, "it opens IDR 90,000 more than was planned"),
+         "runs show {run}", "billing runs resume {run}", paid(ONCE), "never",
+         rules=Rules(run_forecast_share=0.5)),
     Stop("invoice beyond the daily cap", more_than_a_day_allows, "explain {subscription}",
          "billing invoice pay {invoice}", lambda world: world.collected() == [ONCE, LESS], "never",
          rules=Rules(subscriber_daily_cap={"IDR": 60_000})),
@@ -238,6 +258,10 @@ STOPS = (
          "billing invoice pay {invoice}", paid(ONCE), "never"),
     Stop("invoice paid in part", charge("PARTIAL:20000"), "explain {subscription}",
          "billing invoice pay {invoice}", paid(LESS, 30_000), "never"),
+    Stop("invoice paid in another currency", charge("CURRENCY:PHP"), "explain {subscription}",
+         "billing invoice pay {invoice}", everything_is_paid, "never"),
+    Stop("invoice that cannot be read", an_invoice_that_cannot_be_read, "explain {subscription}",
+         "billing invoice pay {invoice}", paid(ONCE), "never"),
     Stop("invoice pending for a week", a_week_of_silence, "invoice show {invoice}",
          "billing reconcile", paid(ONCE), "its event, or a look-up"),
     Stop("invoice in doubt for good", a_doubt_without_end, "invoice show {invoice}",
