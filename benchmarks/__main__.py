@@ -24,7 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from benchmarks.world import BenchmarkFailed, Result, nowhere
 from billing.errors import BillingError
 
-NAMES = ("throughput", "quota", "waiting", "million", "memory", "webhooks", "statements", "lists")
+NAMES = ("throughput", "quota", "waiting", "million", "memory", "webhooks", "statements", "lists", "imports")
 
 
 def main() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import Protocol
 
 import structlog
 from sqlalchemy import ColumnElement, and_, exists, func, or_, select
@@ -96,12 +97,19 @@ def _apply_known(session: Session, customer_id: str, token: PaymentToken, report
         _use_for_waiting_invoices(session, customer_id, token, now)
 
 
-def has_ended(token: PaymentToken) -> bool:
+class HasStatus(Protocol):
+    """A token, as the table has it or as an import has read it."""
+
+    status: str
+    failure_code: str | None
+
+
+def has_ended(token: HasStatus | PaymentToken) -> bool:
     """Xendit has said that it will never be chargeable again."""
     return token.status in DEAD_TOKENS and not _is_our_guess(token)
 
 
-def _is_our_guess(token: PaymentToken) -> bool:
+def _is_our_guess(token: HasStatus | PaymentToken) -> bool:
     return token.status == TokenStatus.FAILED and token.failure_code == OUR_GUESS
 
 
