@@ -41,6 +41,8 @@ _LATIN_ENDS = 0x24F
 
 def refuse_no_text(what: str, text: str) -> None:
     """Control characters, and what nobody sees. Raises InvalidInput without repeating them."""
+    if text.isascii() and text.isprintable():
+        return
     for found in _NO_TEXT.finditer(text):
         if not _joins(found):
             place, title = found.start() + 1, _title(found[0])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache
 
 from billing.domain import channels
 from billing.domain.catch_up import CatchUp, decide
@@ -158,21 +159,27 @@ def refuse_by_answer(row: Row, answer: TokenReport) -> None:
 
 
 def _check_channel(row: Row, plan: Plan) -> None:
-    channels.check_country(row.country)
-    possible = channels.CURRENCIES_OF_COUNTRY[row.country]
-    if plan.currency not in possible:
+    _check_price(row.country, row.channel_code, plan.code, plan.currency, plan.amount_minor)
+
+
+@lru_cache(maxsize=1024)
+def _check_price(country: str, channel_code: str, plan: str, currency: str, amount_minor: int) -> None:
+    """Remembered: a file has the same few again and again."""
+    channels.check_country(country)
+    possible = channels.CURRENCIES_OF_COUNTRY[country]
+    if currency not in possible:
         raise InvalidInput(
-            f"plan {plan.code} costs {plan.currency}, which cannot be charged in {row.country};"
+            f"plan {plan} costs {currency}, which cannot be charged in {country};"
             f" that country takes {' or '.join(possible)}"
         )
-    offered = channels.off_session_channels(row.country, plan.currency)
-    known = any(code == row.channel_code for _, code in channels.CHANNELS)
-    if row.channel_code not in offered and (known or not re.fullmatch(r"[A-Z0-9_]{2,60}", row.channel_code)):
+    offered = channels.off_session_channels(country, currency)
+    known = any(code == channel_code for _, code in channels.CHANNELS)
+    if channel_code not in offered and (known or not re.fullmatch(r"[A-Z0-9_]{2,60}", channel_code)):
         raise InvalidInput(
-            f"channel_code {row.channel_code[:40]!r} cannot be charged in {row.country} without the customer;"
+            f"channel_code {channel_code[:40]!r} cannot be charged in {country} without the customer;"
             f" those that can: {', '.join(offered)}"
         )
-    channels.check_amount(row.country, row.channel_code, Money(plan.amount_minor, plan.currency))
+    channels.check_amount(country, channel_code, Money(amount_minor, currency))
 
 
 def _first_period(row: Row, plan: Plan) -> tuple[Calendar, Period]:

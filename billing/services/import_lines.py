@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 import re
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from difflib import get_close_matches
+from operator import attrgetter
 from typing import Any
 
 from billing.domain.names import check_reference, check_xendit_id, refuse_no_text
@@ -165,7 +165,8 @@ def _check_references(row: Row) -> None:
         check_xendit_id(row.xendit_customer_id, "cust-", "xendit_customer_id")
 
 
-_DIGEST = struct.Struct(f"<Iq{len(MEMBERS)}i")  # line, hash of the row, hash of each member
+_VALUES = attrgetter(*MEMBERS)
+_DIGEST = struct.Struct(f"<Iq{len(MEMBERS)}I")  # line, hash of the row, hash of each member
 
 
 @dataclass(slots=True)
@@ -223,6 +224,5 @@ class FileSoFar:
                 del self.owners[hash(value)]
 
 
-def _of_each(row: Row) -> Iterator[int]:
-    for name in MEMBERS:
-        yield (hash(getattr(row, name)) & 0xFFFFFFFF) - 0x80000000
+def _of_each(row: Row) -> list[int]:
+    return [hash(value) & 0xFFFFFFFF for value in _VALUES(row)]

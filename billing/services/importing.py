@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import islice
@@ -62,21 +62,48 @@ def import_rows(
     background. Raises RequestRejected when Xendit refuses the key itself: no further row could be verified.
     """
     work = _Import(parts, dry_run, verify_with_gateway, progress, warn)
-    for batch in _batches(lines, BATCH_TO_VERIFY if verify_with_gateway else BATCH):
+    for batch in _parsed(lines, BATCH_TO_VERIFY if verify_with_gateway else BATCH):
         work.take(batch)
     return {"created": work.created, "unchanged": work.unchanged, "refused": work.refused}
-
-
-def _batches(lines: Iterable[str], size: int) -> Iterator[list[tuple[int, str]]]:
-    numbered = enumerate(lines, start=1)
-    while batch := [(number, line) for number, line in islice(numbered, size)]:
-        yield batch
 
 
 @dataclass(frozen=True, slots=True)
 class _Line:
     number: int
     row: Row
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    last: int  # its last line
+    rows: Sequence[_Line]
+    refused: Mapping[int, str]
+
+
+def _parsed(lines: Iterable[str], size: int) -> Iterator[_Batch]:
+    """Batch after batch. While the database works on one, a thread parses the next."""
+    numbered = enumerate(lines, start=1)
+    with ThreadPoolExecutor(1, thread_name_prefix="billing-import") as pool:
+        ahead: Future[_Batch] | None = None
+        while batch := list(islice(numbered, size)):
+            before, ahead = ahead, pool.submit(_parse, batch)
+            if before is not None:
+                yield before.result()
+        if ahead is not None:
+            yield ahead.result()
+
+
+def _parse(batch: Sequence[tuple[int, str]]) -> _Batch:
+    rows: list[_Line] = []
+    refused: dict[int, str] = {}
+    for number, line in batch:
+        text = (line.removeprefix("\ufeff") if number == 1 else line).strip()
+        try:
+            if text:
+                rows.append(_Line(number, parse_row(text)))
+        except BillingError as error:
+            refused[number] = str(error)
+    return _Batch(batch[-1][0], rows, refused)
 
 
 @dataclass(slots=True)
@@ -103,27 +130,19 @@ class _Import:
     unchanged: int = 0
     refused: list[dict[str, Any]] = field(default_factory=list)
 
-    def take(self, batch: Sequence[tuple[int, str]]) -> None:
-        rows: list[_Line] = []
-        refused: dict[int, str] = {}
-        for number, line in batch:
-            text = (line.removeprefix("\ufeff") if number == 1 else line).strip()
-            try:
-                if text:
-                    rows.append(_Line(number, parse_row(text)))
-            except BillingError as error:
-                refused[number] = str(error)
-        answers = self._ask(rows) if self.verify else {}
-        parts_done = self._do(rows, answers)
-        for done in parts_done:
+    def take(self, batch: _Batch) -> None:
+        answers = self._ask(batch.rows) if self.verify else {}
+        outcomes = self._do(batch.rows, answers)
+        refused = dict(batch.refused)
+        for done in outcomes:
             refused |= done.refused
             self._count(done)
         for number in sorted(refused):
             reason = LOOKS_LIKE_A_CARD.sub("[digits hidden]", refused[number])
             self.refused.append({"line": number, "reason": reason})
-        if parts_done and parts_done[-1].stop is not None:
-            raise parts_done[-1].stop
-        self.progress(batch[-1][0])
+        if outcomes and outcomes[-1].stop is not None:
+            raise outcomes[-1].stop
+        self.progress(batch.last)
 
     def _count(self, done: _Outcome) -> None:
         self.created += len(done.created)
@@ -310,7 +329,8 @@ def _new_token(
     """Not verified. Xendit is asked from now on, first about those that are due first: hence a time that has passed and
     keeps their order."""
     ask_at = min(now, checked.period.start - A_CENTURY)
-    new = NewToken(new_id("tok"), row.payment_token_id, customer.id, row.channel_code, ask_at)
+    planned.places[customer.id] = place = planned.places.get(customer.id, 0) + 1
+    new = NewToken(new_id("tok"), row.payment_token_id, customer.id, row.channel_code, ask_at, place)
     planned.tokens.append(new)
     token = AToken(new.id, row.payment_token_id, customer.id, customer.reference, TokenStatus.PENDING, None, None, None)
     known.tokens[row.payment_token_id] = token
