@@ -9,7 +9,7 @@ and nothing that has been billed since moves back. A dry run does the same and r
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -27,7 +27,7 @@ from billing.services.catalog import check_new_customer
 from billing.services.import_checks import Checked
 from billing.services.import_lines import FileSoFar, Row, parse_row
 from billing.services.parts import Parts
-from billing.services.tokens import apply_token, read_token, refresh_token
+from billing.services.tokens import apply_token, keep_report, read_token
 from billing.store import imports
 from billing.store.imports import ACustomer, AToken, Known, NewCustomer, NewSubscription, NewToken, Planned
 from billing.store.models import Customer, new_id
@@ -225,44 +225,57 @@ class _Import:
         taken: list[_Line] = []
         with self.parts.reading() as session:
             known = _read(session, rows)
+            unverified = {name for name, token in known.tokens.items() if token.status == TokenStatus.PENDING}
             done = self._plan(known, rows, {}, self.parts.clock.now(), taken)
         for line in reversed(taken):
             self.file.forget(line.row, line.number)
-        here = [] if self.dry_run else [line for line in done.unchanged if _is_unverified(known, line.row)]
-        stored = {line.row.payment_token_id for line in here}
+        here = [line for line in done.unchanged if line.row.payment_token_id in unverified]
+        # And those of rows that are refused because Xendit did not know them: it may by now.
+        again = [line for line in rows if line.number in done.refused and line.row.payment_token_id in unverified]
         wanted: dict[str, int] = {}  # tokens in the order of their lines
-        for line in sorted([*done.created, *here], key=lambda line: line.number):
+        for line in sorted([*done.created, *here, *again], key=lambda line: line.number):
             known_as = known.tokens[line.row.payment_token_id]
             if known_as.status != TokenStatus.ACTIVE or known_as.unknown_since is not None:
                 wanted.setdefault(line.row.payment_token_id, line.number)
+        kept = set() if self.dry_run else {line.row.payment_token_id for line in (*here, *again)}
         answers: dict[str, Answer] = {}
-        with ThreadPoolExecutor(self._threads(), thread_name_prefix="billing-verify") as pool:
-            begun = {token: pool.submit(self._ask_about, token, store=token in stored) for token in wanted}
-            for token, future in begun.items():
-                answer = future.result()
-                if answer is not None:
-                    answers[token] = answer
-                if isinstance(answer, RequestRejected):
-                    pool.shutdown(cancel_futures=True)
-                    break
-                self.progress(wanted[token] - 1)  # it is not written yet
+        for token, answer in self._answers(wanted, kept):
+            if answer is not None:
+                answers[token] = answer
+            if isinstance(answer, RequestRejected):
+                break
+            self.progress(wanted[token] - 1)  # it is not written yet
         return answers
 
-    def _threads(self) -> int:
+    def _answers(self, wanted: Iterable[str], kept: Collection[str]) -> Iterator[tuple[str, Answer | None]]:
+        """In the order of the tokens, asked by some threads where the quota is worth them."""
         quota = self.parts.rules.requests_per_minute
-        return ASKED_AT_ONCE if quota is None else max(1, min(ASKED_AT_ONCE, int(quota / 60)))
+        threads = ASKED_AT_ONCE if quota is None else min(ASKED_AT_ONCE, int(quota / 60))
+        tokens = list(wanted)
+        if threads <= 1 or len(tokens) <= 1:
+            for token in tokens:
+                yield token, self._ask_about(token, keep=token in kept)
+            return
+        with ThreadPoolExecutor(threads, thread_name_prefix="billing-verify") as pool:
+            begun = [pool.submit(self._ask_about, token, keep=token in kept) for token in tokens]
+            try:
+                for token, future in zip(tokens, begun, strict=True):
+                    yield token, future.result()
+            finally:
+                pool.shutdown(cancel_futures=True)
 
-    def _ask_about(self, payment_token_id: str, *, store: bool) -> Answer | None:
-        """None when it cannot be asked now. A RequestRejected: Xendit refuses the key."""
+    def _ask_about(self, payment_token_id: str, *, keep: bool) -> Answer | None:
+        """None when it cannot be asked now. A RequestRejected: Xendit refuses the key. `keep`: the token is here, and
+        what is said of it is stored."""
         try:
-            if store:
-                refresh_token(self.parts, payment_token_id)
-                return None
-            return read_token(self.parts.gateway, payment_token_id)
+            answer = read_token(self.parts.gateway, payment_token_id)
         except RequestRejected as error:
             return error if error.stops_account else None
         except GatewayError:
             return None
+        if keep:
+            keep_report(self.parts, answer)
+        return answer
 
 
 def _read(session: Session, rows: Sequence[_Line]) -> Known:
@@ -278,11 +291,6 @@ def _read(session: Session, rows: Sequence[_Line]) -> Known:
     without = {token.customer_id for token in known.tokens.values() if import_checks.cannot_be_charged(token)}
     known.chargeable = imports.customers_with_a_method(session, without)
     return known
-
-
-def _is_unverified(known: Known, row: Row) -> bool:
-    token = known.tokens.get(row.payment_token_id)
-    return token is not None and token.status == TokenStatus.PENDING
 
 
 def _plan_row(known: Known, row: Row, checked: Checked, answer: Answer | None, done: _Outcome, now: datetime) -> None:

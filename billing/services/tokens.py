@@ -332,14 +332,18 @@ def release_when_known(session: Session, customer_id: str, now: datetime) -> Non
 
 def refresh_token(parts: Parts, payment_token_id: str) -> PaymentToken:
     """Ask Xendit about one token and store what it says. Raises NotFound (no such token here), GatewayError."""
-    report = read_token(parts.gateway, payment_token_id)
+    return keep_report(parts, read_token(parts.gateway, payment_token_id))
+
+
+def keep_report(parts: Parts, report: TokenReport) -> PaymentToken:
+    """What Xendit has just answered about a token of ours. Raises NotFound (no such token here)."""
     if not report.unknown:
         parts.acquaintance.make()
     now = parts.clock.now()
     with parts.transaction() as session:
-        token = session.scalar(select(PaymentToken).where(PaymentToken.payment_token_id == payment_token_id))
+        token = session.scalar(select(PaymentToken).where(PaymentToken.payment_token_id == report.payment_token_id))
         if token is None:
-            raise NotFound(f"no token {payment_token_id}; see `billing token list --customer C`")
+            raise NotFound(f"no token {report.payment_token_id}; see `billing token list --customer C`")
         customer = session.get_one(Customer, token.customer_id)
         return apply_token(session, customer, report, now, asked=True, key=parts.key_fingerprint)
 

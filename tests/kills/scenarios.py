@@ -383,7 +383,7 @@ NOTED = ("charging._begin_group#1", "charging._settle#1", "charging._note_channe
 VERIFIED = (
     "charging._begin_group#1",
     "charging._refuse#1",
-    "tokens.refresh_token#1",
+    "tokens.keep_report#1",
     "charging._begin_group#1@2",
     "charging._pay_together#1",
 )
@@ -519,7 +519,7 @@ SCENARIOS: Mapping[str, Scenario] = {
         (
             "charging._begin_group#1",
             "charging._refuse#1",
-            "tokens.refresh_token#1",
+            "tokens.keep_report#1",
             "charging._begin_group#1@2",
             "charging._pay_together#1",
         ),

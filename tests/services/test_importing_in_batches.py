@@ -203,3 +203,25 @@ def test_to_verify_asks_once_about_each_token_and_tells_of_every_row(
     assert told[-1] == 41
     statuses = session.scalars(select(PaymentToken.status).distinct()).all()
     assert statuses.count(TokenStatus.ACTIVE) == 1
+
+
+def test_to_verify_a_file_that_says_the_same_twice(parts: Parts, gateway: Gateway) -> None:
+    gateway.tokens["pt-ana"] = TokenReport("pt-ana", "ACTIVE")
+
+    report = take(parts, of("ana"), of("ana"), verify_with_gateway=True)
+
+    assert report == {"created": 1, "unchanged": 1, "refused": []}
+    assert gateway.asked == ["pt-ana"]
+
+
+def test_to_verify_refuses_a_new_subscription_on_a_token_that_is_here_and_unknown(
+    parts: Parts, session: Session, gateway: Gateway
+) -> None:
+    take(parts, of("ana"))
+
+    report = take(parts, of("ana"), of("ana", subscription_reference="second"), verify_with_gateway=True)
+
+    assert report["created"] == 0
+    assert [refused["line"] for refused in report["refused"]] == [1, 2]
+    assert references(session) == ["ana-gold"]
+    assert gateway.asked == ["pt-ana"]
