@@ -63,7 +63,7 @@ def main(*, quick: bool = False) -> list[Result]:
 
 
 def _rows(number: int) -> Iterator[str]:
-    """Each of another customer, but for one in ten who has a second subscription; due over the next thirty days."""
+    """Each of another customer, but for one in ten who has a second subscription; due at every half hour of a month."""
     begin = datetime.now(UTC).replace(microsecond=0) + timedelta(days=1)
     for each in range(number):
         who = each - 1 if each % 10 == 9 else each
@@ -78,7 +78,7 @@ def _rows(number: int) -> Iterator[str]:
                     "subscription_reference": f"subscription-{each:07}",
                     "payment_token_id": f"pt-00000000-0000-4000-8000-{who:012}",
                     "channel_code": "CARDS",
-                    "next_billing_at": (begin + timedelta(minutes=each % 43_200)).isoformat(),
+                    "next_billing_at": (begin + timedelta(minutes=30 * (each % 1_440))).isoformat(),
                     "xendit_customer_id": f"cust-00000000-0000-4000-8000-{who:012}",
                 }
             )

@@ -32,19 +32,27 @@ from billing.errors import Conflict, InvalidInput, NotFound
 from billing.services.import_lines import Row
 from billing.services.subscriptions import Calendar
 from billing.services.tokens import RIGHT_KEY, has_ended
-from billing.store.imports import ACustomer, ASubscription, AToken, Known
-from billing.store.models import Plan
+from billing.store.imports import ACustomer, APlan, ASubscription, AToken, Known
 
 MOST_COUNTED = 1_000  # periods that have passed
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """The calendar that makes `next_billing_at` its first period and returns to the anchor day afterwards; and the
+    period before that, which they paid for elsewhere: who asks until when it runs must not be told "none"."""
+
+    calendar: Calendar
+    first: Period
+    before: Period | None  # cron has no back
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
     """What a row refers to, as the database has it now. The customer and the token may be new."""
 
-    plan: Plan
-    calendar: Calendar
-    period: Period
+    plan: APlan
+    terms: Terms
     customer: ACustomer | None
     token: AToken | None
 
@@ -66,10 +74,10 @@ def check(known: Known, row: Row, now: datetime) -> Checked | None:
         state = token.blocked_reason or token.status
         raise InvalidInput(f"payment_token_id: this token is {state} and cannot be charged; ask for a new one")
     _check_channel(row, plan)
-    calendar, period = _first_period(row, plan)
+    terms = _terms(row, plan)
     if not row.catch_up:
-        _refuse_a_long_past(plan, calendar, period, now)
-    return Checked(plan, calendar, period, customer, token)
+        _refuse_a_long_past(plan, terms.calendar, terms.first, now)
+    return Checked(plan, terms, customer, token)
 
 
 def cannot_be_charged(token: AToken) -> bool:
@@ -109,7 +117,7 @@ def _same_token(known: Known, row: Row, customer: ACustomer | None) -> AToken | 
 
 
 def _refuse_differences(
-    row: Row, subscription: ASubscription, plan: Plan, customer: ACustomer | None, token: AToken | None
+    row: Row, subscription: ASubscription, plan: APlan, customer: ACustomer | None, token: AToken | None
 ) -> None:
     """What may have moved on since (the next date, the token that is charged first) is not compared."""
     differing = []
@@ -158,7 +166,7 @@ def refuse_by_answer(row: Row, answer: TokenReport) -> None:
         raise InvalidInput("payment_token_id: at Xendit it belongs to another customer than xendit_customer_id")
 
 
-def _check_channel(row: Row, plan: Plan) -> None:
+def _check_channel(row: Row, plan: APlan) -> None:
     _check_price(row.country, row.channel_code, plan.code, plan.currency, plan.amount_minor)
 
 
@@ -182,27 +190,31 @@ def _check_price(country: str, channel_code: str, plan: str, currency: str, amou
     channels.check_amount(country, channel_code, Money(amount_minor, currency))
 
 
-def _first_period(row: Row, plan: Plan) -> tuple[Calendar, Period]:
-    """The calendar that makes `next_billing_at` its first period and returns to the anchor day afterwards."""
-    zone_name = row.timezone or plan.timezone
+def _terms(row: Row, plan: APlan) -> Terms:
+    return _terms_of(plan.code, plan.schedule, row.timezone or plan.timezone, row.next_billing_at, row.anchor_day)
+
+
+@lru_cache(maxsize=8192)
+def _terms_of(plan: str, schedule_text: str, zone_name: str, at: datetime, anchor_day: int | None) -> Terms:
+    """Remembered: many subscribers of a file are due at the same time."""
     zone = parse_zone(zone_name)
-    local = to_local(row.next_billing_at, zone)
-    schedule = schedule_from_text(plan.schedule)
-    _check_anchor_day(row, schedule, local, zone_name)
-    calendar = Calendar(schedule, Anchor(local, row.anchor_day or local.day, zone))
+    local = to_local(at, zone)
+    schedule = schedule_from_text(schedule_text)
+    _check_anchor_day(anchor_day, schedule, local, zone_name)
+    calendar = Calendar(schedule, Anchor(local, anchor_day or local.day, zone))
     period = calendar.first()
-    if period.start == row.next_billing_at:
-        return calendar, period
+    if period.start == at:
+        return Terms(calendar, period, None if isinstance(schedule, Cron) else calendar.at(-1, local))
     nearest = period.start.astimezone(zone).isoformat()
     if isinstance(schedule, Cron):
         raise InvalidInput(
-            f"next_billing_at is not a tick of plan {plan.code} ({describe(schedule)}, {zone_name});"
+            f"next_billing_at is not a tick of plan {plan} ({describe(schedule)}, {zone_name});"
             f" the next one is {nearest}"
         )
     raise InvalidInput(f"next_billing_at lies in an hour that comes twice in {zone_name}; write {nearest}")
 
 
-def _refuse_a_long_past(plan: Plan, calendar: Calendar, period: Period, now: datetime) -> None:
+def _refuse_a_long_past(plan: APlan, calendar: Calendar, period: Period, now: datetime) -> None:
     """A year mistyped would be many charges in the first minute."""
     if period.end >= now:
         return
@@ -216,21 +228,13 @@ def _refuse_a_long_past(plan: Plan, calendar: Calendar, period: Period, now: dat
     )
 
 
-def _check_anchor_day(row: Row, schedule: Every | Cron, local: datetime, zone_name: str) -> None:
-    if row.anchor_day is None or row.anchor_day == local.day:
+def _check_anchor_day(anchor_day: int | None, schedule: Every | Cron, local: datetime, zone_name: str) -> None:
+    if anchor_day is None or anchor_day == local.day:
         return
     if isinstance(schedule, Cron) or schedule.unit not in (Unit.MONTH, Unit.YEAR):
         raise InvalidInput(f"anchor_day: {describe(schedule)} has no day of the month; leave it out")
     month_ends = (local + timedelta(days=1)).day == 1  # only there a later anchor day is cut short
-    if row.anchor_day < local.day or not month_ends:
+    if anchor_day < local.day or not month_ends:
         raise InvalidInput(
-            f"anchor_day {row.anchor_day} does not fit next_billing_at, which is day {local.day} in {zone_name}"
+            f"anchor_day {anchor_day} does not fit next_billing_at, which is day {local.day} in {zone_name}"
         )
-
-
-def running_period(calendar: Calendar, now: datetime) -> Period | None:
-    """The period they paid for elsewhere: who asks until when it runs must not be told "none". Cron has no back."""
-    if isinstance(calendar.schedule, Cron):
-        return None
-    before = calendar.at(-1, calendar.anchor.local)
-    return before if before.start <= now else None

@@ -33,7 +33,7 @@ from billing.store.imports import ACustomer, AToken, Known, NewCustomer, NewSubs
 from billing.store.models import Customer, new_id
 from billing.store.trouble import Trouble, trouble_of
 
-BATCH = 1_000
+BATCH = 2_000
 BATCH_TO_VERIFY = 100  # rows are written when Xendit has been asked about all of a batch
 TRIES = 3  # of a row that lost a race against another import
 ASKED_AT_ONCE = 8  # tokens, where the quota lets through more than one a second
@@ -336,7 +336,7 @@ def _new_token(
 ) -> AToken:
     """Not verified. Xendit is asked from now on, first about those that are due first: hence a time that has passed and
     keeps their order."""
-    ask_at = min(now, checked.period.start - A_CENTURY)
+    ask_at = min(now, checked.terms.first.start - A_CENTURY)
     planned.places[customer.id] = place = planned.places.get(customer.id, 0) + 1
     new = NewToken(new_id("tok"), row.payment_token_id, customer.id, row.channel_code, ask_at, place)
     planned.tokens.append(new)
@@ -348,8 +348,9 @@ def _new_token(
 def _new_subscription(
     row: Row, checked: Checked, customer: ACustomer, token: AToken, planned: Planned, now: datetime
 ) -> None:
-    anchor, period, plan = checked.calendar.anchor, checked.period, checked.plan
-    running = import_checks.running_period(checked.calendar, now)
+    terms, plan = checked.terms, checked.plan
+    anchor, period = terms.calendar.anchor, terms.first
+    running = terms.before if terms.before is not None and terms.before.start <= now else None
     planned.subscriptions.append(
         NewSubscription(
             id=new_id("sub"),

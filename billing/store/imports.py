@@ -1,24 +1,36 @@
 """What an import reads and writes, for many rows at once. Callers own the transaction.
 
-Sets in, sets out: one statement for each table, whatever the number of rows. A set goes as one text of JSON: arrays
-would cost this process a look at every value, which is most of what a row costs.
+Sets in, sets out: one statement for each table, whatever the number of rows. What is written goes as one text a column,
+a line a row: arrays and JSON would cost this process a look at every value, which is most of what a row costs.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import datetime
-from operator import attrgetter
+from typing import NamedTuple
 
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
-from billing.store.models import PaymentToken, Plan
+from billing.store.models import PaymentToken
 from billing.store.queries import may_be_charged
 
 # ------------------------------------------------------------------------------------------------ what is there
+
+
+@dataclass(frozen=True, slots=True)
+class APlan:
+    id: str
+    code: str
+    amount_minor: int
+    currency: str
+    schedule: str
+    timezone: str
+    catch_up: str
+    cycles: int | None
 
 
 @dataclass(slots=True)
@@ -57,7 +69,7 @@ class ASubscription:
 class Known:
     """What the database has of all that some rows name; and of rows planned since, what they will make."""
 
-    plans: dict[str, Plan] = field(default_factory=dict)  # by code
+    plans: dict[str, APlan] = field(default_factory=dict)  # by code
     customers: dict[str, ACustomer] = field(default_factory=dict)  # by reference
     owners: dict[str, str] = field(default_factory=dict)  # of a customer's id at Xendit: the reference
     tokens: dict[str, AToken] = field(default_factory=dict)  # by Xendit's id
@@ -66,6 +78,10 @@ class Known:
 
 
 # Each set of keys as an array, so that the index answers.
+_PLANS = text("""
+    SELECT id, code, amount_minor, currency, schedule, timezone, catch_up, cycles FROM plans
+    WHERE code = ANY(ARRAY(SELECT jsonb_array_elements_text(CAST(:plans AS jsonb))))
+""")
 _CUSTOMERS = text("""
     SELECT id, reference, name, email, country, xendit_customer_id FROM customers
     WHERE reference = ANY(ARRAY(SELECT jsonb_array_elements_text(CAST(:customers AS jsonb))))
@@ -93,8 +109,8 @@ def read(
     subscriptions: Iterable[str],
 ) -> Known:
     known = Known()
-    for plan in session.scalars(select(Plan).where(Plan.code.in_(list(plans)))):
-        known.plans[plan.code] = plan
+    for row in session.execute(_PLANS, {"plans": _json(plans)}):
+        known.plans[row[1]] = APlan(*row)
     for row in session.execute(_CUSTOMERS, {"customers": _json(customers), "xendit_ids": _json(xendit_ids)}):
         known.customers[row[1]] = ACustomer(*row)
         if row[5] is not None:
@@ -119,8 +135,7 @@ def customers_with_a_method(session: Session, customer_ids: Collection[str]) -> 
 # ---------------------------------------------------------------------------------------------- what is written
 
 
-@dataclass(frozen=True, slots=True)
-class NewCustomer:
+class NewCustomer(NamedTuple):
     id: str
     reference: str
     name: str
@@ -130,8 +145,7 @@ class NewCustomer:
     xendit_customer_id: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class NewToken:
+class NewToken(NamedTuple):
     id: str
     payment_token_id: str
     customer_id: str
@@ -140,8 +154,7 @@ class NewToken:
     place: int  # among the customer's new ones, from 1
 
 
-@dataclass(frozen=True, slots=True)
-class NewSubscription:
+class NewSubscription(NamedTuple):
     id: str
     reference: str
     customer_id: str
@@ -172,10 +185,13 @@ class Planned:
     xendit_ids: dict[str, str] = field(default_factory=dict)  # of customers who had none: ours -> Xendit's
 
 
+# A column is cut at its line ends (chr(10)), of which no value has any: services/import_lines.py refuses them. In a
+# column that may be NULL, None is.
 _INSERT_CUSTOMERS = text("""
     INSERT INTO customers (id, reference, name, email, country, timezone, xendit_customer_id, created_at)
-    SELECT x.*, :now FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS x (
-        id text, reference text, name text, email text, country text, timezone text, xendit_customer_id text)
+    SELECT x.*, :now FROM unnest(string_to_array(:id, chr(10)), string_to_array(:reference, chr(10)),
+        string_to_array(:name, chr(10)), string_to_array(:email, chr(10)), string_to_array(:country, chr(10)),
+        string_to_array(:timezone, chr(10)), string_to_array(:xendit_customer_id, chr(10), 'None')) AS x
 """)
 _NAME_AT_XENDIT = text("""
     UPDATE customers c SET xendit_customer_id = x.value
@@ -187,48 +203,62 @@ _INSERT_TOKENS = text("""
         created_at)
     SELECT x.id, x.payment_token_id, x.customer_id, 'PENDING', x.channel_code, x.next_check_at,
         coalesce((SELECT max(t.rank) FROM payment_tokens t WHERE t.customer_id = x.customer_id), 0) + x.place, :now
-    FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS x (
-        id text, payment_token_id text, customer_id text, channel_code text, next_check_at timestamptz, place int)
+    FROM unnest(string_to_array(:id, chr(10)), string_to_array(:payment_token_id, chr(10)),
+        string_to_array(:customer_id, chr(10)), string_to_array(:channel_code, chr(10)),
+        CAST(string_to_array(:next_check_at, chr(10)) AS timestamptz[]),
+        CAST(string_to_array(:place, chr(10)) AS int[]))
+        AS x (id, payment_token_id, customer_id, channel_code, next_check_at, place)
 """)
+# With a line of the story of each.
 _INSERT_SUBSCRIPTIONS = text("""
-    INSERT INTO subscriptions (id, reference, customer_id, plan_id, status, amount_minor, currency, timezone,
-        payment_token_id, start_at, anchor_local, anchor_day, next_index, next_local, next_billing_at, billed_cycles,
-        current_period_start, current_period_end, cancel_at_period_end, open_failures, created_at)
-    SELECT id, reference, customer_id, plan_id, 'active', amount_minor, currency, timezone, payment_token_id, start_at,
-        anchor_local, anchor_day, next_index, next_local, start_at, 0, current_period_start, current_period_end, false,
-        0, :now
-    FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS x (id text, reference text, customer_id text, plan_id text,
-        amount_minor bigint, currency text, timezone text, payment_token_id text, start_at timestamptz,
-        anchor_local timestamp, anchor_day smallint, next_index int, next_local timestamp,
-        current_period_start timestamptz, current_period_end timestamptz)
-""")
-_TELL = text("""
+    WITH x AS MATERIALIZED (
+        SELECT * FROM unnest(string_to_array(:id, chr(10)), string_to_array(:reference, chr(10)),
+            string_to_array(:customer_id, chr(10)), string_to_array(:plan_id, chr(10)),
+            CAST(string_to_array(:amount_minor, chr(10)) AS bigint[]), string_to_array(:currency, chr(10)),
+            string_to_array(:timezone, chr(10)), string_to_array(:payment_token_id, chr(10)),
+            CAST(string_to_array(:start_at, chr(10)) AS timestamptz[]),
+            CAST(string_to_array(:anchor_local, chr(10)) AS timestamp[]),
+            CAST(string_to_array(:anchor_day, chr(10)) AS smallint[]),
+            CAST(string_to_array(:next_index, chr(10)) AS int[]),
+            CAST(string_to_array(:next_local, chr(10)) AS timestamp[]),
+            CAST(string_to_array(:current_period_start, chr(10), 'None') AS timestamptz[]),
+            CAST(string_to_array(:current_period_end, chr(10), 'None') AS timestamptz[]),
+            string_to_array(:plan, chr(10)), string_to_array(:next_billing_text, chr(10)),
+            string_to_array(:token_status, chr(10)))
+            AS x (id, reference, customer_id, plan_id, amount_minor, currency, timezone, payment_token_id, start_at,
+                anchor_local, anchor_day, next_index, next_local, current_period_start, current_period_end, plan,
+                next_billing_text, token_status)
+    ), made AS (
+        INSERT INTO subscriptions (id, reference, customer_id, plan_id, status, amount_minor, currency, timezone,
+            payment_token_id, start_at, anchor_local, anchor_day, next_index, next_local, next_billing_at,
+            billed_cycles, current_period_start, current_period_end, cancel_at_period_end, open_failures, created_at)
+        SELECT id, reference, customer_id, plan_id, 'active', amount_minor, currency, timezone, payment_token_id,
+            start_at, anchor_local, anchor_day, next_index, next_local, start_at, 0, current_period_start,
+            current_period_end, false, 0, :now
+        FROM x
+    )
     INSERT INTO facts (subscription_id, at, kind, detail)
     SELECT id, :now, 'subscription.imported', jsonb_build_object('plan', plan, 'next_billing_at', next_billing_text,
         'token', payment_token_id, 'token_status', token_status)
-    FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS x (
-        id text, plan text, next_billing_text text, payment_token_id text, token_status text)
+    FROM x
 """)
 
 
 def write(session: Session, planned: Planned, now: datetime) -> None:
     """Raises IntegrityError when somebody else has made one of these since they were looked for."""
     if planned.customers:
-        session.execute(_INSERT_CUSTOMERS, {"rows": _rows(planned.customers), "now": now})
+        session.execute(_INSERT_CUSTOMERS, _columns(planned.customers) | {"now": now})
     if planned.xendit_ids:
         session.execute(_NAME_AT_XENDIT, {"ids": json.dumps(planned.xendit_ids)})
     if planned.tokens:
-        session.execute(_INSERT_TOKENS, {"rows": _rows(planned.tokens), "now": now})
+        session.execute(_INSERT_TOKENS, _columns(planned.tokens) | {"now": now})
     if planned.subscriptions:
-        rows = _rows(planned.subscriptions)
-        session.execute(_INSERT_SUBSCRIPTIONS, {"rows": rows, "now": now})
-        session.execute(_TELL, {"rows": rows, "now": now})
+        session.execute(_INSERT_SUBSCRIPTIONS, _columns(planned.subscriptions) | {"now": now})
 
 
-def _rows(rows: Sequence[NewCustomer | NewToken | NewSubscription]) -> str:
-    names = [column.name for column in fields(rows[0])]
-    values = attrgetter(*names)
-    return json.dumps([dict(zip(names, values(row), strict=True)) for row in rows], default=datetime.isoformat)
+def _columns(rows: Sequence[NewCustomer] | Sequence[NewToken] | Sequence[NewSubscription]) -> dict[str, object]:
+    columns = zip(*rows, strict=True)
+    return {name: "\n".join(map(str, column)) for name, column in zip(rows[0]._fields, columns, strict=True)}
 
 
 def _json(keys: Iterable[str]) -> str:

@@ -225,3 +225,12 @@ def test_to_verify_refuses_a_new_subscription_on_a_token_that_is_here_and_unknow
     assert [refused["line"] for refused in report["refused"]] == [1, 2]
     assert references(session) == ["ana-gold"]
     assert gateway.asked == ["pt-ana"]
+
+
+def test_names_are_kept_as_they_are_written(parts: Parts, session: Session) -> None:
+    names = ["None", "NULL", '"\\N"', "O'Hara, {1,2}", "สมชาย ใจดี", "Nguyễn \U0001f600"]
+
+    take(parts, *[of(f"c{number}", name=name) for number, name in enumerate(names)])
+
+    assert session.scalars(select(Customer.name).order_by(Customer.reference)).all() == names
+    assert session.scalars(select(Customer.xendit_customer_id).distinct()).all() == [None]
