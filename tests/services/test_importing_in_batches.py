@@ -234,3 +234,9 @@ def test_names_are_kept_as_they_are_written(parts: Parts, session: Session) -> N
 
     assert session.scalars(select(Customer.name).order_by(Customer.reference)).all() == names
     assert session.scalars(select(Customer.xendit_customer_id).distinct()).all() == [None]
+
+
+def test_a_dry_run_sends_no_statement_that_writes(parts: Parts, statements: list[str]) -> None:
+    assert take(parts, *[of(f"c{number}") for number in range(10)], dry_run=True)["created"] == 10
+
+    assert [statement for statement in statements if "INSERT" in statement or "UPDATE" in statement] == []
