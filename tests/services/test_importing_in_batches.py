@@ -21,7 +21,7 @@ from tests.services.stand_ins import Gateway
 from tests.services.test_importing import row
 
 
-def of(name: str, **changes: Any) -> str:
+def of(name: str, /, **changes: Any) -> str:
     """A row of somebody of that name, with a token of his own."""
     members = {"customer_reference": name, "subscription_reference": f"{name}-gold", "payment_token_id": f"pt-{name}"}
     return row(**members | changes)
