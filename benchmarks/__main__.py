@@ -24,7 +24,19 @@ from sqlalchemy.exc import SQLAlchemyError
 from benchmarks.world import BenchmarkFailed, Result, nowhere
 from billing.errors import BillingError
 
-NAMES = ("throughput", "quota", "waiting", "million", "memory", "webhooks", "statements", "lists", "commands", "trace")
+NAMES = (
+    "throughput",
+    "quota",
+    "waiting",
+    "million",
+    "memory",
+    "webhooks",
+    "statements",
+    "lists",
+    "commands",
+    "trace",
+    "imports",
+)
 
 
 def main() -> int:

@@ -321,30 +321,29 @@ def import_(
     ],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every row, write nothing.")] = False,
     verify: Annotated[
-        bool | None,
+        bool,
         typer.Option(
             "--verify/--no-verify",
-            help="Ask Xendit about each token now; without it, before its first charge. Default: when the key is set.",
+            help="Wait until Xendit was asked about each token, and refuse what it does not know or calls dead."
+            " Without it that is done in the background, before the first charge.",
         ),
-    ] = None,
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Bring in existing subscribers with existing payment tokens. All or nothing per row, safe to repeat.
 
-    Exit status 1 if a row was refused; the others are in.
+    Exit status 1 if a row was refused; the others are in. Importing the file again also tells what was found out since:
+    rows whose token Xendit does not know, or has ended, are refused.
 
     Example: billing import subscribers.jsonl --dry-run
     """
     warnings: list[str] = []
     with opened(*((GATEWAY,) if verify else ())) as billing, _lines(file) as lines, output.progress("rows") as moved:
-        verifies = bool(billing.settings.secret_key) if verify is None else verify
-        if verifies:
-            billing.ready()
         report = importing.import_rows(
             billing.parts,
             lines,
             dry_run=dry_run,
-            verify_with_gateway=verifies,
+            verify_with_gateway=verify,
             progress=lambda rows: moved(rows, None),
             warn=warnings.append,
         )

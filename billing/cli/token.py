@@ -22,6 +22,7 @@ COLUMNS = {
     "card": "card_last4",
     "expires": "card_expiry",
     "network": "network",
+    "verified": "verified",
     "blocked": "blocked_reason",
     "replaced": "replaced_at",
 }

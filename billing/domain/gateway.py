@@ -15,6 +15,7 @@ from typing import Protocol
 from billing.domain.money import Money
 
 CHARGE_ENDPOINT = "POST /v3/payment_requests"
+READ_TOKEN_ENDPOINT = "GET /v3/payment_tokens/{id}"  # noqa: S105 - no password
 # Nothing that a gateway sends closes an endpoint for longer: its header may be wrong, or its clock.
 LONGEST_PAUSE_SECONDS = 3_600.0
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable
+from functools import lru_cache
 
 from billing.errors import InvalidInput
 
@@ -43,6 +44,8 @@ _LATIN_ENDS = 0x24F
 
 def refuse_no_text(what: str, text: str) -> None:
     """Control characters, and what nobody sees. Raises InvalidInput without repeating them."""
+    if text.isascii() and text.isprintable():
+        return
     for found in _NO_TEXT.finditer(text):
         if not _joins(found):
             place, title = found.start() + 1, _title(found[0])
@@ -92,6 +95,7 @@ def check_xendit_id(value: str, prefix: str, what: str) -> None:
         raise InvalidInput(f"{what} {value[:20]!r}: Xendit's ids of this kind start with {prefix}")
 
 
+@lru_cache(maxsize=4096)
 def _is_domain(domain: str) -> bool:
     labels = domain.split(".")
     return len(labels) > 1 and all(map(_is_label, labels))

@@ -116,15 +116,17 @@ def create_customer(
     xendit_customer_id: str | None = None,
 ) -> Customer:
     """Raises InvalidInput or Conflict; writes nothing then. The zone defaults to that of the country's capital."""
-    check_reference("customer reference", reference)
-    _check_person(email=email, country=country, mobile=mobile)
-    name = check_text("name", name, longest=LONGEST_NAME)
-    zone = timezone or ZONES.get(country, "UTC")
-    parse_zone(zone)
+    name, zone = check_new_customer(
+        reference=reference,
+        name=name,
+        email=email,
+        country=country,
+        mobile=mobile,
+        timezone=timezone,
+        xendit_customer_id=xendit_customer_id,
+    )
     if session.scalar(select(Customer.id).where(Customer.reference == reference)) is not None:
         raise Conflict(f"customer {reference} exists already; see `billing customer show {reference}`")
-    if xendit_customer_id is not None:
-        check_xendit_id(xendit_customer_id, "cust-", "xendit_customer_id")
     customer = Customer(
         id=new_id("cus"),
         reference=reference,
@@ -139,6 +141,27 @@ def create_customer(
     session.add(customer)
     session.flush()
     return customer
+
+
+def check_new_customer(
+    *,
+    reference: str,
+    name: str,
+    email: str,
+    country: str,
+    mobile: str | None,
+    timezone: str | None,
+    xendit_customer_id: str | None,
+) -> tuple[str, str]:
+    """The name and the zone to keep. Raises InvalidInput."""
+    check_reference("customer reference", reference)
+    _check_person(email=email, country=country, mobile=mobile)
+    name = check_text("name", name, longest=LONGEST_NAME)
+    zone = timezone or ZONES.get(country, "UTC")
+    parse_zone(zone)
+    if xendit_customer_id is not None:
+        check_xendit_id(xendit_customer_id, "cust-", "xendit_customer_id")
+    return name, zone
 
 
 def _check_person(

@@ -16,7 +16,7 @@ from inspect import unwrap
 
 from sqlalchemy.orm import Session
 
-from billing.domain.gateway import CHARGE_ENDPOINT, Lane
+from billing.domain.gateway import CHARGE_ENDPOINT, READ_TOKEN_ENDPOINT, Lane
 from billing.errors import ServiceUnavailable
 from billing.services import breaker, ending, guards, invoicing, reconciling
 from billing.services.invoicing import Opened
@@ -39,6 +39,8 @@ TICK_SECONDS = 10.0  # then the other jobs have their turn: guards, events, look
 PLAN_SECONDS = 5.0  # of the first tick of a day; a plan that takes longer is not complete, and compared with nothing
 FIRST_WAVE = 8  # charges of a run under way until Xendit has answered one: a refused account is found out by few
 CUSTOMERS_BEYOND = 20  # so many who wait are handed out although renewals have filled the next seconds
+VERIFIED_AT_ONCE = 25  # imported tokens in one turn: should the gateway hang, the others wait for so many, not more
+VERIFY_AHEAD_SECONDS = 1.0  # of the quota for them, which is about a turn
 SHARE_OF_RETRIES = 10  # one in so many: renewals go first, and no lane starves
 
 
@@ -89,6 +91,8 @@ def tick(parts: Parts, send: Send) -> Done:
     if unreachable is not None:
         raise unreachable
     done.handed_out += hand_out_checks(parts, send, due)
+    if due.token_checks:
+        done.handed_out += hand_out_unverified(parts, send)
     return done
 
 
@@ -252,7 +256,7 @@ def retire(parts: Parts, until: float = math.inf) -> None:
 
 
 def hand_out_checks(parts: Parts, send: Send, due: queries.Due) -> int:
-    """Look-ups, late events, sessions, refunds and tokens that are due."""
+    """Look-ups, late events, sessions, refunds and tokens that Xendit did not know, as they are due."""
     handed = 0
     claims: Sequence[tuple[str, bool, Callable[..., list[str]]]] = (
         (EVENT, due.events, queries.claim_due_events),
@@ -270,6 +274,22 @@ def hand_out_checks(parts: Parts, send: Send, due: queries.Due) -> int:
             send(kind, ids)
             handed += len(ids)
     return handed
+
+
+def hand_out_unverified(parts: Parts, send: Send) -> int:
+    """Some of the imported tokens that Xendit was not asked about yet: those that are due first, and no more than the
+    quota lets through until the next turn. Whatever else is due does not wait behind a hundred thousand of them."""
+    if not takes_more(send, TOKEN_CHECK):
+        return 0
+    outlook = parts.quota.outlook(READ_TOKEN_ENDPOINT, VERIFY_AHEAD_SECONDS)
+    most = VERIFIED_AT_ONCE if outlook is None else min(VERIFIED_AT_ONCE, outlook)
+    if most <= 0:
+        return 0
+    with parts.transaction() as session:
+        ids = queries.claim_unverified_tokens(session, parts.clock.now(), most)
+    if ids:
+        send(TOKEN_CHECK, ids)
+    return len(ids)
 
 
 def hand_out_days(parts: Parts, send: Send) -> None:

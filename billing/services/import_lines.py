@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from difflib import get_close_matches
+from operator import attrgetter
 from typing import Any
 
 from billing.domain.names import check_reference, check_xendit_id, refuse_no_text
@@ -163,35 +165,64 @@ def _check_references(row: Row) -> None:
         check_xendit_id(row.xendit_customer_id, "cust-", "xendit_customer_id")
 
 
+_VALUES = attrgetter(*MEMBERS)
+_DIGEST = struct.Struct(f"<Iq{len(MEMBERS)}I")  # line, hash of the row, hash of each member
+
+
 @dataclass(slots=True)
 class FileSoFar:
-    """Rows taken so far. The database would refuse most clashes by itself, but not in a dry run, and not by line."""
+    """Rows taken so far. The database would refuse most clashes by itself, but not in a dry run, and not by line.
 
-    rows: dict[str, tuple[Row, int]] = field(default_factory=dict)
-    people: dict[str, tuple[tuple[str, str, str], int]] = field(default_factory=dict)
-    owners: dict[str, tuple[str, int]] = field(default_factory=dict)
+    Of a row its hashes are kept, not its text: some 500 bytes, which is all that grows with a file.
+    """
+
+    rows: dict[int, bytes] = field(default_factory=dict)
+    people: dict[str, tuple[int, int]] = field(default_factory=dict)  # the hash of the person, line
+    owners: dict[int, tuple[str, int]] = field(default_factory=dict)
 
     def holds(self, row: Row) -> bool:
         """Whether the same row came before. Raises InvalidInput when the two contradict each other."""
-        same = self.rows.get(row.subscription_reference)
-        if same is not None and same[0] != row:
-            differing = ", ".join(name for name in MEMBERS if getattr(same[0], name) != getattr(row, name))
-            raise InvalidInput(f"line {same[1]} has the same subscription_reference and differs in {differing}")
+        same = self.rows.get(hash(row.subscription_reference))
+        if same is not None:
+            line, digest, *members = _DIGEST.unpack(same)
+            if digest != hash(row):
+                found = zip(MEMBERS, members, _of_each(row), strict=True)
+                differing = ", ".join(name for name, before, now in found if before != now)
+                raise InvalidInput(f"line {line} has the same subscription_reference and differs in {differing}")
         person = self.people.get(row.customer_reference)
-        if person is not None and person[0] != row.person:
+        if person is not None and person[0] != hash(row.person):
             raise InvalidInput(
                 f"line {person[1]} describes customer {row.customer_reference} otherwise;"
                 " make name, email and country agree"
             )
         for what, value in (("token", row.payment_token_id), ("xendit_customer_id", row.xendit_customer_id)):
-            owner = self.owners.get(value) if value is not None else None
+            owner = self.owners.get(hash(value)) if value is not None else None
             if owner is not None and owner[0] != row.customer_reference:
                 raise InvalidInput(f"line {owner[1]} gives this {what} to customer {owner[0]}")
         return same is not None
 
     def remember(self, row: Row, line: int) -> None:
-        self.rows.setdefault(row.subscription_reference, (row, line))
-        self.people.setdefault(row.customer_reference, (row.person, line))
-        self.owners.setdefault(row.payment_token_id, (row.customer_reference, line))
+        subscription, token = hash(row.subscription_reference), hash(row.payment_token_id)
+        if subscription not in self.rows:
+            self.rows[subscription] = _DIGEST.pack(line, hash(row), *_of_each(row))
+        if row.customer_reference not in self.people:
+            self.people[row.customer_reference] = (hash(row.person), line)
+        if token not in self.owners:
+            self.owners[token] = (row.customer_reference, line)
         if row.xendit_customer_id is not None:
-            self.owners.setdefault(row.xendit_customer_id, (row.customer_reference, line))
+            self.owners.setdefault(hash(row.xendit_customer_id), (row.customer_reference, line))
+
+    def forget(self, row: Row, line: int) -> None:
+        """This row was not taken after all. Those behind it are forgotten before it."""
+        subscription = hash(row.subscription_reference)
+        if subscription in self.rows and _DIGEST.unpack(self.rows[subscription])[0] == line:
+            del self.rows[subscription]
+        if self.people.get(row.customer_reference, (0, 0))[1] == line:
+            del self.people[row.customer_reference]
+        for value in (row.payment_token_id, row.xendit_customer_id):
+            if value is not None and self.owners.get(hash(value), ("", 0))[1] == line:
+                del self.owners[hash(value)]
+
+
+def _of_each(row: Row) -> list[int]:
+    return [hash(value) & 0xFFFFFFFF for value in _VALUES(row)]

@@ -1,57 +1,48 @@
 """Existing subscribers with existing tokens: JSON lines in, active subscriptions out. Called by `billing import`.
 
-Each row is one transaction, all or nothing. A row that is there already is left alone, so a file may be imported
-again after a fault, and nothing that has been billed since moves back. A dry run does the same and rolls back.
+Rows are taken a batch at a time: parsed, looked up in sets, checked one by one (services/import_checks.py), written in
+one transaction. Where somebody else writes one of them at the same moment, the rows of the batch are done one by one.
+Each row is all or nothing. A row that is there already is left alone, so a file may be imported again after a fault,
+and nothing that has been billed since moves back. A dry run does the same and does not write.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any
 
-from sqlalchemy import select
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
-from billing.domain import channels
-from billing.domain.catch_up import CatchUp, decide
 from billing.domain.gateway import TokenReport
-from billing.domain.lifecycle import SubscriptionStatus, TokenStatus
-from billing.domain.money import Money
-from billing.domain.schedule import (
-    Anchor,
-    Cron,
-    Every,
-    Period,
-    Unit,
-    describe,
-    due_periods,
-    parse_zone,
-    schedule_from_text,
-    to_local,
-)
-from billing.errors import (
-    BillingError,
-    Conflict,
-    GatewayError,
-    InvalidInput,
-    NotFound,
-    RequestRejected,
-)
-from billing.services.catalog import create_customer
+from billing.domain.lifecycle import TokenStatus
+from billing.errors import BillingError, GatewayError, RequestRejected
+from billing.services import import_checks
+from billing.services.catalog import check_new_customer
+from billing.services.import_checks import Checked
 from billing.services.import_lines import FileSoFar, Row, parse_row
-from billing.services.parts import Parts, tell
-from billing.services.subscriptions import Calendar, plan_next
-from billing.services.tokens import RIGHT_KEY, apply_token, has_ended
-from billing.store.models import Customer, PaymentToken, Plan, Subscription, new_id
+from billing.services.parts import Parts
+from billing.services.tokens import apply_token, keep_report, read_token
+from billing.store import imports
+from billing.store.imports import ACustomer, AToken, Known, NewCustomer, NewSubscription, NewToken, Planned
+from billing.store.models import Customer, new_id
+from billing.store.trouble import Trouble, trouble_of
 
-TRIES = 2  # of a row that lost a race against another import
-MOST_COUNTED = 1_000  # periods that have passed
+BATCH = 2_000
+BATCH_TO_VERIFY = 100  # rows are written when Xendit has been asked about all of a batch
+TRIES = 3  # of a row that lost a race against another import
+ASKED_AT_ONCE = 8  # tokens, where the quota lets through more than one a second
 FAR = timedelta(days=5 * 365)  # ahead; beyond it a year is more likely mistyped than meant
+A_CENTURY = timedelta(days=36_525)
 LOOKS_LIKE_A_CARD = re.compile(r"[0-9](?:[ -]?[0-9]){12,18}")
+
+Answer = TokenReport | BillingError
+Progress = Callable[[int], None]
 
 
 def import_rows(
@@ -60,300 +51,267 @@ def import_rows(
     *,
     dry_run: bool,
     verify_with_gateway: bool,
-    progress: Callable[[int], None] = lambda _: None,
+    progress: Progress = lambda _: None,
     warn: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Returns {"created", "unchanged", "refused": [{"line", "reason"}]}. `progress` is told the lines done so far,
     `warn` of rows that were taken and are strange.
 
-    With `verify_with_gateway` Xendit is asked about each new token: an unknown or dead one refuses its row. What
-    cannot be asked about now is stored as PENDING, and the charge path asks before the first charge. Raises
-    RequestRejected when Xendit refuses the key itself: no further row could be verified.
+    New tokens are stored as not verified, and Xendit is asked about them in the background. With `verify_with_gateway`
+    it is asked here: an unknown or dead one refuses its row, and what cannot be asked about now is left to the
+    background. Raises RequestRejected when Xendit refuses the key itself: no further row could be verified.
     """
-    created = unchanged = 0
-    refused: list[dict[str, Any]] = []
-    file = FileSoFar()
-    for number, line in enumerate(lines, start=1):
-        text = (line.removeprefix("\ufeff") if number == 1 else line).strip()
-        try:
-            if text and _import_line(parts, text, number, file, warn, dry_run=dry_run, verify=verify_with_gateway):
-                created += 1
-            elif text:
-                unchanged += 1
-        except RequestRejected:
-            raise
-        except BillingError as error:
-            refused.append({"line": number, "reason": LOOKS_LIKE_A_CARD.sub("[digits hidden]", str(error))})
-        progress(number)
-    return {"created": created, "unchanged": unchanged, "refused": refused}
-
-
-def _import_line(
-    parts: Parts,
-    text: str,
-    number: int,
-    file: FileSoFar,
-    warn: Callable[[str], None],
-    *,
-    dry_run: bool,
-    verify: bool,
-) -> bool:
-    """True when it makes a subscription, False when that is there already. Raises BillingError."""
-    row = parse_row(text)
-    created = not file.holds(row) and _import_row(parts, row, dry_run=dry_run, verify=verify)
-    file.remember(row, number)
-    if created and row.next_billing_at - parts.clock.now() > FAR:
-        warn(f"line {number}: nothing is charged before {row.next_billing_at.date()}; is that year meant?")
-    return created
+    work = _Import(parts, dry_run, verify_with_gateway, progress, warn)
+    for batch in _parsed(lines, BATCH_TO_VERIFY if verify_with_gateway else BATCH):
+        work.take(batch)
+    return {"created": work.created, "unchanged": work.unchanged, "refused": work.refused}
 
 
 @dataclass(frozen=True, slots=True)
-class _Checked:
-    """What a row refers to, as the database has it now. The customer and the token may be new."""
-
-    plan: Plan
-    calendar: Calendar
-    period: Period
-    customer: Customer | None
-    token: PaymentToken | None
+class _Line:
+    number: int
+    row: Row
 
 
-def _import_row(parts: Parts, row: Row, *, dry_run: bool, verify: bool) -> bool:
-    """True when the subscription is new, False when it is there as the row says. Raises BillingError."""
-    for _ in range(TRIES):
-        with parts.sessions() as session:
-            checked = _check(session, row, parts.clock.now())
-        if checked is None:
-            return False
-        token = checked.token
-        known_active = token is not None and token.status == TokenStatus.ACTIVE and token.unknown_since is None
-        report = _ask_xendit(parts, row) if verify and not known_active else None
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    last: int  # its last line
+    rows: Sequence[_Line]
+    refused: Mapping[int, str]
+
+
+def _parsed(lines: Iterable[str], size: int) -> Iterator[_Batch]:
+    """Batch after batch. While the database works on one, a thread parses the next."""
+    numbered = enumerate(lines, start=1)
+    with ThreadPoolExecutor(1, thread_name_prefix="billing-import") as pool:
+        ahead: Future[_Batch] | None = None
+        while batch := list(islice(numbered, size)):
+            before, ahead = ahead, pool.submit(_parse, batch)
+            if before is not None:
+                yield before.result()
+        if ahead is not None:
+            yield ahead.result()
+
+
+def _parse(batch: Sequence[tuple[int, str]]) -> _Batch:
+    rows: list[_Line] = []
+    refused: dict[int, str] = {}
+    for number, line in batch:
+        text = (line.removeprefix("\ufeff") if number == 1 else line).strip()
         try:
-            with parts.sessions() as session:
-                _write(session, row, checked, report, parts.clock.now())
-                if not dry_run:
-                    session.commit()
-        except (IntegrityError, Conflict):
-            continue  # another import, or a webhook, wrote one of these a moment ago: look again
-        return True
-    raise Conflict("another process writes the same customer, token or subscription; import the file again")
+            if text:
+                rows.append(_Line(number, parse_row(text)))
+        except BillingError as error:
+            refused[number] = str(error)
+    return _Batch(batch[-1][0], rows, refused)
 
 
-def _check(session: Session, row: Row, now: datetime) -> _Checked | None:
-    plan = session.scalar(select(Plan).where(Plan.code == row.plan))
-    if plan is None:
-        raise NotFound(f"no plan {row.plan[:60]!r}; create it with `billing plan create` first, or correct the row")
-    customer = _same_customer(session, row)
-    token = _same_token(session, row, customer)
-    subscription = session.scalar(select(Subscription).where(Subscription.reference == row.subscription_reference))
-    if subscription is not None:
-        _refuse_differences(row, subscription, plan, customer, token)
-        return None
-    if token is not None and (has_ended(token) or token.blocked_reason is not None):
-        state = token.blocked_reason or token.status
-        raise InvalidInput(f"payment_token_id: this token is {state} and cannot be charged; ask for a new one")
-    _check_channel(row, plan)
-    calendar, period = _first_period(row, plan)
-    if not row.catch_up:
-        _refuse_a_long_past(plan, calendar, period, now)
-    return _Checked(plan, calendar, period, customer, token)
+@dataclass(slots=True)
+class _Outcome:
+    """Of a batch, or a part of it. `stop`: Xendit has refused the key; nothing of that line on is taken."""
+
+    created: list[_Line] = field(default_factory=list)
+    unchanged: list[_Line] = field(default_factory=list)
+    refused: dict[int, str] = field(default_factory=dict)
+    planned: Planned = field(default_factory=Planned)
+    answers: list[tuple[str, TokenReport]] = field(default_factory=list)  # our customer's id, of new or known tokens
+    stop: RequestRejected | None = None
 
 
-def _same_customer(session: Session, row: Row) -> Customer | None:
-    """The customer of this reference. Raises InvalidInput when it is somebody else."""
-    if row.xendit_customer_id is not None:
-        owner = session.scalar(select(Customer).where(Customer.xendit_customer_id == row.xendit_customer_id))
-        if owner is not None and owner.reference != row.customer_reference:
-            raise InvalidInput(f"xendit_customer_id belongs to customer {owner.reference} already")
-    customer = session.scalar(select(Customer).where(Customer.reference == row.customer_reference))
-    if customer is None:
-        return None
-    person = (customer.name, customer.email, customer.country)
-    differing = [
-        name
-        for name, ours, theirs in zip(("name", "email", "country"), person, row.person, strict=True)
-        if ours != theirs
-    ]
-    if row.xendit_customer_id is not None and customer.xendit_customer_id not in (None, row.xendit_customer_id):
-        differing.append("xendit_customer_id")
-    if differing:
-        raise InvalidInput(
-            f"customer {customer.reference} exists with another {' and '.join(differing)};"
-            f" see `billing customer show {customer.reference}`"
-        )
-    return customer
+@dataclass(slots=True)
+class _Import:
+    parts: Parts
+    dry_run: bool
+    verify: bool
+    progress: Progress
+    warn: Callable[[str], None]
+    file: FileSoFar = field(default_factory=FileSoFar)
+    created: int = 0
+    unchanged: int = 0
+    refused: list[dict[str, Any]] = field(default_factory=list)
 
+    def take(self, batch: _Batch) -> None:
+        answers = self._ask(batch.rows) if self.verify else {}
+        outcomes = self._do(batch.rows, answers)
+        refused = dict(batch.refused)
+        for done in outcomes:
+            refused |= done.refused
+            self._count(done)
+        for number in sorted(refused):
+            reason = LOOKS_LIKE_A_CARD.sub("[digits hidden]", refused[number])
+            self.refused.append({"line": number, "reason": reason})
+        if outcomes and outcomes[-1].stop is not None:
+            raise outcomes[-1].stop
+        self.progress(batch.last)
 
-def _same_token(session: Session, row: Row, customer: Customer | None) -> PaymentToken | None:
-    token = session.scalar(select(PaymentToken).where(PaymentToken.payment_token_id == row.payment_token_id))
-    if token is not None and (customer is None or token.customer_id != customer.id):
-        owner = session.get_one(Customer, token.customer_id)
-        raise InvalidInput(f"payment_token_id belongs to customer {owner.reference} already")
-    return token
+    def _count(self, done: _Outcome) -> None:
+        self.created += len(done.created)
+        self.unchanged += len(done.unchanged)
+        now = self.parts.clock.now()
+        for line in done.created:
+            at = line.row.next_billing_at
+            if at - now > FAR:
+                self.warn(f"line {line.number}: nothing is charged before {at.date()}; is that year meant?")
 
+    def _do(self, rows: Sequence[_Line], answers: Mapping[str, Answer]) -> list[_Outcome]:
+        """All at once; one by one when another import, or a webhook, writes one of them at this moment."""
+        if not rows:
+            return []
+        for tried in range(TRIES):
+            try:
+                return [self._at_once(rows, answers)]
+            except DBAPIError as error:
+                if not (isinstance(error, IntegrityError) or trouble_of(error) is Trouble.CONFLICT):
+                    raise
+            if len(rows) > 1 and tried == 0:
+                break
+        else:
+            words = "another process writes the same customer, token or subscription; import the file again"
+            return [_Outcome(refused={rows[0].number: words})]
+        done: list[_Outcome] = []
+        for row in rows:
+            done += self._do([row], answers)
+            if done[-1].stop is not None:
+                break
+        return done
 
-def _refuse_differences(
-    row: Row, subscription: Subscription, plan: Plan, customer: Customer | None, token: PaymentToken | None
-) -> None:
-    """What may have moved on since (the next date, the token that is charged first) is not compared."""
-    differing = []
-    if customer is None or subscription.customer_id != customer.id:
-        differing.append("customer_reference")
-    if subscription.plan_id != plan.id:
-        differing.append("plan")
-    if token is None:
-        differing.append("payment_token_id")
-    if row.timezone is not None and row.timezone != subscription.timezone:
-        differing.append("timezone")
-    if row.anchor_day is not None and row.anchor_day != subscription.anchor_day:
-        differing.append("anchor_day")
-    if differing:
-        raise Conflict(
-            f"subscription {subscription.reference} exists and differs in {', '.join(differing)};"
-            f" see `billing subscription show {subscription.reference}`"
-        )
-
-
-def _check_channel(row: Row, plan: Plan) -> None:
-    channels.check_country(row.country)
-    possible = channels.CURRENCIES_OF_COUNTRY[row.country]
-    if plan.currency not in possible:
-        raise InvalidInput(
-            f"plan {plan.code} costs {plan.currency}, which cannot be charged in {row.country};"
-            f" that country takes {' or '.join(possible)}"
-        )
-    offered = channels.off_session_channels(row.country, plan.currency)
-    known = any(code == row.channel_code for _, code in channels.CHANNELS)
-    if row.channel_code not in offered and (known or not re.fullmatch(r"[A-Z0-9_]{2,60}", row.channel_code)):
-        raise InvalidInput(
-            f"channel_code {row.channel_code[:40]!r} cannot be charged in {row.country} without the customer;"
-            f" those that can: {', '.join(offered)}"
-        )
-    channels.check_amount(row.country, row.channel_code, Money(plan.amount_minor, plan.currency))
-
-
-def _first_period(row: Row, plan: Plan) -> tuple[Calendar, Period]:
-    """The calendar that makes `next_billing_at` its first period and returns to the anchor day afterwards."""
-    zone_name = row.timezone or plan.timezone
-    zone = parse_zone(zone_name)
-    local = to_local(row.next_billing_at, zone)
-    schedule = schedule_from_text(plan.schedule)
-    _check_anchor_day(row, schedule, local, zone_name)
-    calendar = Calendar(schedule, Anchor(local, row.anchor_day or local.day, zone))
-    period = calendar.first()
-    if period.start == row.next_billing_at:
-        return calendar, period
-    nearest = period.start.astimezone(zone).isoformat()
-    if isinstance(schedule, Cron):
-        raise InvalidInput(
-            f"next_billing_at is not a tick of plan {plan.code} ({describe(schedule)}, {zone_name});"
-            f" the next one is {nearest}"
-        )
-    raise InvalidInput(f"next_billing_at lies in an hour that comes twice in {zone_name}; write {nearest}")
-
-
-def _refuse_a_long_past(plan: Plan, calendar: Calendar, period: Period, now: datetime) -> None:
-    """A year mistyped would be many charges in the first minute."""
-    if period.end >= now:
-        return
-    due = due_periods(calendar.schedule, calendar.anchor, period, now, MOST_COUNTED)
-    begun = f"{len(due)} periods" if len(due) < MOST_COUNTED else f"{MOST_COUNTED} periods or more"
-    billed = len(decide(CatchUp(plan.catch_up), due).bill[: plan.cycles])
-    raise InvalidInput(
-        f"next_billing_at: {begun} of plan {plan.code} ({describe(calendar.schedule)}) have begun by now, and"
-        f" {billed} would be billed at once (catch-up {plan.catch_up}); correct the date, or add"
-        ' "catch_up": true to the row if that is meant'
-    )
-
-
-def _check_anchor_day(row: Row, schedule: Every | Cron, local: datetime, zone_name: str) -> None:
-    if row.anchor_day is None or row.anchor_day == local.day:
-        return
-    if isinstance(schedule, Cron) or schedule.unit not in (Unit.MONTH, Unit.YEAR):
-        raise InvalidInput(f"anchor_day: {describe(schedule)} has no day of the month; leave it out")
-    month_ends = (local + timedelta(days=1)).day == 1  # only there a later anchor day is cut short
-    if row.anchor_day < local.day or not month_ends:
-        raise InvalidInput(
-            f"anchor_day {row.anchor_day} does not fit next_billing_at, which is day {local.day} in {zone_name}"
-        )
-
-
-def _ask_xendit(parts: Parts, row: Row) -> TokenReport | None:
-    """What Xendit says of the token; None when it cannot be asked now. Raises InvalidInput for a token not to use."""
-    try:
-        report = parts.gateway.get_token(row.payment_token_id)
-    except NotFound:
-        raise InvalidInput(
-            f"payment_token_id: Xendit does not know this token with the key in use; {RIGHT_KEY}, or correct the row"
-        ) from None
-    except RequestRejected as error:
-        if error.stops_account:
+    def _at_once(self, rows: Sequence[_Line], answers: Mapping[str, Answer]) -> _Outcome:
+        now = self.parts.clock.now()
+        taken: list[_Line] = []
+        try:
+            with self.parts.sessions() as session:
+                done = self._plan(_read(session, rows), rows, answers, now, taken)
+                if self.dry_run:  # rows written and rolled back would slow down the import that follows
+                    return done
+                imports.write(session, done.planned, now)
+                for customer_id, answer in done.answers:
+                    _apply(session, customer_id, answer, now, self.parts.key_fingerprint)
+                session.commit()
+        except BaseException:
+            for line in reversed(taken):
+                self.file.forget(line.row, line.number)
             raise
-        return None
-    except GatewayError:
-        return None
-    if report.status != TokenStatus.ACTIVE:
-        raise InvalidInput(f"payment_token_id: Xendit says the token is {report.status}; only ACTIVE can be charged")
-    if None not in (report.customer_id, row.xendit_customer_id) and report.customer_id != row.xendit_customer_id:
-        raise InvalidInput("payment_token_id: at Xendit it belongs to another customer than xendit_customer_id")
-    return report
+        return done
+
+    def _plan(
+        self, known: Known, rows: Sequence[_Line], answers: Mapping[str, Answer], now: datetime, taken: list[_Line]
+    ) -> _Outcome:
+        """What becomes of each row, each seeing those before it. What is not refused is remembered, and put in
+        `taken`."""
+        done = _Outcome()
+        for line in rows:
+            row = line.row
+            try:
+                checked = None if self.file.holds(row) else import_checks.check(known, row, now)
+                if checked is not None:
+                    _plan_row(known, row, checked, answers.get(row.payment_token_id), done, now)
+            except RequestRejected as error:
+                done.stop = error
+                break
+            except BillingError as error:
+                done.refused[line.number] = str(error)
+                continue
+            self.file.remember(row, line.number)
+            taken.append(line)
+            (done.unchanged if checked is None else done.created).append(line)
+        return done
+
+    # ------------------------------------------------------------------------------------------- asking Xendit
+
+    def _ask(self, rows: Sequence[_Line]) -> dict[str, Answer]:
+        """What Xendit says of the tokens of rows that are not refused anyway, several at a time. A token of a row that
+        is here already, and was not verified yet, is stored as it is told. No transaction is open meanwhile."""
+        taken: list[_Line] = []
+        with self.parts.reading() as session:
+            known = _read(session, rows)
+            unverified = {name for name, token in known.tokens.items() if token.status == TokenStatus.PENDING}
+            done = self._plan(known, rows, {}, self.parts.clock.now(), taken)
+        for line in reversed(taken):
+            self.file.forget(line.row, line.number)
+        here = [line for line in done.unchanged if line.row.payment_token_id in unverified]
+        # And those of rows that are refused because Xendit did not know them: it may by now.
+        again = [line for line in rows if line.number in done.refused and line.row.payment_token_id in unverified]
+        wanted: dict[str, int] = {}  # tokens in the order of their lines
+        for line in sorted([*done.created, *here, *again], key=lambda line: line.number):
+            known_as = known.tokens[line.row.payment_token_id]
+            if known_as.status != TokenStatus.ACTIVE or known_as.unknown_since is not None:
+                wanted.setdefault(line.row.payment_token_id, line.number)
+        kept = set() if self.dry_run else {line.row.payment_token_id for line in (*here, *again)}
+        answers: dict[str, Answer] = {}
+        for token, answer in self._answers(wanted, kept):
+            if answer is not None:
+                answers[token] = answer
+            if isinstance(answer, RequestRejected):
+                break
+            self.progress(wanted[token] - 1)  # it is not written yet
+        return answers
+
+    def _answers(self, wanted: Iterable[str], kept: Collection[str]) -> Iterator[tuple[str, Answer | None]]:
+        """In the order of the tokens, asked by some threads where the quota is worth them."""
+        quota = self.parts.rules.requests_per_minute
+        threads = ASKED_AT_ONCE if quota is None else min(ASKED_AT_ONCE, int(quota / 60))
+        tokens = list(wanted)
+        if threads <= 1 or len(tokens) <= 1:
+            for token in tokens:
+                yield token, self._ask_about(token, keep=token in kept)
+            return
+        with ThreadPoolExecutor(threads, thread_name_prefix="billing-verify") as pool:
+            begun = [pool.submit(self._ask_about, token, keep=token in kept) for token in tokens]
+            try:
+                for token, future in zip(tokens, begun, strict=True):
+                    yield token, future.result()
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _ask_about(self, payment_token_id: str, *, keep: bool) -> Answer | None:
+        """None when it cannot be asked now. A RequestRejected: Xendit refuses the key. `keep`: the token is here, and
+        what is said of it is stored."""
+        try:
+            answer = read_token(self.parts.gateway, payment_token_id)
+        except RequestRejected as error:
+            return error if error.stops_account else None
+        except GatewayError:
+            return None
+        if keep:
+            keep_report(self.parts, answer)
+        return answer
 
 
-def _write(session: Session, row: Row, checked: _Checked, report: TokenReport | None, now: datetime) -> None:
-    customer = _customer(session, row, checked, now)
-    token = _token(session, row, customer, now, known=checked.token, report=report)
-    anchor = checked.calendar.anchor
-    subscription = Subscription(
-        id=new_id("sub"),
-        reference=row.subscription_reference,
-        customer_id=customer.id,
-        plan_id=checked.plan.id,
-        status=SubscriptionStatus.ACTIVE,
-        amount_minor=checked.plan.amount_minor,
-        currency=checked.plan.currency,
-        timezone=anchor.zone.key,
-        payment_token_id=token.id,
-        start_at=checked.period.start,
-        anchor_local=anchor.local,
-        anchor_day=anchor.day,
-        billed_cycles=0,
-        cancel_at_period_end=False,
-        open_failures=0,
-        created_at=now,
-    )
-    plan_next(subscription, checked.period)
-    running = _running_period(checked.calendar, now)
-    if running is not None:
-        subscription.current_period_start, subscription.current_period_end = running.start, running.end
-    session.add(subscription)
-    session.flush()
-    tell(
+def _read(session: Session, rows: Sequence[_Line]) -> Known:
+    each = [line.row for line in rows]
+    known = imports.read(
         session,
-        subscription.id,
-        now,
-        "subscription.imported",
-        plan=checked.plan.code,
-        next_billing_at=checked.period.start.isoformat(),
-        token=token.id,
-        token_status=token.status,
+        plans={row.plan for row in each},
+        customers={row.customer_reference for row in each},
+        xendit_ids={row.xendit_customer_id for row in each if row.xendit_customer_id is not None},
+        tokens={row.payment_token_id for row in each},
+        subscriptions={row.subscription_reference for row in each},
     )
+    without = {token.customer_id for token in known.tokens.values() if import_checks.cannot_be_charged(token)}
+    known.chargeable = imports.customers_with_a_method(session, without)
+    return known
 
 
-def _running_period(calendar: Calendar, now: datetime) -> Period | None:
-    """The period they paid for elsewhere: who asks until when it runs must not be told "none". Cron has no back."""
-    if isinstance(calendar.schedule, Cron):
-        return None
-    before = calendar.at(-1, calendar.anchor.local)
-    return before if before.start <= now else None
+def _plan_row(known: Known, row: Row, checked: Checked, answer: Answer | None, done: _Outcome, now: datetime) -> None:
+    """Raises BillingError, and plans nothing then."""
+    if isinstance(answer, BillingError):
+        raise answer
+    if answer is not None:
+        import_checks.refuse_by_answer(row, answer)
+    customer = checked.customer or _new_customer(known, row, done.planned)
+    if customer.xendit_customer_id is None and row.xendit_customer_id is not None:
+        customer.xendit_customer_id = row.xendit_customer_id
+        known.owners[row.xendit_customer_id] = customer.reference
+        done.planned.xendit_ids[customer.id] = row.xendit_customer_id
+    token = checked.token or _new_token(known, row, customer, checked, done.planned, now)
+    if answer is not None and token.status != TokenStatus.ACTIVE:
+        token.status = answer.status
+        done.answers.append((customer.id, replace(answer, channel_code=answer.channel_code or row.channel_code)))
+    _new_subscription(row, checked, customer, token, done.planned, now)
 
 
-def _customer(session: Session, row: Row, checked: _Checked, now: datetime) -> Customer:
-    if checked.customer is not None:
-        customer = session.get_one(Customer, checked.customer.id)
-        customer.xendit_customer_id = customer.xendit_customer_id or row.xendit_customer_id
-        return customer
-    return create_customer(
-        session,
+def _new_customer(known: Known, row: Row, planned: Planned) -> ACustomer:
+    name, zone = check_new_customer(
         reference=row.customer_reference,
         name=row.name,
         email=row.email,
@@ -361,27 +319,60 @@ def _customer(session: Session, row: Row, checked: _Checked, now: datetime) -> C
         mobile=None,
         timezone=row.timezone,
         xendit_customer_id=row.xendit_customer_id,
-        now=now,
+    )
+    theirs = row.xendit_customer_id
+    new = NewCustomer(new_id("cus"), row.customer_reference, name, row.email, row.country, zone, theirs)
+    planned.customers.append(new)
+    customer = ACustomer(new.id, new.reference, name, row.email, row.country, theirs)
+    known.customers[customer.reference] = customer
+    if theirs is not None:
+        known.owners[theirs] = customer.reference
+    return customer
+
+
+def _new_token(
+    known: Known, row: Row, customer: ACustomer, checked: Checked, planned: Planned, now: datetime
+) -> AToken:
+    """Not verified. Xendit is asked from now on, first about those that are due first: hence a time that has passed and
+    keeps their order."""
+    ask_at = min(now, checked.terms.first.start - A_CENTURY)
+    planned.places[customer.id] = place = planned.places.get(customer.id, 0) + 1
+    new = NewToken(new_id("tok"), row.payment_token_id, customer.id, row.channel_code, ask_at, place)
+    planned.tokens.append(new)
+    token = AToken(new.id, row.payment_token_id, customer.id, customer.reference, TokenStatus.PENDING, None, None, None)
+    known.tokens[row.payment_token_id] = token
+    return token
+
+
+def _new_subscription(
+    row: Row, checked: Checked, customer: ACustomer, token: AToken, planned: Planned, now: datetime
+) -> None:
+    terms, plan = checked.terms, checked.plan
+    anchor, period = terms.calendar.anchor, terms.first
+    running = terms.before if terms.before is not None and terms.before.start <= now else None
+    planned.subscriptions.append(
+        NewSubscription(
+            id=new_id("sub"),
+            reference=row.subscription_reference,
+            customer_id=customer.id,
+            plan_id=plan.id,
+            amount_minor=plan.amount_minor,
+            currency=plan.currency,
+            timezone=anchor.zone.key,
+            payment_token_id=token.id,
+            start_at=period.start,
+            anchor_local=anchor.local,
+            anchor_day=anchor.day,
+            next_index=period.index,
+            next_local=period.start_local,
+            current_period_start=running.start if running else None,
+            current_period_end=running.end if running else None,
+            plan=plan.code,
+            next_billing_text=period.start.isoformat(),
+            token_status=token.status,
+        )
     )
 
 
-def _token(
-    session: Session,
-    row: Row,
-    customer: Customer,
-    now: datetime,
-    *,
-    known: PaymentToken | None,
-    report: TokenReport | None,
-) -> PaymentToken:
-    """As Xendit says; when it was not asked, a known token stays as it is and a new one is PENDING."""
-    if known is not None and report is None:
-        return known
-    told = report or TokenReport(row.payment_token_id, TokenStatus.PENDING)
-    return apply_token(
-        session,
-        customer,
-        replace(told, channel_code=told.channel_code or row.channel_code),
-        now,
-        asked=report is not None,
-    )
+def _apply(session: Session, customer_id: str, answer: TokenReport, now: datetime, key: str | None) -> None:
+    apply_token(session, session.get_one(Customer, customer_id), answer, now, asked=True, key=key)

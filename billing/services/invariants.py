@@ -296,7 +296,7 @@ _RULES = (
         UNION ALL SELECT id FROM webhook_events WHERE next_try_at < :late AND {_FREE}
         UNION ALL SELECT id FROM refunds WHERE next_try_at < :late AND {_FREE}
         UNION ALL SELECT id FROM payment_sessions WHERE next_check_at < :late
-        UNION ALL SELECT id FROM payment_tokens WHERE next_check_at < :late
+        UNION ALL SELECT id FROM payment_tokens WHERE next_check_at < :late AND unknown_since IS NOT NULL
         UNION ALL SELECT i.id FROM invoices i WHERE i.status = 'open' AND i.grace_ends_at < :late
             AND i.hold_reason IS NULL AND {_NO_UNFINISHED}""",
         _RUN,
@@ -475,6 +475,26 @@ _RULES = (
         JOIN captures c ON c.id = r.capture_id JOIN invoices i ON i.id = c.invoice_id
         WHERE r.made_elsewhere AND r.status = 'succeeded'""",
         "nothing is to be done: their invoices stay paid, and nothing is charged for them again",
+        is_news=True,
+    ),
+    Check(
+        "imported_tokens_are_verified",
+        None,
+        "imported payment methods about which Xendit was not asked yet",
+        "SELECT payment_token_id AS id FROM payment_tokens WHERE next_check_at IS NOT NULL AND unknown_since IS NULL",
+        "nothing is to be done: the scheduler, or each `billing run`, asks as fast as the quota lets, and in any case"
+        " before the first charge; `billing import FILE --verify` asks now",
+        is_news=True,
+    ),
+    Check(
+        "subscriptions_have_a_payment_method",
+        None,
+        "subscriptions of customers whose payment methods have all ended",
+        f"""SELECT s.reference AS id FROM subscriptions s
+        WHERE s.status IN ({_BILLABLE}) AND s.next_billing_at IS NOT NULL AND s.hold_reason IS NULL
+            AND NOT EXISTS (SELECT FROM payment_tokens t WHERE t.customer_id = s.customer_id
+                AND t.status NOT IN ('FAILED', 'EXPIRED', 'CANCELED') AND t.blocked_reason IS NULL)""",
+        "nothing is charged before they have another: `billing session create CUSTOMER` makes a link",
         is_news=True,
     ),
     Check(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import Protocol
 
 import structlog
 from sqlalchemy import ColumnElement, and_, exists, func, or_, select
@@ -37,6 +38,7 @@ from billing.store.models import (
 
 ASK_UNKNOWN_AGAIN = timedelta(days=1)
 RIGHT_KEY = "check that BILLING_XENDIT_SECRET_KEY belongs to the same account and mode (test or live)"
+ANOTHER_CUSTOMER = "ANOTHER_CUSTOMER"  # at Xendit it belongs to somebody else: charging it would take his money
 OUR_GUESS = "DATA_NOT_FOUND"  # with FAILED: written by release 0.1 for a token that Xendit did not know
 
 log = structlog.get_logger()
@@ -69,7 +71,8 @@ def apply_token(
         return token
     else:
         token.unknown_since = token.next_check_at = token.unknown_to_key = None
-        _apply_known(session, customer.id, token, report, now)
+        foreign = asked and _is_somebody_elses(token, customer, report)
+        _apply_known(session, customer.id, token, report, now, foreign=foreign)
     session.flush()
     if report.unknown:
         _hold_those_without_another(session, subscriptions, customer.id, now)
@@ -78,7 +81,17 @@ def apply_token(
     return token
 
 
-def _apply_known(session: Session, customer_id: str, token: PaymentToken, report: TokenReport, now: datetime) -> None:
+def _is_somebody_elses(token: PaymentToken, customer: Customer, report: TokenReport) -> bool:
+    """An import has given it to a customer whom Xendit knows by another id than its owner. Told at its first answer:
+    what a customer has saved since is his."""
+    never_verified = token.status == TokenStatus.PENDING and token.gateway_updated_at is None
+    known = None not in (report.customer_id, customer.xendit_customer_id)
+    return never_verified and known and report.customer_id != customer.xendit_customer_id
+
+
+def _apply_known(
+    session: Session, customer_id: str, token: PaymentToken, report: TokenReport, now: datetime, *, foreign: bool
+) -> None:
     if _is_stale(token, report):
         return
     guessed = _is_our_guess(token)
@@ -86,8 +99,11 @@ def _apply_known(session: Session, customer_id: str, token: PaymentToken, report
     if guessed:
         token.failure_code = None
     _copy(token, report)
+    if foreign:
+        token.blocked_reason = ANOTHER_CUSTOMER
+        log.error("token.another_customer", token=token.id, owner=report.customer_id)
     session.flush()
-    if became_active:
+    if became_active and not foreign:
         if not guessed:
             token.blocked_reason = None  # the customer has entered the card again: it may be tried
         saved = exists().where(PaymentSession.payment_token_id == token.payment_token_id)
@@ -96,12 +112,19 @@ def _apply_known(session: Session, customer_id: str, token: PaymentToken, report
         _use_for_waiting_invoices(session, customer_id, token, now)
 
 
-def has_ended(token: PaymentToken) -> bool:
+class HasStatus(Protocol):
+    """A token, as the table has it or as an import has read it."""
+
+    status: str
+    failure_code: str | None
+
+
+def has_ended(token: HasStatus | PaymentToken) -> bool:
     """Xendit has said that it will never be chargeable again."""
     return token.status in DEAD_TOKENS and not _is_our_guess(token)
 
 
-def _is_our_guess(token: PaymentToken) -> bool:
+def _is_our_guess(token: HasStatus | PaymentToken) -> bool:
     return token.status == TokenStatus.FAILED and token.failure_code == OUR_GUESS
 
 
@@ -316,21 +339,26 @@ def release_when_known(session: Session, customer_id: str, now: datetime) -> Non
 
 def refresh_token(parts: Parts, payment_token_id: str) -> PaymentToken:
     """Ask Xendit about one token and store what it says. Raises NotFound (no such token here), GatewayError."""
-    report = read_token(parts.gateway, payment_token_id)
+    return keep_report(parts, read_token(parts.gateway, payment_token_id))
+
+
+def keep_report(parts: Parts, report: TokenReport) -> PaymentToken:
+    """What Xendit has just answered about a token of ours. Raises NotFound (no such token here)."""
     is_news = not report.unknown and parts.acquaintance.make()
     now = parts.clock.now()
     with parts.transaction() as session:
         if is_news:
             queries.forget_denied(session, parts.key_fingerprint)
-        token = session.scalar(select(PaymentToken).where(PaymentToken.payment_token_id == payment_token_id))
+        token = session.scalar(select(PaymentToken).where(PaymentToken.payment_token_id == report.payment_token_id))
         if token is None:
-            raise NotFound(f"no token {payment_token_id}; see `billing token list --customer C`")
+            raise NotFound(f"no token {report.payment_token_id}; see `billing token list --customer C`")
         customer = session.get_one(Customer, token.customer_id)
         return apply_token(session, customer, report, now, asked=True, key=parts.key_fingerprint)
 
 
 def follow_token(parts: Parts, token_id: str) -> None:
-    """A look at a token that Xendit did not know is due. When Xendit does not answer it is asked again soon."""
+    """A look at a token that Xendit did not know, or was not asked about yet, is due. When Xendit does not answer it is
+    asked again soon."""
     with parts.reading() as session:
         token = session.get(PaymentToken, token_id)
     if token is None or token.next_check_at is None:

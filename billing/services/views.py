@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from billing.domain.lifecycle import LIVE, RefundState
+from billing.domain.lifecycle import LIVE, RefundState, TokenStatus
 from billing.domain.money import Money
 from billing.domain.schedule import describe, schedule_from_text
 from billing.store import queries
@@ -84,6 +84,7 @@ def token_view(token: PaymentToken, customer_reference: str) -> Json:
         "failure_code": token.failure_code,
         "blocked_reason": token.blocked_reason,
         "unknown_since": instant(token.unknown_since),
+        "verified": token.status != TokenStatus.PENDING and token.unknown_since is None,
         "replaced_at": instant(token.replaced_at),
         "created_at": instant(token.created_at),
     }

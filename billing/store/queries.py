@@ -89,6 +89,7 @@ class Found:
 # The statements of the charge path are built once: building them costs as much as running them.
 
 _attempts = cast(Table, ChargeAttempt.__table__)
+_tokens = cast(Table, PaymentToken.__table__)
 _OWNER = select(ChargeAttempt.subscription_id).where(ChargeAttempt.id == bindparam("attempt_id")).scalar_subquery()
 _LOCK = select(Subscription.id).where(Subscription.id == _OWNER).with_for_update(key_share=True)
 
@@ -362,12 +363,12 @@ def claim_due_events(session: Session, now: datetime, real_now: datetime, limit:
     return _claim(session, _CLAIM_EVENTS, now, real_now, limit)
 
 
-def _claim_by_date(table: type[Base]) -> Update:
+def _claim_by_date(table: type[Base], *which: ColumnElement[bool]) -> Update:
     """For what has no lease: the claim moves `next_check_at` on, so that no other process asks too."""
     rows = cast(Table, table.__table__)
     due = (
         select(rows.c.id)
-        .where(rows.c.next_check_at <= bindparam("now"))
+        .where(rows.c.next_check_at <= bindparam("now"), *which)
         .order_by(rows.c.next_check_at)
         .limit(bindparam("most"))
         .with_for_update(skip_locked=True)
@@ -381,7 +382,10 @@ def _claim_by_date(table: type[Base]) -> Update:
 
 
 _CLAIM_SESSIONS = _claim_by_date(PaymentSession)
-_CLAIM_TOKENS = _claim_by_date(PaymentToken)
+_CLAIM_UNKNOWN_TOKENS = _claim_by_date(PaymentToken, _tokens.c.unknown_since.is_not(None))
+_CLAIM_UNVERIFIED_TOKENS = _claim_by_date(
+    PaymentToken, _tokens.c.unknown_since.is_(None), ~exists().where(ChargingStop.id == 1)
+)
 
 
 def claim_due_session_checks(session: Session, now: datetime, _real_now: datetime, limit: int) -> list[str]:
@@ -391,7 +395,17 @@ def claim_due_session_checks(session: Session, now: datetime, _real_now: datetim
 
 def claim_due_token_checks(session: Session, now: datetime, _real_now: datetime, limit: int) -> list[str]:
     """Tokens that Xendit did not know when it was asked last. Should it not answer now, it is asked in an hour."""
-    return list(session.scalars(_CLAIM_TOKENS, {"now": now, "again": now + timedelta(hours=1), "most": limit}))
+    return _claim_tokens(session, _CLAIM_UNKNOWN_TOKENS, now, limit)
+
+
+def claim_unverified_tokens(session: Session, now: datetime, limit: int) -> list[str]:
+    """Imported ones about which Xendit was not asked yet; while charging is stopped, perhaps because it refuses the
+    key, it is not. Their dates keep the order in which they are first due (services/importing.py)."""
+    return _claim_tokens(session, _CLAIM_UNVERIFIED_TOKENS, now, limit)
+
+
+def _claim_tokens(session: Session, claim: Update, now: datetime, limit: int) -> list[str]:
+    return list(session.scalars(claim, {"now": now, "again": now + timedelta(hours=1), "most": limit}))
 
 
 _IN_FLIGHT = (

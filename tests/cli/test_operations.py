@@ -276,16 +276,36 @@ def test_a_year_far_ahead_is_asked_about(keyless: Terminal, tmp_path: Path) -> N
     assert ended.err == "warning: line 1: nothing is charged before 2126-01-31; is that year meant?\n"
 
 
-def test_with_a_key_tokens_are_verified_at_xendit(shop: Terminal, xendit: Xendit, tmp_path: Path) -> None:
+def test_tokens_are_verified_at_once_where_that_is_asked_for(shop: Terminal, xendit: Xendit, tmp_path: Path) -> None:
     token = xendit.new_token(country="ID", currency="IDR", channel_code="CARDS")
     file = tmp_path / "subscribers.jsonl"
     file.write_text(_row(payment_token_id=token) + "\n" + _row(customer_reference="x", subscription_reference="x-1"))
-    ended = shop("import", str(file), "--json")
+    ended = shop("import", str(file), "--verify", "--json")
     assert ended.document["created"] == 1
     assert [refused["line"] for refused in ended.document["refused"]] == [2]
     assert [row["status"] for row in shop.json("token", "list", "--customer", "bea")] == ["ACTIVE"]
-    unverified = _row(customer_reference="x", subscription_reference="x-1", payment_token_id="pt-9" + "0" * 35)
-    assert shop("import", "-", "--no-verify", "--json", stdin=unverified).document["created"] == 1
+
+
+@pytest.mark.parametrize("flags", [(), ("--no-verify",)])
+def test_else_the_next_run_verifies_them_and_the_file_tells_what_it_found(
+    shop: Terminal, xendit: Xendit, tmp_path: Path, flags: tuple[str, ...]
+) -> None:
+    token = xendit.new_token(country="ID", currency="IDR", channel_code="CARDS")
+    file = tmp_path / "subscribers.jsonl"
+    unknown = _row(customer_reference="x", subscription_reference="x-1", payment_token_id="pt-9" + "0" * 35)
+    file.write_text(_row(payment_token_id=token) + "\n" + unknown)
+    assert shop.json("import", str(file), *flags) == {"created": 2, "unchanged": 0, "refused": []}
+    assert [row["verified"] for row in shop.json("token", "list", "--customer", "bea")] == [False]
+
+    shop("run")
+
+    (bea,), (stranger,) = (shop.json("token", "list", "--customer", name) for name in ("bea", "x"))
+    assert (bea["status"], bea["verified"]) == ("ACTIVE", True)
+    assert (stranger["verified"], stranger["unknown_since"] is None) == (False, False)
+    ended = shop("import", str(file), *flags, "--json")
+    assert ended.status == 1
+    assert ended.document["unchanged"] == 1
+    assert [refused["line"] for refused in ended.document["refused"]] == [2]
 
 
 def test_asking_to_verify_needs_the_key(keyless: Terminal) -> None:

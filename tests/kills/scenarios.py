@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import date, timedelta
 from functools import partial
 
 from sqlalchemy import select, update
@@ -111,6 +111,13 @@ def her_token_was_imported(world: ServedWorld, *, fault: str | None = None) -> N
         world.break_calls(fault, endpoint="GET /v3/payment_tokens/{id}")
     with world.parts.transaction() as session:
         session.execute(update(PaymentToken).values(status=TokenStatus.PENDING))
+
+
+def she_was_imported(world: ServedWorld) -> None:
+    """Her first period is due the day after tomorrow, and Xendit was not asked about her token yet."""
+    world.subscribe_save(start_at=world.now + timedelta(days=2))
+    with world.parts.transaction() as session:
+        session.execute(update(PaymentToken).values(status=TokenStatus.PENDING, next_check_at=world.now))
 
 
 def sent_by_a_process_that_is_gone(world: ServedWorld) -> None:
@@ -383,7 +390,7 @@ NOTED = ("charging._begin_group#1", "charging._settle#1", "charging._note_channe
 VERIFIED = (
     "charging._begin_group#1",
     "charging._refuse#1",
-    "tokens.refresh_token#1",
+    "tokens.keep_report#1",
     "charging._begin_group#1@2",
     "charging._pay_together#1",
 )
@@ -519,10 +526,13 @@ SCENARIOS: Mapping[str, Scenario] = {
         (
             "charging._begin_group#1",
             "charging._refuse#1",
-            "tokens.refresh_token#1",
+            "tokens.keep_report#1",
             "charging._begin_group#1@2",
             "charging._pay_together#1",
         ),
+    ),
+    "token_is_verified_ahead": Scenario(
+        she_was_imported, tick, ("dispatch.hand_out_unverified#1", "tokens.keep_report#1")
     ),
     "token_cannot_be_verified": Scenario(
         partial(her_token_was_imported, fault="500_BEFORE"), tick, ("charging._postpone#1",)

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from billing.domain.gateway import TokenReport
 from billing.domain.lifecycle import SubscriptionStatus, TokenStatus
 from billing.errors import NotSent, RateLimited, RequestRejected
+from billing.services import importing
 from billing.services.doctor import examine
 from billing.services.importing import import_rows
 from billing.services.invoicing import open_due_invoices
@@ -262,12 +263,13 @@ def test_an_optional_member_may_be_empty_as_a_table_has_it(parts: Parts, session
     assert only(session).timezone == "Asia/Jakarta"
 
 
-def test_progress_is_told_line_by_line(parts: Parts) -> None:
+def test_progress_is_told_as_it_goes(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[int] = []
+    monkeypatch.setattr(importing, "BATCH", 2)
 
     import_rows(parts, [row(), "", "nonsense"], dry_run=True, verify_with_gateway=False, progress=told.append)
 
-    assert told == [1, 2, 3]
+    assert told == [2, 3]
 
 
 # ---------------------------------------------------------------------------------------------- once more
@@ -518,16 +520,14 @@ def test_a_race_with_another_import_ends_in_one_subscription(
     parts: Parts, session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other one commits between our look and our write."""
-    from billing.services import importing
-
-    write = importing._write
+    write = importing.imports.write
 
     def after_the_other_one(*arguments: Any) -> None:
-        monkeypatch.setattr(importing, "_write", write)
+        monkeypatch.setattr(importing.imports, "write", write)
         take(parts, row())
         write(*arguments)
 
-    monkeypatch.setattr(importing, "_write", after_the_other_one)
+    monkeypatch.setattr(importing.imports, "write", after_the_other_one)
 
     assert take(parts, row()) == {"created": 0, "unchanged": 1, "refused": []}
     assert count(session, Subscription) == 1
