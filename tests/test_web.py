@@ -483,6 +483,18 @@ def test_a_slash_at_the_end_changes_nothing(web: Web, slash: str) -> None:
         assert web.get(f"{path}{slash}").status_code == status
 
 
+def test_a_query_behind_the_address_changes_nothing(web: Web) -> None:
+    answer = web.ask("POST", f"{WEBHOOKS}?from=dashboard", json=capture(), headers={"x-callback-token": TOKEN})
+    assert (answer.status_code, len(web.stored())) == (200, 1)
+
+
+@pytest.mark.parametrize("path", ["/webhooks", "/webhooks/", "/webhooks//xendit", "/webhooks/xendit/more/"])
+def test_another_address_is_refused_and_never_a_redirect(web: Web, path: str) -> None:
+    """Whoever follows a redirect of a POST sends it elsewhere, or without its body."""
+    answer = web.ask("POST", path, json=capture(), headers={"x-callback-token": TOKEN})
+    assert (answer.status_code, answer.headers.get("location"), web.stored()) == (404, None, [])
+
+
 def test_a_copy_of_the_database_is_not_ready_and_stores_what_arrives(web: Web, world: World) -> None:
     world.waive("this_is_the_database")
     with world.parts.transaction() as session:

@@ -215,6 +215,7 @@ def storm(run: Run) -> None:
     run.later(1.0, lambda: _strike_on(run, _deck(run), ends))
     run.later(0.5, lambda: _time_goes_on(run, ends))
     run.later(5.0, lambda: _report(run, ends))
+    run.later(seconds / 2, lambda: _fail_over(run))
     run.live(seconds, whole_agenda=True)
 
 
@@ -296,6 +297,15 @@ def _restart_postgres(run: Run) -> None:
     run.struck(f"PostgreSQL restarted ({number.name})")
     run.site.postgres.kill(number)
     run.later(run.chance.uniform(0.1, 1.5), run.site.postgres.start)
+
+
+def _fail_over(run: Run) -> None:
+    """Once in a storm: there is one standby."""
+    if not run.site.postgres.is_ready():  # it is being restarted
+        run.later(0.5, lambda: _fail_over(run))
+        return
+    run.struck("fail-over of PostgreSQL", "the primary is gone for good: its standby takes over")
+    run.site.fail_over()
 
 
 def _gateway_faults(run: Run) -> None:

@@ -33,9 +33,9 @@ from billing.sandbox.demo.stage import HOST, NO_QUOTA, RemoteSimulator
 from billing.sandbox.processes import Child, Children, answers, children, free_port, wait_until
 from billing.store.clock import real_now, set_test_clock
 from billing.store.engine import make_engine
-from billing.store.migrate import upgrade
 from tests.chaos.proxy import Proxy, proxy_to
 from tests.databases.pgbouncer import find_pgbouncer, pgbouncer
+from tests.databases.replicated import Pair, primary_and_standby
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_SECONDS = 2
@@ -115,7 +115,9 @@ class Site:
     crew: Children
     simulator: RemoteSimulator
     proxy: Proxy
-    postgres: Server
+    pair: Pair
+    postgres: Server  # whichever is the primary
+    standby: Server
     valkey: Server
     engine: Engine
     offset: timedelta
@@ -162,6 +164,13 @@ class Site:
             self.start(name)
         return ended
 
+    def fail_over(self) -> None:
+        """The primary is fenced off: killed, and never started again. Its standby takes its place and its address."""
+        self.postgres.kill(signal.SIGKILL)
+        self.pair.promote_standby()
+        self.pair.move_address()
+        self.postgres = self.standby
+
     def log(self, name: str) -> Path:
         return self.folder / f"{name}.log"
 
@@ -200,16 +209,16 @@ class Site:
 def set_up(start: datetime, folder: Path) -> Iterator[Site]:
     """Yields when everybody is ready. Everything is gone afterwards but the logs, which are in `folder`."""
     with ExitStack() as stack:
-        database = stack.enter_context(embedded.postgres(durable=True)).url
+        pair = stack.enter_context(primary_and_standby(_short_folder(stack), durable=True))
         memory = stack.enter_context(embedded.valkey()).url
         web_port, simulator_port = free_port(), free_port()
         proxy = stack.enter_context(proxy_to(simulator_port))
-        environment = _environment(_behind_a_pooler(database, stack), memory, web_port, proxy.port)
-        upgrade(database)
-        engine = make_engine(database, pool_size=2)
+        environment = _environment(_behind_a_pooler(pair.url, stack), memory, web_port, proxy.port)
+        engine = make_engine(pair.url, pool_size=2)
         stack.callback(engine.dispose)
-        postgres, valkey = _postgres(database), _valkey(memory)
+        postgres, standby, valkey = _postgres(pair.old), _postgres(pair.new), _valkey(memory)
         stack.callback(postgres.close)
+        stack.callback(standby.close)
         stack.callback(valkey.close)
         site = Site(
             environment=environment,
@@ -218,7 +227,9 @@ def set_up(start: datetime, folder: Path) -> Iterator[Site]:
             crew=stack.enter_context(children()),
             simulator=RemoteSimulator(simulator_port),
             proxy=proxy,
+            pair=pair,
             postgres=postgres,
+            standby=standby,
             valkey=valkey,
             engine=engine,
             offset=start - real_now(),
@@ -237,9 +248,14 @@ def _behind_a_pooler(database: str, stack: ExitStack) -> str:
     """The processes' way to PostgreSQL leads through PgBouncer in transaction mode, where there is one."""
     if find_pgbouncer() is None:
         return database
+    return stack.enter_context(pgbouncer(database, _short_folder(stack)))
+
+
+def _short_folder(stack: ExitStack) -> Path:
+    """Sockets need short paths, and servers a folder that they can reach."""
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="billing-", dir="/tmp")))
     folder.chmod(0o755)
-    return stack.enter_context(pgbouncer(database, folder))
+    return folder
 
 
 def _environment(database: str, memory: str, web_port: int, gateway_port: int) -> dict[str, str]:

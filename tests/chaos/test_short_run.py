@@ -44,5 +44,11 @@ def test_a_short_storm_charges_nobody_twice_and_forgets_nobody(worker_id: str) -
     # It was a storm: something was killed, stopped and cut while charges were under way.
     assert int(figures["charges asleep with their worker"]) > 0, told
     assert int(figures["captures"]) >= 36, told
-    for blow in ("kill -9 of a worker", "kill -9 of a scheduler", "FLUSHALL", "SIGSTOP of a worker"):
+    for blow in (
+        "kill -9 of a worker",
+        "kill -9 of a scheduler",
+        "FLUSHALL",
+        "SIGSTOP of a worker",
+        "fail-over of PostgreSQL",
+    ):
         assert int(figures[blow]) > 0, told

@@ -22,48 +22,54 @@ from sqlalchemy.engine import make_url
 from billing.sandbox import embedded
 from billing.store.migrate import upgrade
 
-SETTINGS = {"wal_level": "replica", "max_wal_senders": "4", "synchronous_commit": "on"}
+SETTINGS = {
+    "wal_level": "replica",
+    "max_wal_senders": "4",
+    "synchronous_commit": "on",
+    "wal_retrieve_retry_interval": "200ms",  # after a restart of the primary commits wait for the standby's return
+}
 
 
 @dataclass
 class Pair:
-    """`url` follows the address; `both` names the two, of which the one that can be written is taken."""
+    """`url` follows the address; `both` names the two, of which the one that can be written is taken; `old` and `new`
+    are each one's own."""
 
     url: str
     both: str
     _address: Path
-    _old: str
-    _new: str
+    old: str
+    new: str
     _old_server: ExitStack = field(repr=False)
 
     def make_old_read_only(self) -> None:
         """Fenced off and still up: what is connected to it stays connected, and cannot write."""
-        _configure(self._old, "default_transaction_read_only = on")
+        _configure(self.old, "default_transaction_read_only = on")
 
     def stop_old(self) -> None:
         """Its machine is gone, and with it every connection."""
         self._old_server.close()
 
     def promote_standby(self) -> None:
-        with _connect(self._new) as new:
+        with _connect(self.new) as new:
             assert new.execute("SELECT pg_promote()").fetchone() == (True,)
 
     def move_address(self) -> None:
         fresh = self._address.with_name("fresh")
-        fresh.symlink_to(_folder(self._new))
+        fresh.symlink_to(_folder(self.new))
         fresh.rename(self._address)
 
 
 @contextmanager
-def primary_and_standby(folder: Path) -> Iterator[Pair]:
+def primary_and_standby(folder: Path, *, durable: bool = False) -> Iterator[Pair]:
     """With our schema. Both are gone afterwards."""
     with ExitStack() as running:
         old_server = running.enter_context(ExitStack())
-        old = old_server.enter_context(embedded.postgres(settings=SETTINGS)).url
+        old = old_server.enter_context(embedded.postgres(durable=durable, settings=SETTINGS)).url
         upgrade(old)
         data = folder / "standby"
         _copy(old, data)
-        new = running.enter_context(embedded.postgres(data, settings=SETTINGS)).url
+        new = running.enter_context(embedded.postgres(data, durable=durable, settings=SETTINGS)).url
         _configure(old, "synchronous_standby_names = '*'")  # a commit waits until the standby has it: none is lost
         address = folder / "primary"
         address.symlink_to(_folder(old))

@@ -94,6 +94,23 @@ def test_a_day_is_compared_until_somebody_has_done_it_late_enough(world: World) 
     assert left == [date(2026, 2, 5), date(2026, 2, 4)], "Xendit may list a payment late: those come again"
 
 
+def test_a_day_with_a_payment_that_could_not_be_read_is_not_done(world: World) -> None:
+    """The comparison is the last of its day: what could not be read then is read another time."""
+    ana = world.subscribe_save()
+    ana.script("LATE_CAPTURE:STOLEN_CARD:200")
+    world.run()
+    world.advance(minutes=10)
+    world.deliver_webhooks(lose=["payment.capture"])
+    world.advance(days=3)
+    world.break_calls("HTTP:503:CHANNEL_UNAVAILABLE", endpoint="GET /v3/payments/{id}")
+    (found,) = reconciling.compare_day(world.parts, TODAY)
+    assert (found.kind, "cannot be read now" in found.explanation) == ("missing_here", True)
+
+    dispatch.hand_out_days(world.parts, world.send)
+
+    assert ana.invoice.amount_paid_minor == 50_000
+
+
 def test_what_we_count_and_xendit_does_not_is_listed(world: World) -> None:
     ana = world.subscribe_save()
     world.run()

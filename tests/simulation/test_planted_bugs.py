@@ -32,7 +32,7 @@ from billing.services import (
 )
 from billing.services.parts import Parts
 from billing.store import queries
-from billing.store.models import ChargeAttempt
+from billing.store.models import Capture, ChargeAttempt
 from billing.xendit import error_mapping
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -105,7 +105,11 @@ def _(patch: pytest.MonkeyPatch) -> None:
 
 
 @plant(
-    "an unknown outcome is taken for lost at once (D9)", first=7, says="has been paid", lost_after=0.3, webhook_lost=0.5
+    "an unknown outcome is taken for lost at once (D9)",
+    first=74,
+    says="has been paid",
+    lost_after=0.3,
+    webhook_lost=0.5,
 )
 def _(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(retrying, "window_is_over", lambda *_: True)
@@ -181,9 +185,10 @@ def _(patch: pytest.MonkeyPatch) -> None:
 @plant(
     "an operator pays beside an attempt in doubt (D3)",
     {"pays the newest invoice by hand": 1},
-    first=31,
-    lost_after=0.4,
-    webhook_lost=0.8,
+    first=44,
+    says="has been paid",
+    lost_after=0.8,
+    webhook_lost=1.0,
 )
 def _(patch: pytest.MonkeyPatch) -> None:
     def another(session: Any, invoice: Any) -> bool:
@@ -334,6 +339,36 @@ def _(patch: pytest.MonkeyPatch) -> None:
         return retrying.Choice(unverified=pending) if pending else choose_token(found, by_hand=by_hand)
 
     patch.setattr(retrying, "choose_token", unverified_first)
+
+
+# -------------------------------------------------------------------------------- what people do at Xendit itself
+
+ALWAYS_REFUNDED = {"REFUNDED_ELSEWHERE": 1.0}
+
+
+@plant("a refund made in the dashboard is nobody's", drawn=ALWAYS_REFUNDED, says="was made in Xendit's dashboard")
+def _(patch: pytest.MonkeyPatch) -> None:
+    apply = refunding.apply_refund
+
+    def only_ours(session: Any, report: Any, now: Any) -> str | None:
+        known = refunding.find_refund(session, report.refund_id, report.reference_id)
+        return None if known is None else apply(session, report, now)
+
+    patch.setattr(refunding, "apply_refund", only_ours)
+
+
+@plant("what was refunded in the dashboard is owed again", first=10, drawn=ALWAYS_REFUNDED, says="has been paid")
+def _(patch: pytest.MonkeyPatch) -> None:
+    tell = refunding._tell_success
+
+    def owed_again(session: Any, subscription_id: str, refund: Any, invoice: Any, now: Any) -> None:
+        tell(session, subscription_id, refund, invoice, now)
+        if refund.made_elsewhere:
+            invoice.status, invoice.closed_at = "open", None
+            session.execute(update(Capture).where(Capture.invoice_id == invoice.id).values(overpayment=True))
+            paying.schedule_attempt(session, invoice, now, origin="dunning")
+
+    patch.setattr(refunding, "_tell_success", owed_again)
 
 
 @pytest.fixture

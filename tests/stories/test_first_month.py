@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 import pytest
 
 from billing.domain.gateway import SessionType
-from billing.errors import Conflict, NotFound
+from billing.errors import Conflict, GatewayError, NotFound
 from billing.services import sessions
 from tests.world import START, World
 
@@ -251,6 +252,19 @@ def test_money_that_comes_after_the_session_expired_is_not_lost(world: World) ->
     assert world.collected() == [50_000]
     assert ana.invoice.status == "paid"
     assert ana.status == "active", "the paid period runs"
+
+
+def test_a_new_link_is_refused_while_the_payment_by_the_last_one_is_not_known(world: World) -> None:
+    """The session is completed, and the payment cannot be read yet. Found by the simulation."""
+    ana = world.subscribe(via=SessionType.PAY)
+    ana.completes_session()
+    world.break_calls("TIMEOUT_AFTER", endpoint="GET /v3/payment_requests/{id}", count=3)
+    with suppress(GatewayError):
+        sessions.refresh_session(world.parts, ana.session.id)
+    assert (ana.session.status, ana.status) == ("COMPLETED", "incomplete")
+
+    with pytest.raises(Conflict):
+        ana.new_session(SessionType.PAY)
 
 
 def test_who_pays_two_links_gets_the_second_payment_back(world: World) -> None:

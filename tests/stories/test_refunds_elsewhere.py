@@ -9,7 +9,7 @@ import pytest
 import simplejson
 from sqlalchemy import select
 
-from billing.services import doctor, explain, listings, reconciling, views
+from billing.services import dispatch, doctor, explain, listings, reconciling, views
 from billing.services.parts import Rules
 from billing.store.models import Capture, Refund
 from tests.typing_in_a_world import typed
@@ -261,6 +261,23 @@ def test_one_that_cannot_be_read_is_told_of_all_the_same(world: World) -> None:
 
     assert (found.kind, ana.refunds) == ("unknown_refund", [])
     assert f"refund {refund_id}: it cannot be read now, look in Xendit's dashboard" in found.explanation
+
+
+def test_a_day_with_one_that_could_not_be_read_is_not_done(world: World) -> None:
+    """Its event was lost and the comparison is the last of its day: what could not be read then is read another time,
+    or nobody ever hears of it. Found by the simulation."""
+    ana = she_has_paid(world)
+    refund_in_the_dashboard(world)
+    world.deliver_webhooks(lose={"refund.succeeded"})
+    day = world.now.date()
+    world.advance(days=3)
+    world.break_calls("HTTP:503:CHANNEL_UNAVAILABLE", endpoint="GET /refunds/{id}")
+    (found,) = reconciling.compare_day(world.parts, day)
+    assert found.kind == "unknown_refund"
+
+    dispatch.hand_out_days(world.parts, world.send)
+
+    assert [(refund.status, refund.made_elsewhere) for refund in ana.refunds] == [("succeeded", True)]
 
 
 @pytest.mark.parametrize("known", ["payment", "payment request"])

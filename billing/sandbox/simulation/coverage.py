@@ -26,6 +26,7 @@ Counts = Counter[Cell]
 
 ORDERS = ("answer before webhook", "webhook before answer", "webhook lost")
 SOURCES = ("answer", "webhook", "lookup")
+ELSEWHERE = ("whole", "part", "webhook lost")
 DECLINES = (*(str(cls) for cls in DeclineClass), "not_sent")
 CATCH_UPS = tuple(name for name, _ in population.CATCH_UPS)
 DUNNINGS = tuple(name for name, _ in population.DUNNINGS)
@@ -51,6 +52,7 @@ def cells() -> Iterator[Cell]:
     yield from ((f"drawn: {kind}", option) for kind, option in population.options())
     for name, moves in _MOVES.values():
         yield from ((name, _move(old, new)) for old, news in moves.items() for new in _in_order(moves, news))
+    yield from (("refund in the dashboard", kind) for kind in ELSEWHERE)
     yield from (("decline class", cls) for cls in DECLINES)
     yield from (("order", order) for order in ORDERS)
     yield from (("told first by", source) for source in SOURCES)
@@ -71,6 +73,7 @@ def of_year(play: Play) -> Counts:
     """What one year has passed; asked at its end."""
     counts: Counts = Counter({(f"drawn: {kind}", option): count for (kind, option), count in play.fate.drawn.items()})
     counts += Counter({("order", order): count for order, count in play.heard.items()})
+    counts += Counter(("refund in the dashboard", kind) for kinds in play.people.refunds.values() for kind in kinds)
     with play.engine.connect() as connection:
         counts += _moves(connection)
         counts += _pairs("decline class", connection, _DECLINES)

@@ -65,6 +65,10 @@ HAPPENINGS = {
 # The same, in fewer worlds: each of them changes a whole year.
 SELDOM = {"channel_is_down": 2, "wrong_key": 1, "zone_rules_change": 1, "nobody_at_work": 1}
 OFTEN = 0.35  # of the seeds have a given kind of fault at all
+# Of the seeds have refunds that a person makes in Xendit's dashboard. Drawn by a chance of its own, as what is of the
+# machine: the years of all other seeds stay what they were.
+REFUNDED_ELSEWHERE = 0.2
+MOST_REFUNDS_ELSEWHERE = 4
 
 DECLINES = (
     "INSUFFICIENT_BALANCE", "DECLINED_BY_ISSUER/05/24", "CARD_DECLINED", "ISSUER_UNAVAILABLE", "STOLEN_CARD",
@@ -94,6 +98,8 @@ class Fate:
         self.script: deque[str | None] = deque()  # what the bank says to the next charges, before chance has a word
         self.channels_down: dict[str, datetime] = {}  # until when
         self.no_failure_webhooks = self._chance.random() < OFTEN / 2
+        self.dashboard = random.Random(f"dashboard:{seed}")
+        self.unheard: set[str] = set()  # refunds made in the dashboard whose webhook never leaves Xendit
 
     def _draw_rates(self) -> dict[str, float]:
         rates: dict[str, float] = {}
@@ -132,6 +138,11 @@ class Fate:
             if not self.calm and self._chance.random() < share
             for _ in range(self._chance.randint(1, most))
         ]
+        if not self.calm and self.dashboard.random() < REFUNDED_ELSEWHERE:
+            planned += [
+                (start + timedelta(seconds=self.dashboard.random() * seconds), "refund_elsewhere")
+                for _ in range(self.dashboard.randint(1, MOST_REFUNDS_ELSEWHERE))
+            ]
         return sorted(planned)
 
     def decide(self, token: Mapping[str, Any], _amount: Decimal, now: datetime) -> str | None:

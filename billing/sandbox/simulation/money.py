@@ -1,4 +1,4 @@
-"""Captures that are not what was asked for: less than that, or in another currency.
+"""Captures that are not what was asked for: less than that, or in another currency; and refunds nobody is told of.
 
 Xendit's queue of webhooks is where every capture passes, whatever made it (a charge, a page, a late truth): there the
 money is changed, in the simulator's books and in what it tells, before anybody hears of it.
@@ -30,7 +30,7 @@ class MoneyOfAnotherKind(WebhookQueue):
     def emit(self, name: str, document: Json, now: datetime, *, lost: bool = False) -> None:
         if name == "payment.capture":
             self._change(self.world.payments[document["payment_id"]])
-        super().emit(name, document, now, lost=lost)
+        super().emit(name, document, now, lost=lost or document.get("id") in self.fate.unheard)
 
     def _change(self, payment: Payment) -> None:
         if self.fate.happens("partial_capture"):
@@ -40,14 +40,18 @@ class MoneyOfAnotherKind(WebhookQueue):
 
     def _capture_less(self, payment: Payment) -> None:
         capture = payment.document["captures"][-1]
-        unit = Decimal(1) if payment.document["currency"] in WHOLE_UNIT_CURRENCIES else Decimal("0.01")
         asked = Decimal(str(capture["capture_amount"]))
-        less = (asked * LESS).quantize(unit, ROUND_DOWN)
+        less = part_of(asked, payment.document["currency"])
         if less <= 0:
             return
         capture["capture_amount"] = json_amount(less)
         payment.captured -= asked - less
         payment.request.amount = payment.captured  # what Xendit's list of transactions shows
+
+
+def part_of(amount: Decimal, currency: str) -> Decimal:
+    unit = Decimal(1) if currency in WHOLE_UNIT_CURRENCIES else Decimal("0.01")
+    return (amount * LESS).quantize(unit, ROUND_DOWN)
 
 
 def put_between(world: World, fate: Fate) -> None:

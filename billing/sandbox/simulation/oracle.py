@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from decimal import Decimal
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from sqlalchemy import Connection, Engine, text
 from billing.sandbox.simulation.periods import days_later, period_starts
 from billing.sandbox.simulation.population import Subscriber
 from billing.sandbox.simulator.catalogue import WHOLE_UNIT_CURRENCIES
+from billing.sandbox.simulator.state import Payment
 from billing.services import doctor
 
 if TYPE_CHECKING:
@@ -65,6 +67,7 @@ def judge(play: Play) -> list[str]:
         judged = [_Judged(play, connection, who) for who in play.subscribers]
         wrong = [problem for each in judged for problem in each.problems()]
         wrong += _judge_money(play, connection)
+        wrong += _judge_refunds_elsewhere(play, connection)
         wrong += _judge_doctor(play, connection)
     return wrong
 
@@ -87,6 +90,7 @@ class _Judged:
         self.play, self.who, self.now = play, who, play.stage.now
         self.books = _open_books(play, connection, who.reference)
         self.kept = _kept_by_invoice(play, connection)
+        self.went_back = _refunded_elsewhere(play, connection)
         self.starts: list[datetime] = []
 
     def problems(self) -> Iterator[str]:
@@ -295,10 +299,12 @@ class _Judged:
     def _money_of(self, invoice: Any) -> Iterator[str]:
         """Kept at Xendit, but for what waits for a person to be given back. All or nothing; a part, which the invoice
         must know of, only while the rest is owed (it waits for a person, or a person has released it) or was given
-        up: money that was owed and paid stays."""
-        kept = self._kept(invoice)
+        up: money that was owed and paid stays. What a person has given back in the dashboard stays given back."""
+        kept, elsewhere = self._kept(invoice), self._elsewhere(invoice)
+        if elsewhere and invoice.amount_paid_minor != kept + int(invoice.held_minor):
+            yield f"{elsewhere} went back in Xendit's dashboard, and it says that {invoice.amount_paid_minor} are paid"
         if invoice.status == "paid":
-            if kept != invoice.amount_minor:
+            if not invoice.amount_minor - elsewhere <= kept <= invoice.amount_minor:
                 yield f"Xendit has collected and kept {kept} of {invoice.amount_minor}"
         elif kept != 0 and not (
             0 < kept < invoice.amount_minor
@@ -315,6 +321,9 @@ class _Judged:
 
     def _kept(self, invoice: Any) -> int:
         return self.kept.get((invoice.id, invoice.currency), 0) - int(invoice.held_minor)
+
+    def _elsewhere(self, invoice: Any) -> int:
+        return self.went_back.get(invoice.id, 0)
 
     def _foreign(self, invoice: Any) -> int:
         """Other money than is owed pays nothing, and only a person gives it back: all of it is kept at Xendit and held
@@ -350,7 +359,7 @@ class _Judged:
 
     def _may_wait_for_a_person(self, invoice: Any) -> bool:
         """The merchant chose so, our own request was refused, or Xendit captured something else than was asked for."""
-        kept = self.kept.get((invoice.id, invoice.currency), 0)
+        kept = self.kept.get((invoice.id, invoice.currency), 0) + self._elsewhere(invoice)
         chosen = self.play.merchant.hold_in_doubt or self.play.merchant.guards == "subscriber daily cap"
         return chosen or invoice.our_fault or 0 < kept < invoice.amount_minor or self._foreign(invoice) > 0
 
@@ -361,7 +370,7 @@ class _Judged:
         by_the_end = end is not None and (end.kind in ("period", "dunning") or idle)
         if end is not None and by_the_end and invoice.closed_at >= end.at - SLACK:
             return True
-        if end is not None and end.kind == "now" and self._kept(invoice) > 0:
+        if end is not None and end.kind == "now" and self._kept(invoice) + self._elsewhere(invoice) > 0:
             return True  # of a void invoice no money is kept: where a part was paid the rest is given up
         until = self._planned_end(books)
         if until is not None and invoice.closed_at >= until[0] - SLACK:
@@ -386,16 +395,49 @@ def _minor(amount: Any, currency: str) -> int:
 
 def _kept_by_invoice(play: Play, connection: Connection) -> dict[tuple[str, str], int]:
     """Captured minus refunded at Xendit, in the smallest unit; by invoice (that of our reference) and currency."""
-    rows = connection.execute(text("SELECT reference_id, invoice_id FROM charge_attempts"))
-    invoice_of = {row[0]: row[1] for row in rows}
+    invoice_of = _invoices_by_reference(connection)
     kept: dict[tuple[str, str], int] = {}
     for payment in play.simulator.world.payments.values():
-        reference, currency = str(payment.document["reference_id"]), str(payment.document["currency"])
-        invoice = invoice_of.get(reference) or invoice_of.get(reference.rpartition("_")[0])
+        currency = str(payment.document["currency"])
+        invoice = _invoice_of(payment, invoice_of)
         if invoice is not None:
             minor = _minor(payment.captured - payment.refunded, currency)
             kept[invoice, currency] = kept.get((invoice, currency), 0) + minor
     return kept
+
+
+def _refunded_elsewhere(play: Play, connection: Connection) -> dict[str, int]:
+    """What people gave back in Xendit's dashboard, by invoice."""
+    invoice_of = _invoices_by_reference(connection)
+    found: dict[str, int] = {}
+    for refund_id in play.people.refunds:
+        refund = play.simulator.world.refunds[refund_id]
+        invoice = _invoice_of(refund.payment, invoice_of)
+        if invoice is not None:
+            found[invoice] = found.get(invoice, 0) + _minor(refund.amount, str(refund.document["currency"]))
+    return found
+
+
+def _invoices_by_reference(connection: Connection) -> dict[str, str]:
+    rows = connection.execute(text("SELECT reference_id, invoice_id FROM charge_attempts"))
+    return {row[0]: row[1] for row in rows}
+
+
+def _invoice_of(payment: Payment, by_reference: dict[str, str]) -> str | None:
+    reference = str(payment.document["reference_id"])
+    return by_reference.get(reference) or by_reference.get(reference.rpartition("_")[0])
+
+
+def _judge_refunds_elsewhere(play: Play, connection: Connection) -> Iterator[str]:
+    """Each refund made in the dashboard is recorded once, as what it is, on the capture of its payment. That nothing is
+    charged for it again is judged where charges arrive (line.py): its payment counts as paid for ever."""
+    for refund_id in play.people.refunds:
+        document = play.simulator.world.refunds[refund_id].document
+        minor = _minor(Decimal(str(document["amount"])), str(document["currency"]))
+        expected = (document["payment_id"], minor, document["currency"], "succeeded", True)
+        rows = [tuple(row) for row in connection.execute(_REFUND, {"refund": refund_id})]
+        if rows != [expected]:
+            yield f"refund {refund_id} was made in Xendit's dashboard: {expected}, our books say {rows}"
 
 
 def _judge_money(play: Play, connection: Connection) -> Iterator[str]:
@@ -535,6 +577,10 @@ _INVOICES = text("""
     FROM invoices i WHERE i.subscription_id = :subscription
         AND (i.period_key <> 'first' OR i.status NOT IN ('draft', 'void'))
     ORDER BY i.period_start
+""")
+_REFUND = text("""
+    SELECT c.payment_id, r.amount_minor, r.currency, r.status, r.made_elsewhere
+    FROM refunds r JOIN captures c ON c.id = r.capture_id WHERE r.xendit_refund_id = :refund
 """)
 _STORY = text("SELECT kind, at FROM facts WHERE subscription_id = :subscription ORDER BY id")
 _SESSIONS = text(

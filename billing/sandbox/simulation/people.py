@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 import simplejson
@@ -21,8 +22,11 @@ from billing.domain.lifecycle import SubscriptionStatus
 from billing.domain.schedule import schedule_from_text
 from billing.errors import BillingError, IllegalTransition, NotFound
 from billing.sandbox.simulation.fate import Fate
+from billing.sandbox.simulation.money import part_of
 from billing.sandbox.simulation.population import CARDS, Subscriber
 from billing.sandbox.simulator import Simulator
+from billing.sandbox.simulator.answers import json_amount
+from billing.sandbox.simulator.state import Payment
 from billing.services import (
     catalog,
     charging,
@@ -43,6 +47,7 @@ from billing.store import queries
 from billing.store.models import BillingRun, Customer, Invoice, PaymentSession, PaymentToken, Plan, Subscription
 
 AFTER_3DS = ("SUCCEEDED", "PENDING:SUCCEEDED", "TIMEOUT_ERROR", "AUTHENTICATION_FAILED")
+HALF_OF_THEM = 0.5
 BY_A_PERSON = "stopped by a person"
 # What people do, and how often beside each other.
 ACTS = {
@@ -76,6 +81,7 @@ class People:
         self.starts: dict[str, datetime | None] = {}
         self.cancellations: dict[str, list[Cancellation]] = defaultdict(list)
         self._tokens_to_import: dict[str, Any] = {}
+        self.refunds: dict[str, tuple[str, ...]] = {}  # made in the dashboard, by Xendit's id: which kinds each is of
 
     def control(self, path: str, body: dict[str, Any] | None = None) -> Any:
         """What only a customer or a bank can do. None when it cannot be done now."""
@@ -324,6 +330,42 @@ class People:
         """Whoever is asked by a bank (3DS) answers; what comes of it is up to the bank."""
         if self._simulator.world.requests[request_id].status == "REQUIRES_ACTION":
             self.control(f"/payment_requests/{request_id}/resolve", {"outcome": self._fate.choose(AFTER_3DS)})
+
+    def refund_in_the_dashboard(self) -> str:
+        """Somebody of the merchant's gives money back at Xendit: a whole payment, or a part of it. Of some nobody here
+        is told."""
+        chance = self._fate.dashboard
+        payments = [payment for payment in self._simulator.world.payments.values() if self._is_whole(payment)]
+        if not payments:
+            return "dashboard: there is nothing to refund"
+        payment = chance.choice(payments)
+        in_part, unheard = chance.random() < HALF_OF_THEM, chance.random() < HALF_OF_THEM
+        wanted = {"amount": json_amount(part_of(payment.captured, payment.document["currency"]))} if in_part else {}
+        payment_id = payment.document["payment_id"]
+        made = self.control(f"/payments/{payment_id}/refund", wanted)
+        if made is None:
+            return f"dashboard: {payment_id} cannot be refunded"
+        kinds = ("part" if in_part else "whole", *(["webhook lost"] if unheard else []))
+        self.refunds[made["id"]] = kinds
+        if unheard:
+            self._fate.unheard.add(made["id"])
+        return f"dashboard: refund of {made['amount']} of {payment_id} ({', '.join(kinds)})"
+
+    def _is_whole(self, payment: Payment) -> bool:
+        """The one payment of its period, in its currency and nothing of it given back. Anything else waits for a
+        person, or is given back by us: the stories have what becomes of that."""
+        asked, request = payment.document, payment.request.document
+        if payment.status != "SUCCEEDED" or payment.refunded or asked["currency"] != request["currency"]:
+            return False
+        invoice = (request.get("metadata") or {}).get("invoice_id")
+        others = [
+            other
+            for other in self._simulator.world.payments.values()
+            if invoice is not None
+            and (other.request.document.get("metadata") or {}).get("invoice_id") == invoice
+            and other.captured
+        ]
+        return len(others) <= 1 and payment.captured == Decimal(str(request["request_amount"]))
 
     # Looking -----------------------------------------------------------------------------------------------
 

@@ -362,7 +362,7 @@ class Play:
     @property
     def _compares_days(self) -> bool:
         """Every merchant does. Where no webhook is ever lost the comparison finds nothing, and is left out."""
-        return self.fate.rates["webhook_lost"] > 0
+        return self.fate.rates["webhook_lost"] > 0 or bool(self.fate.unheard)
 
     def _compare_yesterday(self, scheduler: Process) -> None:
         """The daily comparison with Xendit's list; days on which nothing moved there are left out to save time."""
@@ -581,6 +581,14 @@ class Play:
     def _holds_are_approved(self) -> None:
         self.stage.note("billing run approve")
         self.by_hand(self.people.approve_holds)
+
+    def _refund_elsewhere(self) -> None:
+        """Not while everything is down for long: days further back than that are never compared (dispatch.py)."""
+        longest_away = self.stage.now + dispatch.LONGEST_COMPARED_LATE - 10 * DAY
+        if all(not s.alive and (s.back_at or self.end) > longest_away for s in self.schedulers):
+            return
+        self.stage.note(self.people.refund_in_the_dashboard())
+        self._ticks_at = min(self._ticks_at, self.stage.now + LOOK_AGAIN)  # tomorrow this day is compared
 
     def _channel_is_down(self) -> None:
         channels = sorted({str(token.document["channel_code"]) for token in self.simulator.world.tokens.values()})
