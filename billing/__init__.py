@@ -73,7 +73,9 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("billing.api" if name == "Billing" else "billing.errors"), name)
+if not TYPE_CHECKING:  # else a type checker would believe that every name is here
+
+    def __getattr__(name: str) -> object:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module("billing.api" if name == "Billing" else "billing.errors"), name)
