@@ -11,18 +11,22 @@ from pathlib import Path
 import pytest
 
 from tests.api.test_parity import methods
+from tests.api.test_scripting import SCRIPTS
 
 TYPED = Path(__file__).with_name("typed")
 ROOT = TYPED.parents[2]
 
 
 @pytest.mark.timeout(600)
-def test_a_script_outside_is_checked_by_mypy_strict(tmp_path: Path) -> None:
+def test_scripts_outside_are_checked_by_mypy_strict(tmp_path: Path) -> None:
+    """Those of docs/scripting.md as well."""
+    for name, script in SCRIPTS.items():
+        (tmp_path / name).write_text(script, encoding="utf-8")
     checked = subprocess.run(
         [
             *(sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "--hide-error-context"),
-            *("--config-file", "", "--cache-dir", str(tmp_path), "--no-pretty", "--show-error-codes"),
-            *(str(path) for path in sorted(TYPED.glob("*.py"))),
+            *("--config-file", "", "--cache-dir", str(tmp_path / "cache"), "--no-pretty", "--show-error-codes"),
+            *(str(path) for path in sorted((*TYPED.glob("*.py"), *tmp_path.glob("*.py")))),
         ],
         cwd=tmp_path,
         capture_output=True,
