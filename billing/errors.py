@@ -4,6 +4,7 @@
       InvalidSetting             a BILLING_ variable is malformed or missing          (exit status 2)
       InvalidInput               what a person typed or a file holds is wrong         (exit status 1)
         InvalidMoney, InvalidSchedule
+        InvalidArgument          an option cannot be so, or not beside the others (exit status 2)
       NotFound                   no such plan, customer, subscription ...
       Conflict                   exists already, or lost a race
       IllegalTransition          a move that domain/lifecycle.py does not list
@@ -46,6 +47,10 @@ class InvalidMoney(InvalidInput):
 
 class InvalidSchedule(InvalidInput):
     pass
+
+
+class InvalidArgument(InvalidInput):
+    exit_status = 2
 
 
 class NotFound(BillingError):

@@ -245,10 +245,15 @@ def load_settings(*needs: str, **overrides: Any) -> Settings:
             "BILLING_TEST_CLOCK: a moved clock would charge real customers early; unset it,"
             " or use a development key (BILLING_XENDIT_SECRET_KEY=xnd_development_...)"
         )
+    require(settings, *needs)
+    return settings
+
+
+def require(settings: Settings, *needs: str) -> None:
+    """Refuse to go on without those in `needs` (field names). Raises InvalidSetting."""
     for name in needs:
         if not getattr(settings, name):
             raise InvalidSetting(f"BILLING_{name.upper()}: not set; for example {_EXAMPLES[name]}")
-    return settings
 
 
 _NOT_SETTINGS = ("debug", "test_database_url", "test_redis_url")  # read elsewhere: by the command line, by the tests
