@@ -20,6 +20,7 @@ from billing.domain.gateway import (
     SessionType,
 )
 from billing.domain.lifecycle import (
+    UNFINISHED,
     AttemptStatus,
     InvoiceStatus,
     SessionStatus,
@@ -212,10 +213,11 @@ def open_session(
     xendit_customer = ensure_xendit_customer(parts, customer)
     row = _new_session(customer, plan, subscription, via, mode, now)
     with parts.transaction() as session:
+        if subscription is not None:  # again, because somebody else may have done the same meanwhile
+            _check_can_start_again(session, lock_subscription(session, subscription.id))
         session.add(row)
         session.flush()
         if via == SessionType.PAY and subscription is not None:
-            lock_subscription(session, subscription.id)
             _draft_first_invoice(session, subscription, plan, row, now)
     try:
         report = _ask_for_session(parts, row, customer, plan, xendit_customer, channels)
@@ -422,6 +424,22 @@ def _check_can_start_again(session: Session, subscription: Subscription) -> None
             f"session {running.id} of this subscription is still open;"
             f" hand out its link or `billing session cancel {running.id}` first"
         )
+    unknown = _session_that_may_have_paid(session, subscription.id)
+    if unknown is not None:
+        raise Conflict(
+            f"whether subscription {subscription.reference} was paid by session {unknown} is not known yet;"
+            f" `billing session refresh {unknown}` asks Xendit, and a new link can be made when it was not"
+        )
+
+
+def _session_that_may_have_paid(session: Session, subscription_id: str) -> str | None:
+    """One that is over, and whose payment Xendit has not told us of yet."""
+    query = (
+        select(PaymentSession.id)
+        .join(ChargeAttempt, ChargeAttempt.reference_id == PaymentSession.reference_id)
+        .where(ChargeAttempt.subscription_id == subscription_id, ChargeAttempt.status.in_(UNFINISHED))
+    )
+    return session.scalar(query.limit(1))
 
 
 def _open_session_of(session: Session, subscription_id: str) -> PaymentSession | None:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
 from hashlib import blake2b
+from itertools import chain
 
 from sqlalchemy import select, tuple_
 from sqlalchemy.orm import Session
@@ -227,6 +228,10 @@ class Difference:
     explanation: str
 
 
+class Unread(Difference):
+    """What Xendit's list has could not be read one by one: the day is compared again."""
+
+
 class Interrupted(ServiceUnavailable):
     """The process is told to end; the day is compared again another time, which is safe to repeat."""
 
@@ -240,18 +245,22 @@ def differences_of_day(parts: Parts, day: date) -> Iterator[Difference]:
     it belongs to an attempt of ours; everything that differs is told with an explanation, as it is found.
 
     Of a day of any size no more is held than a page and eight bytes for each payment. Between pages it ends when the
-    process is told to (raises Interrupted). Late enough after the day, it is noted as compared when it is finished."""
+    process is told to (raises Interrupted). Late enough after the day, it is noted as compared when all of it has been
+    read."""
     began = parts.clock.now()
     start = datetime.combine(day, time.min, tzinfo=UTC)
     end = start + timedelta(days=1)
     listed = _Listed()
+    all_read = True
     for rows in _pages_of_list(parts, start, end):
         theirs = [row for row in rows if row.type == "PAYMENT" and row.payment_id]
         listed.add(str(row.payment_id) for row in theirs)
-        yield from _compare_rows(parts, theirs)
-        yield from _refunds_elsewhere(parts, [row for row in rows if row.type == "REFUND" and row.payment_id])
+        refunds = [row for row in rows if row.type == "REFUND" and row.payment_id]
+        for difference in chain(_compare_rows(parts, theirs), _refunds_elsewhere(parts, refunds)):
+            all_read = all_read and not isinstance(difference, Unread)
+            yield difference
     yield from _missing_there(parts, start, end, listed)
-    if began >= end + timedelta(days=DAYS_COMPARED_AGAIN - 1):
+    if all_read and began >= end + timedelta(days=DAYS_COMPARED_AGAIN - 1):
         with parts.transaction() as session:
             queries.note_compared(session, day, began)
 
@@ -342,7 +351,7 @@ def _compare_row(
             _settle_from_list(parts, attempt.id, row)
         except (NotFound, GatewayError) as error:
             why = f"Xendit lists it, and it cannot be read now: {error}"
-            return Difference("missing_here", row.payment_id, row.reference_id, None, theirs, why)
+            return Unread("missing_here", row.payment_id, row.reference_id, None, theirs, why)
         why = f"Xendit collected it, our attempt was {attempt.status}; it is settled now"
         return Difference("missing_here", row.payment_id, row.reference_id, None, theirs, why)
     if capture is None:
@@ -353,9 +362,8 @@ def _compare_row(
         return Difference("status", row.payment_id, row.reference_id, str(ours), theirs, why)
     if not capture.amount_known and attempt is not None and row.status == "SUCCESS":
         return _correct_from_payment(parts, attempt.id, row, ours)
-    if row.amount is not None and row.amount != ours and not _payment_says(parts, row, ours):
-        why = "the amounts differ: ask Xendit"
-        return Difference("amount", row.payment_id, row.reference_id, str(ours), theirs, why)
+    if row.amount is not None and row.amount != ours:
+        return _unless_payment_agrees(parts, row, ours, theirs)
     return None
 
 
@@ -366,12 +374,16 @@ def _refunds_elsewhere(parts: Parts, rows: Sequence[TransactionRow]) -> Iterator
             continue
         with parts.reading() as session:
             refund = refunding.find_refund(session, row.payment_id, row.reference_id)
-        why = ""
+        found, why = Difference, "it is of no payment of ours: charged outside this software, or not told of yet"
         if refund is None:
-            refund, why = _record_from_list(parts, row)
+            try:
+                refund = _record_from_list(parts, row)
+            except (NotFound, GatewayError) as error:
+                found = Unread
+                why = f"it cannot be read now, look in Xendit's dashboard of which payment it is: {error}"
         theirs = f"{row.amount.currency} {row.amount}" if row.amount else None
         if refund is None:
-            yield Difference("unknown_refund", None, row.reference_id, None, theirs, f"refund {row.payment_id}: {why}")
+            yield found("unknown_refund", None, row.reference_id, None, theirs, f"refund {row.payment_id}: {why}")
             continue
         if not refund.made_elsewhere:
             continue
@@ -383,28 +395,28 @@ def _refunds_elsewhere(parts: Parts, rows: Sequence[TransactionRow]) -> Iterator
         yield Difference("refund_elsewhere", capture.payment_id, row.reference_id, ours, theirs, why)
 
 
-def _record_from_list(parts: Parts, row: TransactionRow) -> tuple[Refund | None, str]:
+def _record_from_list(parts: Parts, row: TransactionRow) -> Refund | None:
     """Its event was lost. The list does not say of which payment it is; Xendit's record of the refund does."""
     refund_id = str(row.payment_id)
-    try:
-        report = parts.gateway.get_refund(refund_id)
-    except (NotFound, GatewayError) as error:
-        return None, f"it cannot be read now, look in Xendit's dashboard of which payment it is: {error}"
+    report = parts.gateway.get_refund(refund_id)
     with parts.transaction() as session:
         if report.status == RefundStatus.PENDING or refunding.apply_refund(session, report, parts.clock.now()) is None:
-            return None, "it is of no payment of ours: charged outside this software, or not told of yet"
-        return refunding.find_refund(session, refund_id, report.reference_id), ""
+            return None
+        return refunding.find_refund(session, refund_id, report.reference_id)
 
 
-def _payment_says(parts: Parts, row: TransactionRow, ours: Money) -> bool:
+def _unless_payment_agrees(parts: Parts, row: TransactionRow, ours: Money, theirs: str | None) -> Difference | None:
     """Whether the list has what was asked for or what was captured is not documented; the payment says what was."""
-    if row.payment_id is None:
-        return False
+    assert row.payment_id is not None  # noqa: S101 - rows without one are not compared
     try:
         payment = parts.gateway.get_payment(row.payment_id)
-    except (NotFound, GatewayError):
-        return False
-    return payment.amount_is_captured and payment.amount == ours
+    except (NotFound, GatewayError) as error:
+        why = f"the amounts differ, and the payment cannot be read now: {error}"
+        return Unread("amount", row.payment_id, row.reference_id, str(ours), theirs, why)
+    if payment.amount_is_captured and payment.amount == ours:
+        return None
+    why = "the amounts differ: ask Xendit"
+    return Difference("amount", row.payment_id, row.reference_id, str(ours), theirs, why)
 
 
 def _correct_from_payment(parts: Parts, attempt_id: str, row: TransactionRow, ours: Money) -> Difference | None:
@@ -413,7 +425,7 @@ def _correct_from_payment(parts: Parts, attempt_id: str, row: TransactionRow, ou
         captured = _settle_from_list(parts, attempt_id, row).amount
     except (NotFound, GatewayError) as error:
         why = f"what was captured is not known, and the payment cannot be read now: {error}"
-        return Difference("amount", row.payment_id, row.reference_id, str(ours), None, why)
+        return Unread("amount", row.payment_id, row.reference_id, str(ours), None, why)
     if captured is None or captured == ours:
         return None
     why = "we had booked what was asked for; what was captured is booked now"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -228,6 +229,25 @@ def test_two_open_links_for_one_subscription_are_refused(world: World) -> None:
         ana.new_session(SessionType.PAY)
 
 
+@pytest.mark.parametrize("via", [SessionType.PAY, SessionType.SAVE])
+def test_of_two_links_made_at_the_same_moment_there_is_one(world: World, via: SessionType) -> None:
+    ana = world.subscribe(via=via)
+    world.advance(days=2)
+    world.live(minutes=1)
+    assert ana.session.status == "EXPIRED"
+
+    def make() -> str:
+        try:
+            return ana.new_session(via).status
+        except Conflict as error:
+            return "still open" if "still open" in str(error) else str(error)
+
+    with ThreadPoolExecutor(4) as pool:
+        ended = [made.result() for made in [pool.submit(make) for _ in range(4)]]
+
+    assert sorted(ended) == ["ACTIVE", "still open", "still open", "still open"]
+
+
 def test_a_failed_try_on_the_page_keeps_the_session_open(world: World) -> None:
     ana = world.subscribe(via=SessionType.PAY)
     ana.completes_session(outcome="INSUFFICIENT_BALANCE")
@@ -263,8 +283,9 @@ def test_a_new_link_is_refused_while_the_payment_by_the_last_one_is_not_known(wo
         sessions.refresh_session(world.parts, ana.session.id)
     assert (ana.session.status, ana.status) == ("COMPLETED", "incomplete")
 
-    with pytest.raises(Conflict):
-        ana.new_session(SessionType.PAY)
+    for via in SessionType:
+        with pytest.raises(Conflict, match=f"`billing session refresh {ana.session.id}` asks Xendit"):
+            ana.new_session(via)
 
 
 def test_who_pays_two_links_gets_the_second_payment_back(world: World) -> None:
