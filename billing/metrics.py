@@ -10,10 +10,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from billing.domain.gateway import CHARGE_ENDPOINT
-from billing.domain.lifecycle import BILLABLE, UNFINISHED, AttemptStatus, EventState
+from billing.domain.lifecycle import BILLABLE, UNFINISHED, AttemptStatus, EventState, RunKind, RunState
 from billing.services import planning, progress
 from billing.services.parts import Parts, Rules
-from billing.services.steering import ASKED, DAILY, PAUSED, STOPPED
 from billing.store import run_queries, which_database
 from billing.store.models import BillingRun, ChargeAttempt, ChargingStop, Subscription, WebhookEvent
 from billing.store.run_queries import Standing
@@ -89,9 +88,9 @@ def _measure_runs(session: Session, now: datetime, rules: Rules, registry: Colle
         select(BillingRun.state, func.count()).where(BillingRun.finished_at.is_(None)).group_by(BillingRun.state)
     )
     by_state = {row[0]: row[1] for row in states}
-    for state in (STOPPED, PAUSED):
+    for state in (RunState.STOPPED, RunState.PAUSED):
         stopped.labels(state=state).set(by_state.get(state, 0))
-    for kind in (ASKED, DAILY):
+    for kind in (RunKind.ASKED, RunKind.DAILY):
         found = _latest(session, kind, now)
         for status in AttemptStatus:
             charges.labels(run=kind, status=status).set(found.by_status[status])

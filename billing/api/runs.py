@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from billing.api import arguments
 from billing.api.opening import GATEWAY, Opened, Operations
 from billing.domain.declines import DeclineClass
+from billing.domain.lifecycle import RunState
 from billing.services import progress, runs, steering
 from billing.services.parts import Parts
 from billing.services.tokens import RIGHT_KEY
@@ -140,7 +141,7 @@ def _move_clock(parts: Parts, at: datetime) -> datetime | None:
 def _say_beside(opened: Opened, report: RunReport, *, left_to_workers: bool) -> None:
     if report.taken_up and not report.stopped:
         opened.note(f"goes on with {report.run_id}, which was left unfinished")
-    if report.handed_out and left_to_workers and report.state == steering.RUNNING:
+    if report.handed_out and left_to_workers and report.state == RunState.RUNNING:
         opened.note(
             f"{report.handed_out} charge(s) handed to the workers; `billing run --wait` or"
             " `billing runs show --follow` follows them to the end"
@@ -161,7 +162,7 @@ def _why_not_done(report: RunReport) -> str | None:
 def _why_not_sent(report: RunReport) -> str | None:
     if report.stopped:
         return f"charging is stopped: {report.stopped}; put it right, then `billing charging resume`"
-    if report.state in (steering.PAUSED, steering.STOPPED, steering.ABORTED):
+    if report.state in (RunState.PAUSED, RunState.STOPPED, RunState.ABORTED):
         return f"{report.run_id} is {report.state}: {report.reason}; {report.how_to_go_on}"
     if waiting := list(_waiting(report)):
         return f"{'; '.join(waiting)}; {_sent(report)}; {_until(report)}"

@@ -20,6 +20,7 @@ from billing.cli.opening import GATEWAY, opened, sender
 from billing.cli.runs import confirmed, view_of
 from billing.cli.values import INSTANT, INSTANT_HELP, AsJson, parse_instant
 from billing.domain.declines import DeclineClass
+from billing.domain.lifecycle import RunState
 from billing.domain.money import parse_amounts
 from billing.errors import Conflict, InvalidMoney, ServiceUnavailable
 from billing.services import runs, steering
@@ -162,7 +163,7 @@ def _run(settings: Settings, at: datetime | None, expect: Mapping[str, int] | No
                 report = runs.run_here(billing.parts, send, as_of, note_id, expect=expect)
     if report["taken_up"] and not report["stopped"]:
         output.note(f"goes on with {report['run_id']}, which was left unfinished")
-    if report["handed_out"] and by_workers and not wait and report["state"] == steering.RUNNING:
+    if report["handed_out"] and by_workers and not wait and report["state"] == RunState.RUNNING:
         output.note(
             f"{report['handed_out']} charge(s) handed to the workers; `billing run --wait` or"
             " `billing runs show --follow` follows them to the end"
@@ -177,7 +178,7 @@ def _refuse_if_not_done(report: Json) -> None:
         raise ServiceUnavailable(
             f"charging is stopped: {report['stopped']}; put it right, then `billing charging resume`"
         )
-    if report["state"] in (steering.PAUSED, steering.STOPPED, steering.ABORTED):
+    if report["state"] in (RunState.PAUSED, RunState.STOPPED, RunState.ABORTED):
         raise Conflict(f"{report['run_id']} is {report['state']}: {report['reason']}; {report['how_to_go_on']}")
     sent = f"{report['attempted']} charge(s) sent"
     if waiting := list(_waiting(report)):

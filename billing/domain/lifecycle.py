@@ -79,6 +79,22 @@ class EndKind(StrEnum):
     DUNNING = "dunning"  # the final action of the dunning policy
 
 
+class RunKind(StrEnum):
+    """Of a billing run: somebody asked for it, or the scheduler's, one a day."""
+
+    ASKED = "asked"
+    DAILY = "daily"
+
+
+class RunState(StrEnum):
+    """Of a billing run. One that is finished is `running` with a time at which it finished."""
+
+    RUNNING = "running"
+    PAUSED = "paused"  # by a person
+    STOPPED = "stopped"  # by one of its limits
+    ABORTED = "aborted"  # for good
+
+
 class HoldKind(StrEnum):
     """Why billing of a subscription (the first three) or of an invoice waits; the words are stored beside it."""
 

@@ -21,13 +21,13 @@ import structlog
 from billing.domain.gateway import ChargeReport, ChargeStatus
 from billing.domain.lifecycle import DEAD_TOKENS
 from billing.errors import GatewayError, RequestRejected
-from billing.services.acquaintance import HANDFUL
 from billing.services.parts import Parts
 from billing.services.tokens import RIGHT_KEY, read_token
 from billing.store import queries
 
 NOT_OURS = "INVALID_TOKEN"
 NOT_FOUND = 404
+HANDFUL = 5  # denials of one key, each of another payment method, before the key itself is doubted
 
 log = structlog.get_logger()
 

@@ -34,6 +34,7 @@ from billing.domain.lifecycle import (
     AttemptStatus,
     HoldKind,
     InvoiceStatus,
+    RunState,
     SubscriptionStatus,
     TokenStatus,
 )
@@ -49,7 +50,7 @@ from billing.errors import (
     RequestRejected,
     Unavailable,
 )
-from billing.services import accounts, breaker, guards, parking, reconciling, retrying
+from billing.services import accounts, breaker, caps, parking, reconciling, retrying
 from billing.services.accounts import Denied
 from billing.services.breaker import Trouble
 from billing.services.invoices import close_if_ended, hold_invoice, move_attempt, schedule_attempt, withdraw
@@ -560,7 +561,7 @@ def begin_attempts(
     for found in charge_path.to_begin(session, attempt_ids, now):
         if found.status != AttemptStatus.SCHEDULED or found.scheduled_at > now or _parked(found, waiting):
             continue
-        if not guards.may_begin(found.run_id, found.lease_until, rules):
+        if not caps.may_begin(found.run_id, found.lease_until, rules):
             continue
         token = _chargeable_token(found)
         if token is None or _over_daily_cap(session, found, now, rules):
@@ -664,12 +665,12 @@ def _over_daily_cap(session: Session, found: ToBegin, now: datetime, rules: Rule
     """The merchant's own guard against charging one customer again and again; what a person asks for goes out."""
     if not rules.subscriber_daily_cap or found.origin == BY_HAND:
         return None
-    return guards.over_daily_cap(session, found.customer_id, found.currency, found.amount_minor, now, rules)
+    return caps.over_daily_cap(session, found.customer_id, found.currency, found.amount_minor, now, rules)
 
 
 def _parked(found: ToBegin, waiting: list[Parking]) -> bool:
     """Its run is paused or stopped: it waits, wherever it was on its way. Where a customer waits, no run matters."""
-    if found.run_state not in (None, guards.RUNNING) and found.lane != Lane.CUSTOMER and found.parked_by is None:
+    if found.run_state not in (None, RunState.RUNNING) and found.lane != Lane.CUSTOMER and found.parked_by is None:
         waiting.append((found.attempt_id, f"run:{found.run_id}", f"run {found.run_id} is paused"))
         return True
     return found.parked_by is not None

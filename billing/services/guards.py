@@ -21,33 +21,20 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
 
 import structlog
-from sqlalchemy import func, select, update
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from billing.domain.lifecycle import AttemptStatus
+from billing.domain.lifecycle import AttemptStatus, RunKind, RunState
 from billing.domain.money import Money, format_money
 from billing.services import parking, planning, steering
 from billing.services.parts import Parts, Rules
 from billing.services.planning import DECLINES, FORECAST, SPENDING_CAP
-from billing.services.steering import ABORTED, ASKED, DAILY, PAUSED, RUNNING, STOPPED, waits_for
+from billing.services.steering import waits_for
 from billing.store import queries, run_queries
 from billing.store.clock import real_now
-from billing.store.models import BillingRun, ChargeAttempt, Customer, Subscription
+from billing.store.models import BillingRun, ChargeAttempt
 from billing.store.run_queries import Standing
 from billing.store.trouble import raise_if_databases_trouble
-
-__all__ = [
-    "RUNNING",
-    "check",
-    "daily_run",
-    "evaluate",
-    "hold_to_caps",
-    "may_begin",
-    "over_daily_cap",
-    "plan_daily_run",
-    "take_daily_run",
-    "watch",
-]
 
 RESULTS_NEEDED = 500  # of the last 60 days: with fewer nobody knows what is usual, and nothing is stopped
 USUAL_DAYS = timedelta(days=60)
@@ -77,8 +64,8 @@ def take_daily_run(session: Session, now: datetime) -> tuple[str, bool]:
         select(BillingRun.state, BillingRun.finished_at).where(BillingRun.id == run_id)
     ).one_or_none()
     if found is None:
-        return run_id, run_queries.insert_run(session, id=run_id, kind=DAILY, at=now, started_at=real_now())
-    if found.state == RUNNING and found.finished_at is not None:  # the clock was set back
+        return run_id, run_queries.insert_run(session, id=run_id, kind=RunKind.DAILY, at=now, started_at=real_now())
+    if found.state == RunState.RUNNING and found.finished_at is not None:  # the clock was set back
         session.execute(update(BillingRun).where(BillingRun.id == run_id).values(finished_at=None))
     return run_id, False
 
@@ -126,7 +113,7 @@ def _hold_run_to_cap(session: Session, run_id: str, claimed: Sequence[tuple[str,
     run = run_queries.lock_run(session, run_id)
     if run is None:
         return set()
-    if run.state != RUNNING:
+    if run.state != RunState.RUNNING:
         held = {identity for identity, _, _ in claimed}
         queries.park_attempts(session, sorted(held), waits_for(run_id), f"billing run {run_id} is {run.state}")
         return held
@@ -163,39 +150,6 @@ def _stop_at_cap(session: Session, run: BillingRun, claimed: Sequence[tuple[str,
     run_queries.park_free(session, run.id, steering.stopped_error(run.id, reason), queries.PARKED_AT_ONCE)
 
 
-def may_begin(run_id: str | None, lease_until: datetime | None, rules: Rules) -> bool:
-    """A capped run counts what it has handed out by its lease: nothing of it begins that has been given back."""
-    return run_id is None or not rules.run_spending_cap or lease_until is not None
-
-
-def over_daily_cap(
-    session: Session, customer_id: str, currency: str, amount_minor: int, now: datetime, rules: Rules
-) -> str | None:
-    """Why a customer is not charged this amount today, or None. Charges of one customer follow each other by the lock
-    of its row; called before an automatic attempt begins."""
-    cap = rules.subscriber_daily_cap.get(currency)
-    if cap is None:
-        return None
-    session.execute(select(Customer.id).where(Customer.id == customer_id).with_for_update(key_share=True)).all()
-    spent = session.scalar(
-        select(func.coalesce(func.sum(ChargeAttempt.amount_minor), 0))
-        .join(Subscription, Subscription.id == ChargeAttempt.subscription_id)
-        .where(
-            Subscription.customer_id == customer_id,
-            ChargeAttempt.currency == currency,
-            ChargeAttempt.submitted_at > now - A_DAY,
-            ChargeAttempt.status.not_in({AttemptStatus.FAILED, AttemptStatus.CANCELED, AttemptStatus.SCHEDULED}),
-        )
-    )
-    if int(spent or 0) + amount_minor <= cap:
-        return None
-    charged = format_money(Money(int(spent or 0), currency))
-    return (
-        f"{format_money(Money(amount_minor, currency))} after {charged} in 24 hours would exceed the daily cap of"
-        f" {format_money(Money(cap, currency))} for one subscriber"
-    )
-
-
 # --------------------------------------------------------------------------- while a run goes on
 
 
@@ -211,7 +165,7 @@ def check(parts: Parts, run_id: str) -> Standing:
     with parts.reading() as session:
         run = session.get_one(BillingRun, run_id)
         found = run_queries.standing(session, run_id, now)
-        alarm = evaluate(session, run, found, now, parts.rules) if run.state == RUNNING else None
+        alarm = evaluate(session, run, found, now, parts.rules) if run.state == RunState.RUNNING else None
     if alarm is not None:
         steering.stop_run(parts, run_id, alarm.guard, alarm.reason)
     return found
@@ -281,7 +235,9 @@ def watch(parts: Parts) -> None:
     longer waits for. With no run unfinished and nothing parked it costs two questions to two indexes."""
     now, real = parts.clock.now(), real_now()
     with parts.reading() as session:
-        runs = run_queries.unfinished_runs(session, (RUNNING, ABORTED, STOPPED, PAUSED))
+        runs = run_queries.unfinished_runs(
+            session, (RunState.RUNNING, RunState.ABORTED, RunState.STOPPED, RunState.PAUSED)
+        )
         causes = run_queries.parked_causes(session)
         aborted = run_queries.aborted_among(session, causes) if causes else []
         busy = bool(runs) and run_queries.anything_to_charge(session, now)
@@ -290,9 +246,9 @@ def watch(parts: Parts) -> None:
     for run_id in aborted:  # set back by a worker, or opened, after the abort
         steering.withdraw_rest(parts, run_id)
     for run in runs:
-        if run.state == ABORTED:
+        if run.state == RunState.ABORTED:
             _see_off(parts, run, now)
-        elif run.state == RUNNING:
+        elif run.state == RunState.RUNNING:
             _look_after(parts, run, now, real, busy=busy)
         else:
             _let_end(parts, run, now, real)
@@ -309,12 +265,12 @@ def free_what_waits_for_nothing(parts: Parts) -> int:
 def _see_off(parts: Parts, run: BillingRun, now: datetime) -> None:
     """What was opened for an aborted run after it was aborted, or left by an abort that was cut short."""
     steering.withdraw_rest(parts, run.id)
-    if run.kind == ASKED or _day_is_over(run, now):
+    if run.kind == RunKind.ASKED or _day_is_over(run, now):
         _finish(parts, run.id)
 
 
 def _look_after(parts: Parts, run: BillingRun, now: datetime, real: datetime, *, busy: bool) -> None:
-    may_finish = _day_is_over(run, now) if run.kind == DAILY else _heart_has_stopped(run, real)
+    may_finish = _day_is_over(run, now) if run.kind == RunKind.DAILY else _heart_has_stopped(run, real)
     if not busy:
         with parts.reading() as session:
             left = may_finish and run_queries.has_parked(session, run.id)
@@ -330,14 +286,18 @@ def _look_after(parts: Parts, run: BillingRun, now: datetime, real: datetime, *,
 
 def _let_end(parts: Parts, run: BillingRun, now: datetime, real: datetime) -> None:
     """A run that was stopped or paused, of which nothing is left to let go on: nobody need be asked about it."""
-    if not (_day_is_over(run, now) if run.kind == DAILY else _heart_has_stopped(run, real)):
+    if not (_day_is_over(run, now) if run.kind == RunKind.DAILY else _heart_has_stopped(run, real)):
         return
     with parts.transaction() as session:
         locked = run_queries.lock_run(session, run.id)
-        if locked is None or locked.state not in (STOPPED, PAUSED) or not run_queries.was_opened_for(session, run.id):
+        if (
+            locked is None
+            or locked.state not in (RunState.STOPPED, RunState.PAUSED)
+            or not run_queries.was_opened_for(session, run.id)
+        ):
             return
         if not run_queries.standing(session, run.id, now).anything_planned:
-            locked.state, locked.finished_at = RUNNING, real_now()
+            locked.state, locked.finished_at = RunState.RUNNING, real_now()
             log.info("run.over", run=run.id, reason=locked.reason)
 
 
@@ -347,7 +307,7 @@ def _heart_has_stopped(run: BillingRun, real: datetime) -> bool:
 
 def _day_is_over(run: BillingRun, now: datetime) -> bool:
     today = f"run-{now.astimezone(UTC).date().isoformat()}"
-    return run.kind != DAILY or bool(run.id < today)
+    return run.kind != RunKind.DAILY or bool(run.id < today)
 
 
 def _is_its_turn(run: BillingRun, real: datetime) -> bool:
@@ -364,7 +324,7 @@ def _finish(parts: Parts, run_id: str) -> None:
             .where(
                 BillingRun.id == run_id,
                 BillingRun.finished_at.is_(None),
-                BillingRun.state.in_((RUNNING, ABORTED)),
+                BillingRun.state.in_((RunState.RUNNING, RunState.ABORTED)),
             )
             .values(finished_at=real_now())
         )

@@ -11,17 +11,21 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, cast
 
+import structlog
 from sqlalchemy import Table, insert
 from sqlalchemy.orm import Session
 
-from billing.domain.gateway import Lane, PaymentGateway, Quota
-from billing.services.acquaintance import Acquaintance
+from billing.domain.gateway import ChargeReport, Lane, PaymentGateway, Quota
+from billing.errors import GatewayError, NotSent, OutcomeUnknown
 from billing.services.breaker import Breakers
-from billing.services.strangers import Strangers
 from billing.store import which_database
 from billing.store.clock import Clock
 from billing.store.engine import Sessions
 from billing.store.models import Fact
+
+TELL_OF_STRANGERS_AFTER = 5  # answers in a row
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,47 @@ class Rules:
     def submitted_lease(self) -> timedelta:
         """Longer than any call can take: connecting, sending and reading are limited one by one."""
         return 3 * self.call_limit + timedelta(seconds=30)
+
+
+class Acquaintance:
+    """Whether Xendit's account and ours know each other, as far as this process has seen (charging/accounts.py). A key
+    belongs to one account for ever, so once it is made it stays."""
+
+    def __init__(self) -> None:
+        self.is_made = False
+
+    def make(self) -> bool:
+        """True the first time: what was denied before is to be forgotten (queries.forget_denied)."""
+        is_news = not self.is_made
+        self.is_made = True
+        return is_news
+
+
+class Strangers:
+    """How many charges of this process in a row were answered by something that is not Xendit.
+
+    A proxy or a firewall that answers for Xendit leaves each charge in doubt, which is looked up and costs a day. One
+    is an accident. Some in a row are a fault of the network or of a setting, and somebody should look: said once, in
+    one line."""
+
+    def __init__(self) -> None:
+        self._in_a_row = 0
+        self._lock = threading.Lock()
+
+    def note(self, answer: ChargeReport | GatewayError) -> None:
+        if isinstance(answer, NotSent) or (isinstance(answer, OutcomeUnknown) and answer.http_status is None):
+            return  # nobody answered
+        with self._lock:
+            stranger = isinstance(answer, OutcomeUnknown) and answer.from_stranger
+            self._in_a_row = self._in_a_row + 1 if stranger else 0
+            tell = self._in_a_row == TELL_OF_STRANGERS_AFTER
+        if tell:
+            log.error(
+                "charges.answered_by_a_stranger",
+                in_a_row=TELL_OF_STRANGERS_AFTER,
+                error=str(answer),
+                check="BILLING_XENDIT_BASE_URL, and any proxy or firewall between this machine and Xendit",
+            )
 
 
 @dataclass(frozen=True, slots=True)

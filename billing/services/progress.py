@@ -10,13 +10,13 @@ from typing import Any
 from sqlalchemy import ColumnElement, Row, func, select
 from sqlalchemy.orm import Session
 
-from billing.domain.lifecycle import AttemptStatus
+from billing.domain.lifecycle import AttemptStatus, RunState
 from billing.domain.money import Money
 from billing.services import planning
 from billing.services.paging import Listing
 from billing.services.parts import Parts, Rules
 from billing.services.planning import FORECAST, SPENDING_CAP
-from billing.services.steering import ABORTED, PAUSED, RUNNING, STOPPED, find_run, state_of
+from billing.services.steering import find_run, state_of
 from billing.services.views import Json, instant
 from billing.store import run_queries
 from billing.store.models import BillingRun, ChannelBreaker, ChargeAttempt
@@ -89,14 +89,14 @@ def _run_lines(session: Session, rows: Sequence[Row[Any]]) -> list[Json]:
 
 
 def how_to_go_on(run: BillingRun) -> str | None:
-    if run.state == PAUSED:
+    if run.state == RunState.PAUSED:
         return f"`billing runs resume {run.id}` goes on; `billing runs abort {run.id}` ends it"
-    if run.state == STOPPED:
+    if run.state == RunState.STOPPED:
         return (
             f"`billing runs resume {run.id}` goes on and waives this guard for this run;"
             f" `billing runs abort {run.id}` ends it"
         )
-    if run.state == ABORTED:
+    if run.state == RunState.ABORTED:
         return f"`billing run approve {run.id}` charges after all what it left"
     return None
 
@@ -106,7 +106,7 @@ def run_view(session: Session, run: BillingRun, now: datetime, rules: Rules) -> 
     found = run_queries.standing(session, run.id, now)
     limit = planning.quota_limit(session, rules)
     used = run_queries.quota_used(session)
-    goes_on = run.state == RUNNING and run.finished_at is None
+    goes_on = run.state == RunState.RUNNING and run.finished_at is None
     eta = eta_seconds(found, limit) if goes_on else None
     stop = run_queries.charging_stop_reason(session) if goes_on else None
     return (
@@ -198,7 +198,7 @@ def guards_near(run: BillingRun, found: Standing, rules: Rules) -> list[Json]:
         for currency, minor in used.items()
         if limit.get(currency) and minor >= NEAR * limit[currency]
     ]
-    return near if run.state == RUNNING and run.finished_at is None else []
+    return near if run.state == RunState.RUNNING and run.finished_at is None else []
 
 
 def against_plan(run: BillingRun, found: Standing) -> Json | None:

@@ -19,13 +19,12 @@ from sqlalchemy import ColumnElement, false, func, select, update
 from sqlalchemy.orm import Session
 
 from billing.domain.gateway import CHARGE_ENDPOINT
-from billing.domain.lifecycle import HoldKind
+from billing.domain.lifecycle import HoldKind, RunState
 from billing.errors import ServiceUnavailable
-from billing.services import dispatch, ending, guards, invoicing, planning, steering
+from billing.services import dispatch, ending, guards, invoicing, planning
 from billing.services.parts import Parts, Rules, Send, Tally, tallied
 from billing.services.planning import FORECAST, dry_run
 from billing.services.progress import results_of, run_view, totals
-from billing.services.steering import RUNNING
 from billing.services.tokens import waits_for_token
 from billing.services.views import Json, instant
 from billing.store import queries, run_queries
@@ -225,7 +224,7 @@ class _Run:
 
     def goes_on(self) -> bool:
         with self.parts.reading() as session:
-            return session.scalar(select(BillingRun.state).where(BillingRun.id == self.id)) == RUNNING
+            return session.scalar(select(BillingRun.state).where(BillingRun.id == self.id)) == RunState.RUNNING
 
     def look(self, *, always: bool = False) -> Standing:
         """The heart beats, the guards look, progress is told. A large run is counted less often."""
@@ -303,7 +302,7 @@ def _record(session: Session, run: _Run, plan: Json, expect: Mapping[str, int] |
         started_at=real_now(),
         heartbeat_at=real_now(),
         plan=plan,
-        state=RUNNING if surprise is None else steering.STOPPED,
+        state=RunState.RUNNING if surprise is None else RunState.STOPPED,
         reason=surprise,
         guard=None if surprise is None else FORECAST,
     )
@@ -384,7 +383,7 @@ def _finish(run: _Run) -> Json:
         found = run_queries.standing(session, run.id, run.as_of)
         if row is not None and row.finished_at is None:
             row.heartbeat_at = None
-            if row.state == RUNNING and not found.anything_left:
+            if row.state == RunState.RUNNING and not found.anything_left:
                 row.finished_at = real_now()
     guards.watch(run.parts)
     return _report(run)

@@ -16,7 +16,7 @@ from sqlalchemy import ColumnElement, Table, insert, select, update
 from sqlalchemy.orm import Session
 
 from billing.domain.gateway import Lane
-from billing.domain.lifecycle import BILLABLE, AttemptStatus, HoldKind, InvoiceStatus
+from billing.domain.lifecycle import BILLABLE, AttemptStatus, HoldKind, InvoiceStatus, RunKind, RunState
 from billing.domain.money import Money
 from billing.errors import IllegalTransition, NotFound
 from billing.services import invoicing, parking
@@ -29,8 +29,6 @@ from billing.store.clock import real_now
 from billing.store.models import BillingRun, ChargeAttempt, Fact, Invoice, Plan, Subscription
 from billing.store.trouble import raise_if_databases_trouble
 
-RUNNING, PAUSED, STOPPED, ABORTED = "running", "paused", "stopped", "aborted"
-ASKED, DAILY = "asked", "daily"
 AT_ONCE = 200  # attempts withdrawn, or periods approved, in one transaction
 
 log = structlog.get_logger()
@@ -66,8 +64,8 @@ def pause_run(parts: Parts, run_id: str) -> None:
     reason = "paused by a person"
     with parts.transaction() as session:
         run = _unfinished(session, run_id, "paused")
-        if run.state == RUNNING:
-            run.state, run.reason = PAUSED, reason
+        if run.state == RunState.RUNNING:
+            run.state, run.reason = RunState.PAUSED, reason
     parking.hold_run(
         parts, run_id, f"billing run {run_id} is {run.state}: {run.reason}; `billing runs resume {run_id}` goes on"
     )
@@ -80,7 +78,7 @@ def resume_run(parts: Parts, run_id: str) -> None:
         run = _unfinished(session, run_id, "resumed")
         if run.guard is not None and run.guard not in run.waived:
             run.waived = [*run.waived, run.guard]
-        run.state, run.reason, run.guard, run.heartbeat_at = RUNNING, None, None, None
+        run.state, run.reason, run.guard, run.heartbeat_at = RunState.RUNNING, None, None, None
     parking.let_go(parts, waits_for(run_id))
 
 
@@ -91,10 +89,10 @@ def abort_run(parts: Parts, run_id: str) -> int:
         run = run_queries.lock_run(session, run_id)
         if run is None:
             raise NotFound(f"no billing run {run_id[:60]!r}; see `billing runs list`")
-        if run.state != ABORTED:
+        if run.state != RunState.ABORTED:
             _refuse_finished(run, "aborted")
-            run.state, run.reason, run.guard = ABORTED, "aborted by a person", None
-        ends_now = run.kind == ASKED
+            run.state, run.reason, run.guard = RunState.ABORTED, "aborted by a person", None
+        ends_now = run.kind == RunKind.ASKED
     withdrawn = withdraw_rest(parts, run_id)
     if ends_now:
         with parts.transaction() as session:
@@ -115,9 +113,9 @@ def stop_run(parts: Parts, run_id: str, guard: str, reason: str) -> bool:
 
 def mark_stopped(run: BillingRun, guard: str, reason: str) -> bool:
     """The caller holds the row's lock."""
-    if run.state != RUNNING or run.finished_at is not None or guard in run.waived:
+    if run.state != RunState.RUNNING or run.finished_at is not None or guard in run.waived:
         return False
-    run.state, run.guard, run.reason = STOPPED, guard, reason
+    run.state, run.guard, run.reason = RunState.STOPPED, guard, reason
     log.error("run.stopped", run=run.id, guard=guard, reason=reason)
     return True
 
@@ -131,7 +129,7 @@ def _unfinished(session: Session, run_id: str, wish: str) -> BillingRun:
     if run is None:
         raise NotFound(f"no billing run {run_id[:60]!r}; see `billing runs list`")
     _refuse_finished(run, wish)
-    if run.state == ABORTED:
+    if run.state == RunState.ABORTED:
         raise IllegalTransition(
             f"billing run {run_id} cannot be {wish}: it was aborted;"
             f" `billing run approve {run_id}` releases what it left"
@@ -140,7 +138,7 @@ def _unfinished(session: Session, run_id: str, wish: str) -> BillingRun:
 
 
 def _refuse_finished(run: BillingRun, wish: str) -> None:
-    if run.finished_at is not None and run.state == RUNNING:
+    if run.finished_at is not None and run.state == RunState.RUNNING:
         raise IllegalTransition(
             f"billing run {run.id} cannot be {wish}: it is finished; see `billing runs show {run.id}`"
         )
@@ -396,4 +394,4 @@ def _release_invoice(session: Session, subscription: Subscription, invoice_id: s
 
 def state_of(run: BillingRun) -> str:
     """As people read it."""
-    return "finished" if run.finished_at is not None and run.state == RUNNING else run.state
+    return "finished" if run.finished_at is not None and run.state == RunState.RUNNING else run.state

@@ -36,6 +36,8 @@ from billing.domain.lifecycle import (
     UNFINISHED,
     AttemptStatus,
     InvoiceStatus,
+    RunKind,
+    RunState,
     TokenStatus,
 )
 from billing.store.models import (
@@ -310,8 +312,8 @@ def _run_of_claim() -> ColumnElement[Any]:
     """The run that claims owns the attempt, unless it belongs to another that was asked for and goes on. The
     scheduler's own run takes only what belongs to none."""
     owner = aliased(BillingRun)
-    goes_on = or_(owner.finished_at.is_(None), owner.state == "aborted")  # what was aborted stays aborted
-    taken = exists().where(owner.id == _attempts.c.run_id, owner.kind == "asked", goes_on)
+    goes_on = or_(owner.finished_at.is_(None), owner.state == RunState.ABORTED)  # what was aborted stays aborted
+    taken = exists().where(owner.id == _attempts.c.run_id, owner.kind == RunKind.ASKED, goes_on)
     keeps = or_(taken, and_(_attempts.c.run_id.is_not(None), bindparam("only_free", type_=Boolean)))
     return case((keeps, _attempts.c.run_id), else_=bindparam("run", type_=Text))
 

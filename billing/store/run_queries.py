@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.types import Text
 
 from billing.domain.gateway import CHARGE_ENDPOINT, Lane
-from billing.domain.lifecycle import BILLABLE, AttemptStatus, HoldKind, InvoiceStatus
+from billing.domain.lifecycle import BILLABLE, AttemptStatus, HoldKind, InvoiceStatus, RunKind, RunState
 from billing.store.models import (
     BillingRun,
     ChannelBreaker,
@@ -367,8 +367,8 @@ def orphan_run(session: Session, heart_stopped_before: datetime) -> BillingRun |
         select(BillingRun)
         .where(
             BillingRun.finished_at.is_(None),
-            BillingRun.kind == "asked",
-            BillingRun.state == "running",
+            BillingRun.kind == RunKind.ASKED,
+            BillingRun.state == RunState.RUNNING,
             or_(BillingRun.heartbeat_at.is_(None), BillingRun.heartbeat_at < heart_stopped_before),
         )
         .order_by(BillingRun.started_at)
@@ -385,12 +385,12 @@ def end_unbegun(session: Session, reason: str, real: datetime) -> None:
         update(BillingRun)
         .where(
             BillingRun.finished_at.is_(None),
-            BillingRun.kind == "asked",
-            BillingRun.state == "stopped",
+            BillingRun.kind == RunKind.ASKED,
+            BillingRun.state == RunState.STOPPED,
             BillingRun.opened == 0,
             ~begun,
         )
-        .values(state="aborted", reason=reason, finished_at=real)
+        .values(state=RunState.ABORTED, reason=reason, finished_at=real)
         .execution_options(synchronize_session=False)
     )
 
@@ -451,7 +451,9 @@ def parked_causes(session: Session) -> list[str]:
 def aborted_among(session: Session, causes: Sequence[str]) -> list[str]:
     """The aborted runs that attempts still wait for."""
     runs = [cause.removeprefix("run:") for cause in causes if cause.startswith("run:")]
-    return list(session.scalars(select(BillingRun.id).where(BillingRun.id.in_(runs), BillingRun.state == "aborted")))
+    return list(
+        session.scalars(select(BillingRun.id).where(BillingRun.id.in_(runs), BillingRun.state == RunState.ABORTED))
+    )
 
 
 def causes_gone(session: Session, causes: Sequence[str]) -> list[str]:
@@ -462,7 +464,9 @@ def causes_gone(session: Session, causes: Sequence[str]) -> list[str]:
     holding = {
         f"run:{found}"
         for found in session.scalars(
-            select(BillingRun.id).where(BillingRun.id.in_(runs), BillingRun.state.in_(("paused", "stopped", "aborted")))
+            select(BillingRun.id).where(
+                BillingRun.id.in_(runs), BillingRun.state.in_((RunState.PAUSED, RunState.STOPPED, RunState.ABORTED))
+            )
         )
     } | {
         f"channel:{found}"

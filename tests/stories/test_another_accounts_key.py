@@ -14,8 +14,7 @@ from sqlalchemy import text, update
 from billing.domain.gateway import SessionType, TokenReport
 from billing.domain.lifecycle import HoldKind
 from billing.services import charging, key, reconciling, runs
-from billing.services.acquaintance import Acquaintance
-from billing.services.parts import Parts
+from billing.services.parts import Acquaintance, Parts
 from billing.services.views import Json
 from billing.store import queries
 from billing.store.models import ChargeAttempt, PaymentToken

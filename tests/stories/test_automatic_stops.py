@@ -16,8 +16,7 @@ from sqlalchemy import select, update
 from billing import quota
 from billing.domain.gateway import CHARGE_ENDPOINT
 from billing.services import charging, invoicing, steering
-from billing.services.acquaintance import Acquaintance
-from billing.services.parts import Rules
+from billing.services.parts import Acquaintance, Rules
 from billing.services.planning import DECLINES, FORECAST
 from billing.store.models import BillingRun, Capture, ChannelBreaker, ChargingStop, Invoice, Subscription, WebhookEvent
 from tests.typing_in_a_world import typed

@@ -18,7 +18,7 @@ import simplejson
 from sqlalchemy import select
 
 from billing.domain.gateway import Lane, SessionMode, SessionType
-from billing.domain.lifecycle import SubscriptionStatus
+from billing.domain.lifecycle import RunState, SubscriptionStatus
 from billing.domain.schedule import schedule_from_text
 from billing.errors import BillingError, IllegalTransition, NotFound
 from billing.sandbox.simulation.fate import Fate
@@ -222,7 +222,7 @@ class People:
 
     def resume_runs(self, parts: Parts) -> None:
         with parts.reading() as session:
-            waiting = select(BillingRun.id).where(BillingRun.state.in_((steering.PAUSED, steering.STOPPED)))
+            waiting = select(BillingRun.id).where(BillingRun.state.in_((RunState.PAUSED, RunState.STOPPED)))
             ids = list(session.scalars(waiting.order_by(BillingRun.id)))
         for run_id in ids:
             steering.resume_run(parts, run_id)
@@ -234,7 +234,7 @@ class People:
     def approve_aborted_runs(self, parts: Parts) -> None:
         """Yes to what aborted runs have left, as far as it is open."""
         with parts.reading() as session:
-            aborted = select(BillingRun.id).where(BillingRun.state == steering.ABORTED)
+            aborted = select(BillingRun.id).where(BillingRun.state == RunState.ABORTED)
             ids = list(session.scalars(aborted.order_by(BillingRun.id)))
         for run_id in ids:
             try:
