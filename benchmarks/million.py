@@ -21,7 +21,7 @@ from sqlalchemy import Engine, event
 
 from benchmarks.world import BenchmarkFailed, Result, expect, fill, make_app, own_peak_mib, plain, servers
 from billing.app import App
-from billing.services import dispatch
+from billing.runs import tick
 
 IDLE_TICKS = 50
 LARGE_TABLE_ROWS = 10_000
@@ -90,7 +90,7 @@ def _open(url: str, at: datetime, expected: int) -> Opening:
 def open_here(url: str, now: datetime) -> None:
     app = make_app(url)
     started = time.perf_counter()
-    opened = sum(batch.invoices for batch in dispatch.open_all_due(app.parts, now))
+    opened = sum(batch.invoices for batch in tick.open_all_due(app.parts, now))
     seconds = time.perf_counter() - started
     app.close()
     print(json.dumps({"invoices": opened, "seconds": seconds, "peak_mib": own_peak_mib()}))
@@ -121,7 +121,7 @@ def _idle_ticks(url: str, total: int) -> list[Result]:
         for number in range(IDLE_TICKS + 1):
             watched.seconds = 0.0
             watched.statements.clear()
-            expect(not dispatch.tick(app.parts, _nobody), "something was due in an idle tick")
+            expect(not tick.tick(app.parts, _nobody), "something was due in an idle tick")
             if number:  # the first opens the connection
                 times.append(watched.seconds * 1_000)
         asked = list(watched.statements)

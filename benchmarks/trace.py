@@ -26,7 +26,7 @@ import psycopg
 from benchmarks.world import Result, Site, expect, fill, make_app, nowhere, plain, servers, site
 from billing.app import App
 from billing.cli import run_command
-from billing.services.dispatch import tick
+from billing.runs.tick import tick
 from billing.work import InProcess
 
 OURS = f"{Path(__file__).resolve().parent.parent}{os.sep}"

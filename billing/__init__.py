@@ -16,7 +16,7 @@ The floors, each importing only those below it (import-linter holds them apart):
     domain/              rules: money, schedule, lifecycle, declines, dunning, the gateway port
     settings.py errors.py
 
-Start reading at services/charging.py. `from billing import Billing` is for scripts (docs/scripting.md); it is loaded
+Start reading at charging/charge.py. `from billing import Billing` is for scripts (docs/scripting.md); it is loaded
 when asked for, because the command line imports this package before anything else.
 """
 

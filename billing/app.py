@@ -12,6 +12,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from billing import log
+from billing.charging import key
 from billing.domain.gateway import CHARGE_ENDPOINT, PaymentGateway, Quota
 from billing.domain.money import parse_amounts
 from billing.errors import (
@@ -21,9 +22,8 @@ from billing.errors import (
     InvalidSetting,
     NotSent,
 )
+from billing.parts import Parts, Rules, lane_of_this_work
 from billing.quota import NO_LIMIT, make_quota
-from billing.services import key
-from billing.services.parts import Parts, Rules, lane_of_this_work
 from billing.settings import Settings
 from billing.store.clock import make_clock
 from billing.store.engine import Sessions, make_engine, make_sessions, refuse_unusable
@@ -127,7 +127,7 @@ def refusing_a_copy(sessions: Sessions) -> Callable[[str], None]:
     """Before a request: what changes anything at Xendit does not leave a copy of the database, whoever asks for it."""
 
     def refuse(endpoint: str) -> None:
-        # A charge is refused before it is written down as submitted (services/charging.py).
+        # A charge is refused before it is written down as submitted (charging/charge.py).
         if endpoint == CHARGE_ENDPOINT or endpoint.startswith("GET "):
             return
         try:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TextIO, cast
 
 import structlog
@@ -93,8 +94,10 @@ class Complaints:
         return write
 
 
+_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "critical": logging.CRITICAL}
+
 _complaints = Complaints()
-# One list, filled again in place: loggers keep the list they met first.
+# One list, filled again in place, the level included: loggers keep the list and the class that they met first.
 _processors: list[structlog.typing.Processor] = []
 
 
@@ -107,6 +110,7 @@ def configure(log_format: str, *, level: int = logging.INFO) -> None:
         else [_spell_out, structlog.dev.ConsoleRenderer(colors=stderr.isatty())]
     )
     _processors[:] = [
+        partial(_drop_below, level),
         structlog.contextvars.merge_contextvars,
         _complaints,
         structlog.processors.add_log_level,
@@ -116,13 +120,21 @@ def configure(log_format: str, *, level: int = logging.INFO) -> None:
     ]
     structlog.configure(
         processors=_processors,
-        wrapper_class=structlog.make_filtering_bound_logger(level),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.NOTSET),
         logger_factory=structlog.PrintLoggerFactory(cast(TextIO, stderr)),
         cache_logger_on_first_use=True,
     )
     for handler in (*logging.getLogger().handlers, logging.lastResort):
         if handler is not None:
             handler.addFilter(_complaints)  # a second time changes nothing
+
+
+def _drop_below(
+    level: int, _logger: object, method: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    if _LEVELS.get(method, logging.ERROR) < level:
+        raise structlog.DropEvent
+    return event
 
 
 def _spell_out(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:

@@ -11,8 +11,8 @@ from sqlalchemy.orm import Session
 
 from billing.domain.gateway import CHARGE_ENDPOINT
 from billing.domain.lifecycle import BILLABLE, UNFINISHED, AttemptStatus, EventState, RunKind, RunState
-from billing.services import planning, progress
-from billing.services.parts import Parts, Rules
+from billing.parts import Parts, Rules
+from billing.runs import forecast, report
 from billing.store import run_queries, which_database
 from billing.store.models import BillingRun, ChargeAttempt, ChargingStop, Subscription, WebhookEvent
 from billing.store.run_queries import Standing
@@ -96,9 +96,9 @@ def _measure_runs(session: Session, now: datetime, rules: Rules, registry: Colle
             charges.labels(run=kind, status=status).set(found.by_status[status])
         waiting.labels(run=kind).set(found.waiting)
         rate.labels(run=kind).set(found.last_minute)
-    limit.labels(endpoint=CHARGE_ENDPOINT).set(planning.quota_limit(session, rules) or 0)
+    limit.labels(endpoint=CHARGE_ENDPOINT).set(forecast.quota_limit(session, rules) or 0)
     used.labels(endpoint=CHARGE_ENDPOINT).set(run_queries.quota_used(session))
-    for channel in progress.channels_down(session):
+    for channel in report.channels_down(session):
         down.labels(channel=channel["channel_code"]).set(1)
 
 

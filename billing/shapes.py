@@ -1,6 +1,6 @@
 """What operations answer with: frozen, typed models with exactly the members that `--json` prints, in their order.
 
-Made from the dicts of services/views.py and its neighbours by billing/api/. A member that a view has and its model has
+Made from the dicts of reading/views.py and its neighbours by billing/api/. A member that a view has and its model has
 not is refused: an answer that silently leaves something out would be found by nobody.
 
 Amounts are `Decimal` in major units with the currency's decimals, instants aware `datetime` in UTC. In JSON they are

@@ -35,14 +35,16 @@ from billing.app import App, build_process
 from billing.domain.gateway import EventKind, SessionMode
 from billing.domain.lifecycle import SessionStatus
 from billing.errors import BillingError, WebhookRejected
+from billing.inbox import apply
+from billing.inbox.receive import Inbox
+from billing.parts import Send
 from billing.ratelimit import RateLimit
-from billing.services import dispatch, sessions, webhooks
-from billing.services.inbox import Inbox
-from billing.services.parts import Send
+from billing.runs import tick
 from billing.settings import Settings, load_settings
 from billing.store import which_database
 from billing.store.models import PaymentSession
 from billing.store.trouble import Trouble, in_words, trouble_of
+from billing.subscribing import session_results
 from billing.work import find_sender
 from billing.xendit.webhook import check_callback_token, read_event, read_payload
 
@@ -243,8 +245,8 @@ async def _read_body(request: Request, limit: int) -> bytes:
 def _hand_on(send: Send, event_ids: Sequence[str]) -> None:
     """To a worker. When Redis does not answer, or nobody fetches what lies there, the scheduler takes them up."""
     try:
-        if dispatch.takes_more(send, dispatch.EVENT):
-            send(dispatch.EVENT, event_ids)
+        if tick.takes_more(send, tick.EVENT):
+            send(tick.EVENT, event_ids)
     except BillingError as error:
         log.warning("webhook.not_handed_on", events=len(event_ids), error=str(error))
 
@@ -252,7 +254,7 @@ def _hand_on(send: Send, event_ids: Sequence[str]) -> None:
 def _apply(app: App, event_id: str) -> None:
     """Here. What fails is taken up by the scheduler, or by the next `billing run`."""
     try:
-        webhooks.apply_stored_event(app.parts, event_id, read_event)
+        apply.apply_stored_event(app.parts, event_id, read_event)
     except SQLAlchemyError as error:
         log.warning("webhook.not_applied_yet", event_id=event_id, error=error.__class__.__name__)
 
@@ -288,7 +290,7 @@ def _return_page(app: App, settings: Settings, limits: Limits, session_id: str) 
         return _page("return.html", 404, state="unknown")
     if row.status == SessionStatus.ACTIVE and settings.secret_key and limits.may_look_up(row.id):
         try:
-            row = sessions.refresh_session(app.parts, row.id)
+            row = session_results.refresh_session(app.parts, row.id)
         except BillingError as error:
             log.warning("return_page.not_refreshed", session=row.id, error=str(error))
     return _page("return.html", 200, state=row.status, type=row.type)

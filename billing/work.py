@@ -12,12 +12,15 @@ from importlib.metadata import entry_points
 
 import structlog
 
+from billing.charging import charge, look_up, refunds, tokens
 from billing.domain.gateway import Lane
 from billing.errors import Conflict, GatewayError, NotFound, ServiceUnavailable
-from billing.services import charging, dispatch, reconciling, refunding, sessions, tokens, webhooks
-from billing.services.parts import Parts, Send, in_lane
+from billing.inbox import apply
+from billing.parts import Parts, Send, in_lane
+from billing.runs import tick
 from billing.settings import Settings
 from billing.store.trouble import database_errors_in_one_line
+from billing.subscribing import session_results
 from billing.xendit.webhook import read_event
 
 EVENTS_AT_ONCE = 20
@@ -26,30 +29,30 @@ EVENTS_AT_ONCE = 20
 def work_on(parts: Parts, kind: str, *identities: str) -> None:
     """One unit of work, by kind and ids: several charges may be one. The same for a dramatiq worker and for
     `billing run` without Redis."""
-    lane = dispatch.LANE_OF_KIND.get(kind, Lane.UPKEEP)
+    lane = tick.LANE_OF_KIND.get(kind, Lane.UPKEEP)
     with in_lane(lane):
-        if kind in dispatch.LANE_OF_KIND:
-            charging.charge(parts, identities, lane)
+        if kind in tick.LANE_OF_KIND:
+            charge.charge(parts, identities, lane)
             return
         for identity in identities:
             _follow(parts, kind, identity)
 
 
 def _follow(parts: Parts, kind: str, identity: str) -> None:
-    if kind != dispatch.EVENT:  # what has arrived is applied; nothing else is asked for by itself
+    if kind != tick.EVENT:  # what has arrived is applied; nothing else is asked for by itself
         parts.refuse_a_copy()
     match kind:
-        case dispatch.CHECK:
-            reconciling.check_attempt(parts, identity)
-        case dispatch.EVENT:
-            webhooks.apply_stored_event(parts, identity, read_event)
-        case dispatch.SESSION_CHECK:
+        case tick.CHECK:
+            look_up.check_attempt(parts, identity)
+        case tick.EVENT:
+            apply.apply_stored_event(parts, identity, read_event)
+        case tick.SESSION_CHECK:
             _check_session(parts, identity)
-        case dispatch.REFUND:
-            refunding.follow_refund(parts, identity)
-        case dispatch.TOKEN_CHECK:
+        case tick.REFUND:
+            refunds.follow_refund(parts, identity)
+        case tick.TOKEN_CHECK:
             tokens.follow_token(parts, identity)
-        case dispatch.DAY:
+        case tick.DAY:
             _compare_day(parts, identity)
         case _:
             raise ValueError(f"no such kind of work: {kind}")
@@ -72,14 +75,14 @@ def work_on_and_log(parts: Parts, kind: str, *identities: str) -> None:
 
 def units(kind: str, ids: Sequence[str], charges_at_once: int) -> Iterator[Sequence[str]]:
     """The ids of each unit of work: charges and events go in groups, everything else one by one."""
-    size = charges_at_once if kind in dispatch.LANE_OF_KIND else EVENTS_AT_ONCE if kind == dispatch.EVENT else 1
+    size = charges_at_once if kind in tick.LANE_OF_KIND else EVENTS_AT_ONCE if kind == tick.EVENT else 1
     for start in range(0, len(ids), size):
         yield ids[start : start + size]
 
 
 def _check_session(parts: Parts, session_id: str) -> None:
     try:
-        sessions.follow_session(parts, session_id)
+        session_results.follow_session(parts, session_id)
     except (GatewayError, Conflict, NotFound) as error:
         structlog.get_logger().warning("session.check_failed", session=session_id, error=str(error))
 
@@ -87,10 +90,10 @@ def _check_session(parts: Parts, session_id: str) -> None:
 def _compare_day(parts: Parts, day: str) -> None:
     log = structlog.get_logger()
     try:
-        for found in reconciling.differences_of_day(parts, date.fromisoformat(day)):
+        for found in look_up.differences_of_day(parts, date.fromisoformat(day)):
             why = found.explanation
             log.warning("reconcile.difference", day=day, kind=found.kind, payment=found.payment_id, why=why)
-    except reconciling.Interrupted:
+    except look_up.Interrupted:
         log.info("reconcile.day_interrupted", day=day)
     except (GatewayError, NotFound) as error:
         log.warning("reconcile.day_failed", day=day, error=str(error))
@@ -107,12 +110,12 @@ class InProcess:
     def __call__(self, kind: str, ids: Sequence[str]) -> None:
         """Returns when the work is done, so that claims never run ahead of it. Comparing days takes as long as it
         takes: nobody waits for that."""
-        pool = self._days if kind == dispatch.DAY else self._pool
+        pool = self._days if kind == tick.DAY else self._pool
         begun = [
             pool.submit(copy_context().run, work_on_and_log, self._parts, kind, *unit)
             for unit in units(kind, ids, self._parts.rules.charges_at_once)
         ]
-        if kind != dispatch.DAY:
+        if kind != tick.DAY:
             for future in begun:
                 future.result()
 

@@ -22,7 +22,6 @@ from billing.domain.lifecycle import (
     SubscriptionStatus,
     TokenStatus,
 )
-from billing.services.subscriptions import activate, calendar_of, plan_next
 from billing.store.models import (
     Base,
     Capture,
@@ -38,6 +37,7 @@ from billing.store.models import (
     WebhookEvent,
     new_id,
 )
+from billing.subscriptions.moves import activate, calendar_of, plan_next
 
 NOW = datetime(2026, 1, 31, 2, 0, tzinfo=UTC)  # 09:00 in Jakarta, on a day that most months do not have
 _numbers = itertools.count(1)

@@ -22,10 +22,10 @@ from sqlalchemy import select, text
 
 from billing.app import App, build
 from billing.domain.gateway import SessionMode
-from billing.services import onboarding, sessions
-from billing.services.parts import Rules
+from billing.parts import Rules
 from billing.settings import Settings
 from billing.store.models import WebhookEvent
+from billing.subscribing import payment_sessions, session_results
 from billing.web import LOOK_UPS_OF_A_SESSION, PAGES_OF_AN_ADDRESS, WRONG_TOKENS_OF_AN_ADDRESS, make_web
 from tests.world import NO_PERIOD_TWICE, Subscriber, World
 
@@ -679,7 +679,7 @@ def test_pages_are_shown_so_often_to_one_address(web: Web, world: World, page: s
 
 def test_the_return_page_of_a_link_that_is_over(web: Web, world: World) -> None:
     ana = world.subscribe()
-    sessions.cancel_session(world.parts, ana.session_id)
+    session_results.cancel_session(world.parts, ana.session_id)
     assert "no longer valid" in web.get(f"/return/{ana.session_id}").text
 
 
@@ -701,8 +701,8 @@ def test_pages_of_unknown_sessions(web: Web, page: str, name: str) -> None:
 
 def test_the_checkout_page_embeds_components(web: Web, world: World) -> None:
     ana = world.subscribe()
-    sessions.cancel_session(world.parts, ana.session_id)
-    session = onboarding.open_session(
+    session_results.cancel_session(world.parts, ana.session_id)
+    session = payment_sessions.open_session(
         world.parts, ana.customer, mode=SessionMode.COMPONENTS, subscription=ana.subscription
     )
 

@@ -27,30 +27,23 @@ from sqlalchemy import Select, func, select, text, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from billing.app import refusing_a_copy
+from billing.charging import charge, key, pay_by_hand
+from billing.charging import look_up as reconciling
+from billing.checks import doctor
+from billing.checks.invariants import CHECKS
 from billing.domain.gateway import Lane, Quota, SessionMode, SessionType
 from billing.domain.lifecycle import BILLABLE
 from billing.domain.money import Money
 from billing.domain.schedule import schedule_from_text
+from billing.inbox import apply
+from billing.parts import Parts, Rules
 from billing.quota import Unlimited
+from billing.reading import explain
+from billing.reading import timeline as story
+from billing.reading.views import Json
+from billing.runs import run as runs
+from billing.runs import tick as dispatch
 from billing.sandbox.simulator import Simulator, SimulatorConfig, SimulatorTransport
-from billing.services import (
-    catalog,
-    charging,
-    dispatch,
-    doctor,
-    explain,
-    key,
-    onboarding,
-    paying,
-    reconciling,
-    runs,
-    story,
-    subscriptions,
-    webhooks,
-)
-from billing.services.invariants import CHECKS
-from billing.services.parts import Parts, Rules
-from billing.services.views import Json
 from billing.store.clock import real_now
 from billing.store.engine import make_engine, make_sessions
 from billing.store.models import (
@@ -69,6 +62,8 @@ from billing.store.models import (
     Subscription,
     WebhookEvent,
 )
+from billing.subscribing import catalog, payment_sessions
+from billing.subscriptions import moves
 from billing.work import work_on
 from billing.xendit.client import XenditGateway
 from billing.xendit.masking import mask_payload
@@ -318,9 +313,9 @@ class World:
         payload = mask_payload(simplejson.loads(body, use_decimal=True))
         assert isinstance(payload, dict)
         with self.parts.transaction() as session:
-            stored = webhooks.record_event(session, read_event(payload), payload, self.now)
+            stored = apply.record_event(session, read_event(payload), payload, self.now)
         if stored is not None:
-            webhooks.apply_stored_event(self.parts, stored, read_event)
+            apply.apply_stored_event(self.parts, stored, read_event)
         return stored
 
     # Subscribers ----------------------------------------------------------------------------------------------
@@ -369,7 +364,7 @@ class World:
         again: bool = False,
     ) -> Subscriber:
         """`billing subscribe`: the customer has a link and has not followed it yet."""
-        subscription, session = onboarding.subscribe(
+        subscription, session = payment_sessions.subscribe(
             self.parts,
             self.customer(customer, country=country),
             plan or self.plan(),
@@ -541,13 +536,13 @@ class Subscriber:
 
     def adds_card(self, card: str = OTHER_VISA) -> PaymentToken:
         """Another payment method, by a session of its own; Xendit's events have arrived."""
-        session = onboarding.open_session(self.world.parts, self.customer, mode=SessionMode.PAYMENT_LINK)
+        session = payment_sessions.open_session(self.world.parts, self.customer, mode=SessionMode.PAYMENT_LINK)
         self.completes_session(session, card=card)
         self.world.deliver_webhooks()
         return self.tokens[-1]
 
     def new_session(self, via: SessionType = SessionType.SAVE) -> PaymentSession:
-        return onboarding.open_session(
+        return payment_sessions.open_session(
             self.world.parts, self.customer, mode=SessionMode.PAYMENT_LINK, subscription=self.subscription, via=via
         )
 
@@ -559,28 +554,28 @@ class Subscriber:
 
     def pause(self) -> None:
         with self.world.parts.transaction() as session:
-            row = subscriptions.lock_subscription(session, self.id)
-            subscriptions.pause(session, row, self.world.now)
+            row = moves.lock_subscription(session, self.id)
+            moves.pause(session, row, self.world.now)
 
     def resume(self) -> None:
         with self.world.parts.transaction() as session:
-            row = subscriptions.lock_subscription(session, self.id)
-            subscriptions.resume(session, row, session.get_one(Plan, row.plan_id), self.world.now)
+            row = moves.lock_subscription(session, self.id)
+            moves.resume(session, row, session.get_one(Plan, row.plan_id), self.world.now)
 
     def cancel(self, *, at_once: bool = False) -> None:
         with self.world.parts.transaction() as session:
-            row = subscriptions.lock_subscription(session, self.id)
-            subscriptions.cancel(session, row, self.world.now, at_once=at_once, reason="by request")
+            row = moves.lock_subscription(session, self.id)
+            moves.cancel(session, row, self.world.now, at_once=at_once, reason="by request")
 
     def uncancel(self) -> None:
         with self.world.parts.transaction() as session:
-            row = subscriptions.lock_subscription(session, self.id)
-            subscriptions.uncancel(session, row, session.get_one(Plan, row.plan_id), self.world.now)
+            row = moves.lock_subscription(session, self.id)
+            moves.uncancel(session, row, session.get_one(Plan, row.plan_id), self.world.now)
 
     def pay_invoice(self, *, token: PaymentToken | None = None) -> None:
         """`billing invoice pay` of the newest invoice."""
-        attempt_id = paying.pay_invoice(self.world.parts, self.invoice.id, token.id if token else None)
-        charging.charge(self.world.parts, [attempt_id])
+        attempt_id = pay_by_hand.pay_invoice(self.world.parts, self.invoice.id, token.id if token else None)
+        charge.charge(self.world.parts, [attempt_id])
 
     def look_up(self) -> None:
         """`billing reconcile`, for the newest attempt only."""
@@ -591,7 +586,7 @@ class Subscriber:
     def charged_by_a_process_that_dies(self, *, before_the_call: bool = False) -> None:
         """The newest attempt is begun (and sent); then its process is gone."""
         with self.world.parts.transaction() as session:
-            started = charging.begin_attempts(session, [self.attempt.id], self.world.now, self.world.parts.rules)
+            started = charge.begin_attempts(session, [self.attempt.id], self.world.now, self.world.parts.rules)
         (begun,) = started.begun
         if not before_the_call:
             self.world.gateway.charge(begun.request)

@@ -14,7 +14,7 @@ from dramatiq.brokers.redis import RedisBroker
 from redis.exceptions import RedisError, ResponseError
 
 from billing.errors import ServiceUnavailable
-from billing.services import dispatch
+from billing.runs import tick
 from billing.store import queries
 from billing.work import units, work_on_and_log
 from workers import broker
@@ -26,27 +26,27 @@ dramatiq.set_broker(broker.make_broker(broker.sender_settings()))
 # numbers go first among what it has at hand, which is nearly all, for little more than that is ever handed out.
 @dramatiq.actor(queue_name="charges", max_retries=0, priority=0)
 def charge_now(*attempt_ids: str) -> None:
-    """Charge what a customer waits for (billing/services/charging.py)."""
-    _work(dispatch.CHARGE_NOW, *attempt_ids)
+    """Charge what a customer waits for (billing/charging/charge.py)."""
+    _work(tick.CHARGE_NOW, *attempt_ids)
 
 
 @dramatiq.actor(queue_name="charges", max_retries=0, priority=10)
 def charge(*attempt_ids: str) -> None:
     """Charge renewals, a group at a time."""
-    _work(dispatch.CHARGE, *attempt_ids)
+    _work(tick.CHARGE, *attempt_ids)
 
 
 @dramatiq.actor(queue_name="charges", max_retries=0, priority=20)
 def charge_again(*attempt_ids: str) -> None:
     """Charge what has been declined before."""
-    _work(dispatch.CHARGE_AGAIN, *attempt_ids)
+    _work(tick.CHARGE_AGAIN, *attempt_ids)
 
 
 @dramatiq.actor(queue_name="upkeep", max_retries=0, priority=5)
 def follow(kind: str, *identities: str) -> None:
     """Apply events, look up an attempt, session or refund, compare a day. In a queue of its own."""
     _work(kind, *identities)
-    if kind == dispatch.DAY and broker.app().parts.stopping.is_set():
+    if kind == tick.DAY and broker.app().parts.stopping.is_set():
         send(kind, identities)  # interrupted between two pages: whoever comes next compares it
 
 
@@ -58,7 +58,7 @@ def _work(kind: str, *identities: str) -> None:
         structlog.get_logger().error("work.put_off", kind=kind, ids=identities, error=str(error))
 
 
-_CHARGES = {dispatch.CHARGE_NOW: charge_now, dispatch.CHARGE: charge, dispatch.CHARGE_AGAIN: charge_again}
+_CHARGES = {tick.CHARGE_NOW: charge_now, tick.CHARGE: charge, tick.CHARGE_AGAIN: charge_again}
 MOST_UPKEEP = 1_000  # messages that wait
 A_DAY = 24 * 60 * 60 * 1_000
 PATIENCE = 4  # parts of a lease: a message that nobody fetches for one of them says that nobody is at work
@@ -72,7 +72,7 @@ class _ToWorkers:
             for unit in units(kind, ids, broker.charges_at_once()):
                 if kind in _CHARGES:
                     _CHARGES[kind].send(*unit)
-                elif kind == dispatch.DAY:
+                elif kind == tick.DAY:
                     # Three a day, of no row and without a lease: nobody would send it again before tomorrow.
                     follow.send_with_options(args=(kind, *unit), max_age=A_DAY)
                 else:
@@ -86,7 +86,7 @@ class _ToWorkers:
             return True
         with _redis_errors_in_one_line():
             waits = broker.backlog(actor.broker, actor.queue_name)
-        return waits.messages < most and (kind == dispatch.DAY or waits.oldest < queries.CLAIM_LEASE / PATIENCE)
+        return waits.messages < most and (kind == tick.DAY or waits.oldest < queries.CLAIM_LEASE / PATIENCE)
 
 
 @contextmanager

@@ -17,8 +17,8 @@ from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import AgeLimit, Middleware, Retries
 
 from billing.app import App, build_process
+from billing.charging.key import lift_stop_of_another_key
 from billing.errors import BillingError
-from billing.services.key import lift_stop_of_another_key
 from billing.settings import Settings, load_settings
 from billing.store import queries
 from billing.store.clock import real_now

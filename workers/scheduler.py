@@ -18,11 +18,11 @@ from types import FrameType
 import structlog
 
 from billing.app import App, build_process
+from billing.charging.key import lift_stop_of_another_key
 from billing.domain.schedule import last_tick
 from billing.errors import BillingError, CopyOfDatabase
-from billing.services import dispatch, guards, runs
-from billing.services.key import lift_stop_of_another_key
-from billing.services.parts import Parts, Send
+from billing.parts import Parts, Send
+from billing.runs import limits, run, tick
 from billing.settings import load_settings
 from billing.store import queries
 from billing.store.clock import real_now, refuse_a_wrong_clock, uptime
@@ -46,11 +46,11 @@ class Job:
 
 
 JOBS: Mapping[str, Job] = {
-    "bill": Job("* * * * * *", dispatch.tick),
-    "watch-runs": Job("* * * * * */2", lambda parts, _send: guards.watch(parts)),
-    "compare-days": Job("17 3 * * * 0", dispatch.hand_out_days),
+    "bill": Job("* * * * * *", tick.tick),
+    "watch-runs": Job("* * * * * */2", lambda parts, _send: limits.watch(parts)),
+    "compare-days": Job("17 3 * * * 0", tick.hand_out_days),
     "which-database": Job("* * * * * 0", lambda parts, _send: parts.refuse_a_copy()),
-    "forget-ticks": Job("17 * * * * 0", lambda parts, _send: runs.forget_old_ticks(parts)),
+    "forget-ticks": Job("17 * * * * 0", lambda parts, _send: run.forget_old_ticks(parts)),
 }
 
 

@@ -36,7 +36,7 @@ from billing.api.subscriptions import Subscriptions
 from billing.api.tokens import Tokens
 from billing.api.upkeep import Rows
 from billing.app import App
-from billing.services import catalog, explain, story
+from billing.reading import explain, timeline
 from billing.settings import Settings, load_settings, require
 from billing.shapes import (
     Adopted,
@@ -50,6 +50,7 @@ from billing.shapes import (
     RunReport,
     Subscribed,
 )
+from billing.subscribing import catalog
 
 __all__ = ["Billing"]
 
@@ -151,7 +152,7 @@ class Billing(Operations):
         parts = self._opened.parts
         with parts.reading() as session:
             found = catalog.find_subscription(session, subscription)
-            read = story.read(session, found, parts.clock.now(), parts.rules)
+            read = timeline.read(session, found, parts.clock.now(), parts.rules)
         return Explanation.model_validate(explain.tell(read))
 
     def import_(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from billing import quota
 from billing.api.opening import Operations, read_one
+from billing.charging import parking
 from billing.domain.names import LONGEST_TEXT, check_text
-from billing.services import breaker, listings, parking
-from billing.services.progress import channels_down
-from billing.services.views import instant
+from billing.reading import lists
+from billing.reading.views import instant
+from billing.runs.report import channels_down
 from billing.shapes import Charging as Stop
 from billing.shapes import ChargingStanding
-from billing.store import queries
+from billing.store import breaker, queries
 
 
 class Charging(Operations):
@@ -18,7 +19,7 @@ class Charging(Operations):
         """Whether charging is stopped, and why; and where the gateway has told us to wait or to go slower."""
         with self._opened.parts.reading() as session:
             found = quota.standing(session)
-            view = listings.show_charging_stop(session) | {
+            view = lists.show_charging_stop(session) | {
                 "paused": [{"endpoint": name, "until": instant(until)} for name, until in found.paused.items()],
                 "learned_limits": [
                     {"endpoint": name, "requests_per_minute": limit} for name, limit in found.learned_limits.items()
@@ -55,4 +56,4 @@ class Charging(Operations):
         return self._shown()
 
     def _shown(self) -> Stop:
-        return read_one(self._opened.parts, Stop, listings.show_charging_stop)
+        return read_one(self._opened.parts, Stop, lists.show_charging_stop)

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from billing.api import arguments
 from billing.api.opening import Operations
 from billing.errors import InvalidArgument, InvalidInput
-from billing.services.parts import Parts
+from billing.parts import Parts
 from billing.shapes import Now
 from billing.store.clock import advance_test_clock, require_test_clock, set_test_clock
 

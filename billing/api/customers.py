@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 from billing.api.opening import Operations, read_one
 from billing.errors import InvalidArgument
-from billing.services import catalog, listings, views
+from billing.reading import lists, views
 from billing.shapes import Customer
+from billing.subscribing import catalog
 
 
 class Customers(Operations):
@@ -76,7 +77,7 @@ class Customers(Operations):
 
     def list(self, *, limit: int | None = None, after: str | None = None) -> Iterator[Customer]:
         """All customers with their saved payment methods, by their references."""
-        return self._opened.shown(listings.list_customers(self._opened.parts), Customer, limit, after)
+        return self._opened.shown(lists.list_customers(self._opened.parts), Customer, limit, after)
 
     def show(self, reference: str) -> Customer:
         """One customer, by reference, id or Xendit's id. Raises NotFound."""

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from billing.api import arguments
 from billing.api.opening import Opened, Operations, read_one
 from billing.domain.lifecycle import EventState
-from billing.services import catalog, listings, views, webhooks
+from billing.inbox import apply
+from billing.reading import lists, views
 from billing.shapes import Event
+from billing.subscribing import catalog
 from billing.xendit.webhook import read_event
 
 
@@ -16,7 +18,7 @@ class Events(Operations):
     def list(self, *, state: str | None = None, limit: int | None = None, after: str | None = None) -> Iterator[Event]:
         """Stored webhook events, the newest first; those in this `state`."""
         wanted = arguments.maybe_one_of("--state", EventState, state)
-        return self._opened.shown(listings.list_events(self._opened.parts, state=wanted), Event, limit, after)
+        return self._opened.shown(lists.list_events(self._opened.parts, state=wanted), Event, limit, after)
 
 
 def replay(opened: Opened, webhook_event: str) -> Event:
@@ -24,7 +26,7 @@ def replay(opened: Opened, webhook_event: str) -> Event:
     parts = opened.parts
     with parts.reading() as session:
         event = catalog.find_event(session, webhook_event)
-    webhooks.apply_stored_event(parts, event.id, read_event, again=True)
+    apply.apply_stored_event(parts, event.id, read_event, again=True)
     found = read_one(parts, Event, lambda session: views.event_view(catalog.find_event(session, event.id)))
     if found.state == EventState.PARKED or (found.state == EventState.APPLIED and found.error):
         found.told(f"event {found.id} could not be applied: {found.error}")

@@ -7,14 +7,17 @@ from collections.abc import Iterator
 
 from billing.api import arguments
 from billing.api.opening import Operations, read_one
+from billing.charging import pay_by_hand
 from billing.domain.declines import DeclineClass
 from billing.domain.gateway import Lane
 from billing.domain.lifecycle import AttemptStatus, InvoiceStatus
 from billing.errors import ServiceUnavailable
-from billing.services import catalog, dispatch, listings, paying, views
-from billing.services.parts import Parts, Send
+from billing.parts import Parts, Send
+from billing.reading import lists, views
+from billing.runs import tick
 from billing.shapes import Attempt, Invoice, InvoiceDetails
 from billing.store.models import ChargeAttempt
+from billing.subscribing import catalog
 
 POLL_SECONDS = 0.2
 WORKERS_ANSWER_SECONDS = 60.0
@@ -32,7 +35,7 @@ class Invoices(Operations):
         """Invoices with their attempts, the oldest first; of this `subscription`, with this `status`. Raises
         NotFound."""
         wanted = arguments.maybe_one_of("--status", InvoiceStatus, status)
-        found = listings.list_invoices(self._opened.parts, subscription=subscription, status=wanted)
+        found = lists.list_invoices(self._opened.parts, subscription=subscription, status=wanted)
         return self._opened.shown(found, Invoice, limit, after)
 
     def show(self, name: str) -> InvoiceDetails:
@@ -56,7 +59,7 @@ class Invoices(Operations):
             invoice = catalog.find_invoice(session, name)
             token_id = catalog.find_token(session, token).id if token else None
         with self._opened.sender() as (send, by_workers):
-            attempt_id = paying.pay_invoice(parts, invoice.id, token_id)
+            attempt_id = pay_by_hand.pay_invoice(parts, invoice.id, token_id)
             _hand_over(parts, send, attempt_id)
             if by_workers:
                 _wait(parts, attempt_id)
@@ -72,7 +75,7 @@ class Invoices(Operations):
 
 def _hand_over(parts: Parts, send: Send, attempt_id: str) -> None:
     try:
-        dispatch.send_charges(parts, send, [(Lane.CUSTOMER, [attempt_id])])
+        tick.send_charges(parts, send, [(Lane.CUSTOMER, [attempt_id])])
     except ServiceUnavailable as error:
         raise ServiceUnavailable(f"the attempt is planned and has not left: {error}") from None
 

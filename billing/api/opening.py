@@ -17,12 +17,12 @@ from sqlalchemy.orm import Session as DatabaseSession
 
 from billing import log
 from billing.app import App, build
+from billing.charging.key import lift_stop_of_another_key
 from billing.domain.gateway import SessionMode
 from billing.domain.names import visible
 from billing.errors import Conflict, InvalidArgument, InvalidSetting, ServiceUnavailable
-from billing.services.key import lift_stop_of_another_key
-from billing.services.paging import Listing
-from billing.services.parts import Parts, Send
+from billing.parts import Parts, Send
+from billing.reading.pages import Listing
 from billing.settings import Settings, require
 from billing.shapes import Shape
 from billing.store.trouble import database_errors_in_one_line, first_line

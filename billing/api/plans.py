@@ -9,8 +9,9 @@ from billing.api.arguments import AmountGiven
 from billing.api.opening import Operations, read_one
 from billing.domain.catch_up import CatchUp
 from billing.domain.dunning import DEFAULT_POLICY
-from billing.services import catalog, listings, views
+from billing.reading import lists, views
 from billing.shapes import Plan
+from billing.subscribing import catalog
 
 
 class Plans(Operations):
@@ -55,7 +56,7 @@ class Plans(Operations):
 
     def list(self, *, limit: int | None = None, after: str | None = None) -> Iterator[Plan]:
         """All plans, by their codes."""
-        return self._opened.shown(listings.list_plans(self._opened.parts), Plan, limit, after)
+        return self._opened.shown(lists.list_plans(self._opened.parts), Plan, limit, after)
 
     def show(self, code: str) -> Plan:
         """One plan, by code or id. Raises NotFound."""

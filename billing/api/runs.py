@@ -12,12 +12,14 @@ from datetime import UTC, datetime
 
 from billing.api import arguments
 from billing.api.opening import GATEWAY, Opened, Operations
+from billing.charging.tokens import RIGHT_KEY
 from billing.domain.declines import DeclineClass
 from billing.domain.lifecycle import RunState
-from billing.services import progress, runs, steering
-from billing.services.parts import Parts
-from billing.services.tokens import RIGHT_KEY
-from billing.services.views import Json, instant
+from billing.parts import Parts
+from billing.reading.views import Json, instant
+from billing.runs import control
+from billing.runs import report as progress
+from billing.runs import run as runs
 from billing.settings import require
 from billing.shapes import AbortedRun, Approved, DryRun, Run, RunProgress, RunReport, RunSummary
 from billing.store.clock import refuse_a_wrong_clock, require_test_clock, set_test_clock
@@ -52,19 +54,19 @@ class Runs(Operations):
     def pause(self, name: str) -> Run:
         """Charge nothing more of a run, from this moment on, until it is resumed. What was sent goes on to its end.
         Raises NotFound, IllegalTransition."""
-        steering.pause_run(self._opened.parts, name)
+        control.pause_run(self._opened.parts, name)
         return run_as_it_stands(self._opened.parts, name)
 
     def resume(self, name: str) -> Run:
         """Let a paused or stopped run go on. The guard that stopped it is waived for this run, and for no other. Raises
         NotFound, IllegalTransition."""
-        steering.resume_run(self._opened.parts, name)
+        control.resume_run(self._opened.parts, name)
         return run_as_it_stands(self._opened.parts, name)
 
     def abort(self, name: str) -> AbortedRun:
         """End a run for good: what it has not begun is withdrawn, and those invoices are held; `approve` charges them
         after all. Asks nobody. Raises NotFound, IllegalTransition."""
-        withdrawn = steering.abort_run(self._opened.parts, name)
+        withdrawn = control.abort_run(self._opened.parts, name)
         view = _view(self._opened.parts, name) | {"withdrawn": withdrawn}
         return AbortedRun.model_validate(view)
 
@@ -72,8 +74,8 @@ class Runs(Operations):
         """Say yes to what waits for a person; the next run charges it: missed periods of a plan whose catch-up is hold,
         and what an aborted run left. Names are of subscriptions or runs; without one all that waits is approved. Asks
         nobody. Raises NotFound, IllegalTransition for one that waits for nothing: then nothing is approved."""
-        waiting = steering.waiting_for_approval(self._opened.parts, names)
-        return Approved.model_validate({"approved": steering.approve(self._opened.parts, waiting)})
+        waiting = control.waiting_for_approval(self._opened.parts, names)
+        return Approved.model_validate({"approved": control.approve(self._opened.parts, waiting)})
 
 
 def run_as_it_stands(parts: Parts, name: str | None) -> Run:
@@ -83,7 +85,7 @@ def run_as_it_stands(parts: Parts, name: str | None) -> Run:
 def _view(parts: Parts, name: str | None) -> Json:
     now = parts.clock.now()
     with parts.reading() as session:
-        return progress.run_view(session, steering.find_run(session, name), now, parts.rules)
+        return progress.run_view(session, control.find_run(session, name), now, parts.rules)
 
 
 # ------------------------------------------------------------------------------------------------- billing.run

@@ -9,8 +9,9 @@ from billing.api import arguments
 from billing.api.opening import Operations, read_one
 from billing.domain.gateway import SessionMode, SessionType
 from billing.errors import InvalidArgument
-from billing.services import catalog, listings, onboarding, sessions, views
+from billing.reading import lists, views
 from billing.shapes import Session
+from billing.subscribing import catalog, payment_sessions, session_results
 
 
 class Mode(StrEnum):
@@ -54,7 +55,7 @@ class Sessions(Operations):
             started = catalog.find_subscription(session, subscription) if subscription else None
         if started is not None and started.customer_id != payer.id:
             raise InvalidArgument(f"subscription {subscription} belongs to another customer")
-        row = onboarding.open_session(parts, payer, mode=chosen, subscription=started, via=session_type)
+        row = payment_sessions.open_session(parts, payer, mode=chosen, subscription=started, via=session_type)
         self._opened.warn_of_missing_return_urls(chosen)
         return Session.model_validate(views.session_view(row))
 
@@ -67,7 +68,7 @@ class Sessions(Operations):
         after: str | None = None,
     ) -> Iterator[Session]:
         """Payment sessions, the oldest first; of this `customer`, of this `subscription`. Raises NotFound."""
-        found = listings.list_sessions(self._opened.parts, subscription=subscription, customer=customer)
+        found = lists.list_sessions(self._opened.parts, subscription=subscription, customer=customer)
         return self._opened.shown(found, Session, limit, after)
 
     def show(self, name: str) -> Session:
@@ -79,13 +80,13 @@ class Sessions(Operations):
     def refresh(self, name: str) -> Session:
         """Read the session from Xendit and apply what it says, as its webhook would. Raises NotFound, GatewayError."""
         parts = self._opened.with_gateway()
-        return Session.model_validate(views.session_view(sessions.refresh_session(parts, self._id(name))))
+        return Session.model_validate(views.session_view(session_results.refresh_session(parts, self._id(name))))
 
     def cancel(self, name: str) -> Session:
         """End the session at Xendit: nobody can pay through its link any more. Raises NotFound, Conflict,
         GatewayError."""
         parts = self._opened.with_gateway()
-        return Session.model_validate(views.session_view(sessions.cancel_session(parts, self._id(name))))
+        return Session.model_validate(views.session_view(session_results.cancel_session(parts, self._id(name))))
 
     def _id(self, name: str) -> str:
         with self._opened.parts.reading() as session:

@@ -14,9 +14,11 @@ from billing.domain.gateway import SessionMode, SessionType
 from billing.domain.lifecycle import SubscriptionStatus
 from billing.domain.names import check_reference
 from billing.errors import InvalidArgument
-from billing.services import catalog, listings, onboarding, sessions, subscriptions, views
+from billing.reading import lists, views
 from billing.shapes import Subscribed, Subscription
 from billing.store import models
+from billing.subscribing import catalog, payment_sessions, session_results
+from billing.subscriptions import moves
 
 Move = Callable[[DatabaseSession, models.Subscription, datetime], None]
 
@@ -32,7 +34,7 @@ class Subscriptions(Operations):
     ) -> Iterator[Subscription]:
         """All subscriptions, the oldest first; those with this `status`, of this `customer`. Raises NotFound."""
         wanted = arguments.maybe_one_of("--status", SubscriptionStatus, status)
-        found = listings.list_subscriptions(self._opened.parts, status=wanted, customer=customer)
+        found = lists.list_subscriptions(self._opened.parts, status=wanted, customer=customer)
         return self._opened.shown(found, Subscription, limit, after)
 
     def show(self, name: str) -> Subscription:
@@ -45,7 +47,7 @@ class Subscriptions(Operations):
 
     def pause(self, name: str) -> Subscription:
         """Stop billing until it is resumed; planned retries end, too. Raises NotFound, IllegalTransition."""
-        return self._move(name, subscriptions.pause)
+        return self._move(name, moves.pause)
 
     def resume(self, name: str) -> Subscription:
         """Go on with the next period (after a pause), or release one that is on hold. Raises NotFound,
@@ -57,11 +59,11 @@ class Subscriptions(Operations):
         NotFound, IllegalTransition."""
 
         def move(session: DatabaseSession, subscription: models.Subscription, at: datetime) -> None:
-            subscriptions.cancel(session, subscription, at, at_once=now, reason="by request")
+            moves.cancel(session, subscription, at, at_once=now, reason="by request")
 
         canceled = self._move(name, move)
         if canceled.status == SubscriptionStatus.CANCELED and self._opened.settings.secret_key:
-            sessions.cancel_open_sessions(self._opened.parts, canceled.id)
+            session_results.cancel_open_sessions(self._opened.parts, canceled.id)
         return canceled
 
     def uncancel(self, name: str) -> Subscription:
@@ -73,7 +75,7 @@ class Subscriptions(Operations):
         now = self._opened.parts.clock.now()
         with self._opened.parts.transaction() as session:
             found = catalog.find_subscription(session, name)
-            subscription = subscriptions.lock_subscription(session, found.id)
+            subscription = moves.lock_subscription(session, found.id)
             move(session, subscription, now)
             session.flush()
             view = views.show_subscription(session, subscription)
@@ -81,11 +83,11 @@ class Subscriptions(Operations):
 
 
 def _resume(session: DatabaseSession, subscription: models.Subscription, now: datetime) -> None:
-    subscriptions.resume(session, subscription, session.get_one(models.Plan, subscription.plan_id), now)
+    moves.resume(session, subscription, session.get_one(models.Plan, subscription.plan_id), now)
 
 
 def _uncancel(session: DatabaseSession, subscription: models.Subscription, now: datetime) -> None:
-    subscriptions.uncancel(session, subscription, session.get_one(models.Plan, subscription.plan_id), now)
+    moves.uncancel(session, subscription, session.get_one(models.Plan, subscription.plan_id), now)
 
 
 # ------------------------------------------------------------------------------------------------ subscribing
@@ -131,7 +133,7 @@ def _with_a_page(
     parts = opened.with_gateway()
     opened.require_origins(mode)
     payer, wanted = _find(opened, customer, plan)
-    subscription, row = onboarding.subscribe(
+    subscription, row = payment_sessions.subscribe(
         parts, payer, wanted, via=via, mode=mode, start_at=start_at, reference=reference, again=again
     )
     opened.warn_of_missing_return_urls(mode)
@@ -151,7 +153,7 @@ def _with_token(
     payer, wanted = _find(opened, customer, plan)
     with opened.parts.reading() as session:
         saved = catalog.find_token(session, token)
-    subscription = onboarding.subscribe_with_token(
+    subscription = payment_sessions.subscribe_with_token(
         opened.parts, payer, wanted, saved, start_at=start_at, reference=reference, again=again
     )
     return _subscribed(subscription, payer, wanted, None)

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from billing.api.opening import Operations, read_one
-from billing.services import catalog, listings, token_commands, tokens
+from billing.charging import token_commands, tokens
+from billing.reading import lists
 from billing.shapes import Token
 from billing.store import models, queries
+from billing.subscribing import catalog
 
 
 class Tokens(Operations):
     def list(self, customer: str, *, limit: int | None = None, after: str | None = None) -> Iterator[Token]:
         """The saved payment methods of a customer, the first to be charged on top. Raises NotFound."""
-        return self._opened.shown(listings.list_tokens(self._opened.parts, customer), Token, limit, after)
+        return self._opened.shown(lists.list_tokens(self._opened.parts, customer), Token, limit, after)
 
     def refresh(self, name: str) -> Token:
         """Read the token (our id, or Xendit's) from Xendit and store what it says. Raises NotFound, GatewayError."""
@@ -47,7 +49,7 @@ class Tokens(Operations):
             token = catalog.find_token(session, name)
             undone = tokens.unblock(session, token, self._opened.parts.clock.now())
             session.flush()
-            view = listings.show_token(session, token.id)
+            view = lists.show_token(session, token.id)
         self._opened.note(f"undone: {'; '.join(undone)}")
         return Token.model_validate(view)
 
@@ -57,7 +59,7 @@ class Tokens(Operations):
             token = catalog.find_token(session, name)
             tokens.make_first(session, token, self._opened.parts.clock.now())
             session.flush()
-            view = listings.show_token(session, token.id)
+            view = lists.show_token(session, token.id)
         return Token.model_validate(view)
 
     def _find(self, name: str) -> models.PaymentToken:
@@ -65,4 +67,4 @@ class Tokens(Operations):
             return catalog.find_token(session, name)
 
     def _show(self, token: models.PaymentToken) -> Token:
-        return read_one(self._opened.parts, Token, lambda session: listings.show_token(session, token.id))
+        return read_one(self._opened.parts, Token, lambda session: lists.show_token(session, token.id))

@@ -13,14 +13,16 @@ from pathlib import Path
 from alembic.util.exc import CommandError
 
 from billing.api.opening import Opened
+from billing.charging import look_up
+from billing.checks import doctor as checks
+from billing.checks import reconcile as resolving
 from billing.errors import InvalidArgument, InvalidInput, ServiceUnavailable
-from billing.services import doctor as checks
-from billing.services import import_files, importing, reconciling, resolving
-from billing.services.views import Json, instant
+from billing.reading.views import Json, instant
 from billing.shapes import Adopted, Diagnosis, Imported, Migrated, Reconciliation
 from billing.store import which_database
 from billing.store.clock import real_now
 from billing.store.migrate import upgrade
+from billing.subscribing import import_files, import_rows
 
 Rows = str | PathLike[str] | Iterable[str]
 """A file's name, `-` for stdin, or lines."""
@@ -85,7 +87,7 @@ def reconcile(opened: Opened, day: date | None, progress: Callable[[int, int], N
     if day is not None and day > (today := parts.clock.now().astimezone(UTC).date()):
         raise InvalidArgument(f"--date {day}: that day has not begun, today is {today} (UTC); give one that has")
     outcome = resolving.resolve_open(parts, progress)
-    differences = [asdict(row) for row in reconciling.compare_day(parts, day)] if day else []
+    differences = [asdict(row) for row in look_up.compare_day(parts, day)] if day else []
     found = Reconciliation.model_validate(
         {"resolved": outcome.resolved, "still_in_doubt": outcome.still_in_doubt, "differences": differences}
     )
@@ -100,7 +102,7 @@ def reconcile(opened: Opened, day: date | None, progress: Callable[[int, int], N
 def import_(opened: Opened, file: Rows, *, dry_run: bool, verify: bool, progress: Callable[[int], None]) -> Imported:
     parts = opened.with_gateway() if verify else opened.parts
     with _lines(file) as lines:
-        report = importing.import_rows(
+        report = import_rows.import_rows(
             parts,
             lines,
             dry_run=dry_run,

@@ -14,7 +14,7 @@ from billing.cli import output
 from billing.cli.opening import opened
 from billing.cli.values import INSTANT, INSTANT_HELP, LAST_YEAR, AsJson, parse_duration, parse_instant
 from billing.errors import InvalidInput
-from billing.services.views import instant
+from billing.reading.views import instant
 from billing.settings import load_settings
 from billing.store.clock import advance_test_clock, require_test_clock, set_test_clock
 

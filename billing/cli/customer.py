@@ -11,8 +11,9 @@ from billing.cli import output
 from billing.cli.opening import opened
 from billing.cli.token import COLUMNS as TOKEN_COLUMNS
 from billing.cli.values import After, AsJson, Limit
-from billing.services import catalog, listings
-from billing.services.views import Json, show_customer
+from billing.reading import lists
+from billing.reading.views import Json, show_customer
+from billing.subscribing import catalog
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -100,7 +101,7 @@ def list_(limit: Limit = None, after: After = None, as_json: AsJson = False) -> 
     """List customers with their saved payment methods, by their references."""
     empty = "no such customer" if after else "no customer yet; `billing customer create --help` shows how to make one"
     with opened() as billing:
-        found = listings.list_customers(billing.parts)
+        found = lists.list_customers(billing.parts)
         output.show_list(found, COLUMNS, limit=limit, after=after, as_json=as_json, empty=empty, row=_row)
 
 

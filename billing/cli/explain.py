@@ -12,10 +12,10 @@ from billing.cli import output
 from billing.cli.opening import opened
 from billing.cli.values import AsJson
 from billing.domain.schedule import stored_zone
-from billing.services import catalog
-from billing.services import explain as stories
-from billing.services.story import read
-from billing.services.views import Json
+from billing.reading import explain as stories
+from billing.reading.timeline import read
+from billing.reading.views import Json
+from billing.subscribing import catalog
 
 COLUMNS = {"when": "when", "what": "what"}
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from billing.app import App
+from billing.charging import pay_by_hand
 from billing.cli import output
 from billing.cli.opening import GATEWAY, opened, sender
 from billing.cli.values import After, AsJson, Limit
@@ -17,10 +18,12 @@ from billing.domain.declines import DeclineClass
 from billing.domain.gateway import Lane
 from billing.domain.lifecycle import AttemptStatus, InvoiceStatus
 from billing.errors import Conflict, ServiceUnavailable
-from billing.services import catalog, dispatch, listings, paying, views
-from billing.services.parts import Send
-from billing.services.views import Json
+from billing.parts import Send
+from billing.reading import lists, views
+from billing.reading.views import Json
+from billing.runs import tick
 from billing.store.models import ChargeAttempt
+from billing.subscribing import catalog
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -61,7 +64,7 @@ def list_(
     Example: billing invoice list --subscription ana-gold --status open
     """
     with opened() as billing:
-        found = listings.list_invoices(billing.parts, subscription=subscription, status=status)
+        found = lists.list_invoices(billing.parts, subscription=subscription, status=status)
         output.show_list(found, COLUMNS, limit=limit, after=after, as_json=as_json, empty="no such invoice", row=_row)
 
 
@@ -97,7 +100,7 @@ def pay(
             invoice = catalog.find_invoice(session, name)
             token_id = catalog.find_token(session, token).id if token else None
         with sender(billing) as (send, by_workers):
-            attempt_id = paying.pay_invoice(billing.parts, invoice.id, token_id)
+            attempt_id = pay_by_hand.pay_invoice(billing.parts, invoice.id, token_id)
             _hand_over(billing, send, attempt_id)
             if by_workers:
                 _wait(billing, attempt_id)
@@ -110,7 +113,7 @@ def pay(
 
 def _hand_over(billing: App, send: Send, attempt_id: str) -> None:
     try:
-        dispatch.send_charges(billing.parts, send, [(Lane.CUSTOMER, [attempt_id])])
+        tick.send_charges(billing.parts, send, [(Lane.CUSTOMER, [attempt_id])])
     except ServiceUnavailable as error:
         raise ServiceUnavailable(f"the attempt is planned and has not left: {error}") from None
 

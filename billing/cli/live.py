@@ -1,6 +1,6 @@
 """A run as people watch it: the live view of `billing run` and `billing runs show --follow`, and the report at its end.
 
-Drawn from the JSON of services/progress.py, so that what scripts read and what people see are the same figures.
+Drawn from the JSON of runs/report.py, so that what scripts read and what people see are the same figures.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rich.text import Text
 from sqlalchemy.exc import SQLAlchemyError
 
 from billing.cli import output
-from billing.services.views import Json
+from billing.reading.views import Json
 
 REFRESH_SECONDS = 0.5
 QUERY_SHARE = 10  # asking may take one part in so many of the time

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from billing import log
 from billing.app import App, build
 from billing.cli import debugging, output
-from billing.services.parts import Send
+from billing.parts import Send
 from billing.settings import Settings, load_settings
 
 GATEWAY = "xendit_secret_key"  # what a command needs that talks to Xendit
@@ -25,7 +25,7 @@ def opened(*needs: str, settings: Settings | None = None, log_level: int = loggi
     log.configure(app.settings.log_format, level=logging.DEBUG if debugging() else log_level)
     try:
         if GATEWAY in needs:
-            from billing.services.key import lift_stop_of_another_key  # noqa: PLC0415 - as below
+            from billing.charging.key import lift_stop_of_another_key  # noqa: PLC0415 - as below
 
             app.ready()
             lift_stop_of_another_key(app.parts, output.warn)

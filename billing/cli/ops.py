@@ -14,31 +14,25 @@ import typer
 from alembic.util.exc import CommandError
 
 from billing import quota
+from billing.charging import look_up, parking
+from billing.checks import doctor as checks
+from billing.checks import reconcile as resolving
 from billing.cli import output
 from billing.cli.opening import GATEWAY, opened
 from billing.cli.values import After, AsJson, Limit, parse_day
 from billing.domain.lifecycle import EventState
 from billing.domain.names import LONGEST_TEXT, check_text
 from billing.errors import BillingError, InvalidInput, ServiceUnavailable
-from billing.services import (
-    breaker,
-    catalog,
-    import_files,
-    importing,
-    listings,
-    parking,
-    reconciling,
-    resolving,
-    webhooks,
-)
-from billing.services import doctor as checks
-from billing.services.progress import channels_down
-from billing.services.views import Json, event_view, instant
+from billing.inbox import apply
+from billing.reading import lists
+from billing.reading.views import Json, event_view, instant
+from billing.runs.report import channels_down
 from billing.settings import load_settings
-from billing.store import queries, which_database
+from billing.store import breaker, queries, which_database
 from billing.store.clock import real_now
 from billing.store.engine import make_engine
 from billing.store.migrate import upgrade
+from billing.subscribing import catalog, import_files, import_rows
 from billing.xendit.webhook import read_event
 
 events = typer.Typer(no_args_is_help=True)
@@ -181,7 +175,7 @@ def reconcile(
             raise typer.BadParameter(f"--date {day}: that day has not begun, today is {today} (UTC); give one that has")
         with output.progress("looking up") as moved:
             outcome = resolving.resolve_open(billing.parts, moved)
-        differences = [asdict(row) for row in reconciling.compare_day(billing.parts, day)] if day else []
+        differences = [asdict(row) for row in look_up.compare_day(billing.parts, day)] if day else []
     document = {
         "resolved": outcome.resolved,
         "still_in_doubt": outcome.still_in_doubt,
@@ -215,7 +209,7 @@ def replay(
     with opened() as billing:
         with billing.parts.reading() as session:
             event = catalog.find_event(session, webhook_event)
-        webhooks.apply_stored_event(billing.parts, event.id, read_event, again=True)
+        apply.apply_stored_event(billing.parts, event.id, read_event, again=True)
         with billing.parts.reading() as session:
             view = event_view(catalog.find_event(session, event.id))
     output.show(view, as_json=as_json, people=lambda: output.card(f"Webhook event {view['id']}", view))
@@ -237,7 +231,7 @@ def list_events(
     Example: billing events list --state parked
     """
     with opened() as billing:
-        found = listings.list_events(billing.parts, state=state)
+        found = lists.list_events(billing.parts, state=state)
         output.show_list(found, EVENT_COLUMNS, limit=limit, after=after, as_json=as_json, empty="no such event")
 
 
@@ -249,7 +243,7 @@ def show_charging(as_json: AsJson = False) -> None:
     """Say whether charging is stopped, and why; and where the gateway has told us to wait or to go slower."""
     with opened() as billing, billing.parts.reading() as session:
         found = quota.standing(session)
-        view = listings.show_charging_stop(session) | {
+        view = lists.show_charging_stop(session) | {
             "paused": [{"endpoint": name, "until": instant(until)} for name, until in found.paused.items()],
             "learned_limits": [
                 {"endpoint": name, "requests_per_minute": limit} for name, limit in found.learned_limits.items()
@@ -282,7 +276,7 @@ def stop_charging(
         with billing.parts.transaction() as session:
             queries.stop_charging(session, f"by an operator: {reason}", billing.parts.clock.now())
         with billing.parts.reading() as session:
-            view = listings.show_charging_stop(session)
+            view = lists.show_charging_stop(session)
     output.show(view, as_json=as_json, people=lambda: output.say(f"Charging is stopped: {view['reason']}"))
 
 
@@ -302,7 +296,7 @@ def resume_charging(as_json: AsJson = False) -> None:
         for channel in channels:
             parking.let_go(billing.parts, breaker.waits_for(channel))
         with billing.parts.reading() as session:
-            view = listings.show_charging_stop(session)
+            view = lists.show_charging_stop(session)
     text = "Charging goes on with the next run or tick." if lifted else "Charging was not stopped."
     if opened_again:
         text += f" Pauses and limits of {opened_again} endpoint(s) are lifted."
@@ -339,7 +333,7 @@ def import_(
     """
     warnings: list[str] = []
     with opened(*((GATEWAY,) if verify else ())) as billing, _lines(file) as lines, output.progress("rows") as moved:
-        report = importing.import_rows(
+        report = import_rows.import_rows(
             billing.parts,
             lines,
             dry_run=dry_run,

@@ -27,7 +27,7 @@ from billing.domain.names import visible
 from billing.streams import drop, holds_every_letter, readable
 
 if TYPE_CHECKING:
-    from billing.services.paging import Listing
+    from billing.reading.pages import Listing
 
 Json = Mapping[str, Any]
 PIPE_WIDTH = 10_000

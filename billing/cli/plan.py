@@ -15,8 +15,9 @@ from billing.domain.catch_up import CatchUp
 from billing.domain.dunning import DEFAULT_POLICY, POLICIES
 from billing.domain.schedule import Schedule, parse_cron, parse_every
 from billing.errors import InvalidMoney
-from billing.services import catalog, listings
-from billing.services.views import Json, plan_view
+from billing.reading import lists
+from billing.reading.views import Json, plan_view
+from billing.subscribing import catalog
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -107,7 +108,7 @@ def list_(limit: Limit = None, after: After = None, as_json: AsJson = False) -> 
     """List plans, by their codes."""
     empty = "no such plan" if after else "no plan yet; `billing plan create --help` shows how to make one"
     with opened() as billing:
-        found = listings.list_plans(billing.parts)
+        found = lists.list_plans(billing.parts)
         output.show_list(found, COLUMNS, limit=limit, after=after, as_json=as_json, empty=empty)
 
 

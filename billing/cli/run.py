@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from billing.app import App
+from billing.charging.tokens import RIGHT_KEY
 from billing.cli import live, output
 from billing.cli.opening import GATEWAY, opened, sender
 from billing.cli.runs import confirmed, view_of
@@ -23,9 +24,9 @@ from billing.domain.declines import DeclineClass
 from billing.domain.lifecycle import RunState
 from billing.domain.money import parse_amounts
 from billing.errors import Conflict, InvalidMoney, ServiceUnavailable
-from billing.services import runs, steering
-from billing.services.tokens import RIGHT_KEY
-from billing.services.views import Json, instant
+from billing.reading.views import Json, instant
+from billing.runs import control
+from billing.runs import run as runs
 from billing.settings import Settings, load_settings
 from billing.store.clock import refuse_a_wrong_clock, require_test_clock, set_test_clock
 
@@ -122,13 +123,13 @@ def approve(
     Missed periods of a plan whose catch-up is hold (or too many of them at once), and what an aborted run left.
     """
     with opened() as billing:
-        waiting = steering.waiting_for_approval(billing.parts, names or ())
+        waiting = control.waiting_for_approval(billing.parts, names or ())
         rows = [each.view() | {"reference": each.reference, "reason": each.reason} for each in waiting]
         if rows and not yes and sys.stdin.isatty() and not as_json:
             output.some_of(rows, WAITING_COLUMNS, title="Waiting for approval")
         question = f"Charge {len(rows)} of them?"
         approved = (
-            [] if rows and not confirmed(question, yes=yes or as_json) else steering.approve(billing.parts, waiting)
+            [] if rows and not confirmed(question, yes=yes or as_json) else control.approve(billing.parts, waiting)
         )
     output.show({"approved": approved}, as_json=as_json, people=lambda: _people_approved(approved))
 

@@ -13,9 +13,9 @@ from billing.app import App
 from billing.cli import live, output
 from billing.cli.opening import opened
 from billing.cli.values import After, AsJson, Limit
-from billing.services import progress, steering
-from billing.services.parts import Parts
-from billing.services.views import Json
+from billing.parts import Parts
+from billing.reading.views import Json
+from billing.runs import control, report
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -44,7 +44,7 @@ def list_(limit: Limit = None, after: After = None, as_json: AsJson = False) -> 
     columns = COLUMNS if output.console().width >= WIDE else NARROW_COLUMNS
     empty = "no such billing run" if after else "no billing run yet; `billing run` makes one"
     with opened() as billing:
-        found = progress.list_runs(billing.parts)
+        found = report.list_runs(billing.parts)
         output.show_list(found, columns, limit=limit, after=after, as_json=as_json, empty=empty, row=_row)
 
 
@@ -82,7 +82,7 @@ def show(
 @app.command("pause")
 def pause(name: RunName, as_json: AsJson = False) -> None:
     """Charge nothing more of a run, from this moment on, until it is resumed. What was sent goes on to its end."""
-    view = _steer(name, lambda billing: steering.pause_run(billing.parts, name))
+    view = _steer(name, lambda billing: control.pause_run(billing.parts, name))
     done = f"{name} is {view['state']}; {view['waiting']} charge(s) wait. {view['how_to_go_on']}"
     output.show(view, as_json=as_json, people=lambda: output.say(done))
 
@@ -90,7 +90,7 @@ def pause(name: RunName, as_json: AsJson = False) -> None:
 @app.command("resume")
 def resume(name: RunName, as_json: AsJson = False) -> None:
     """Let a paused or stopped run go on. The guard that stopped it is waived for this run, and for no other."""
-    view = _steer(name, lambda billing: steering.resume_run(billing.parts, name))
+    view = _steer(name, lambda billing: control.resume_run(billing.parts, name))
     waived = f" Waived for it: {', '.join(view['waived'])}." if view["waived"] else ""
     done = f"{name} goes on with {view['waiting']} charge(s); without a scheduler `billing run` sends them.{waived}"
     output.show(view, as_json=as_json, people=lambda: output.say(done))
@@ -111,7 +111,7 @@ def abort(
         question = f"Abort {name}? {before['waiting']} charge(s) are withdrawn and their invoices held."
         if before["state"] not in ENDED and not confirmed(question, yes=yes):
             return
-        withdrawn = steering.abort_run(billing.parts, name)
+        withdrawn = control.abort_run(billing.parts, name)
         view = view_of(billing.parts, name) | {"withdrawn": withdrawn}
     done = f"{name} is aborted; {withdrawn} charge(s) withdrawn. {view['how_to_go_on']}"
     output.show(view, as_json=as_json, people=lambda: output.say(done))
@@ -120,7 +120,7 @@ def abort(
 def view_of(parts: Parts, name: str | None) -> Json:
     now = parts.clock.now()
     with parts.reading() as session:
-        return progress.run_view(session, steering.find_run(session, name), now, parts.rules)
+        return report.run_view(session, control.find_run(session, name), now, parts.rules)
 
 
 def confirmed(question: str, *, yes: bool) -> bool:

@@ -13,9 +13,10 @@ from billing.cli.opening import GATEWAY, opened
 from billing.cli.values import After, AsJson, Limit
 from billing.domain.gateway import SessionMode, SessionType
 from billing.errors import InvalidSetting
-from billing.services import catalog, listings, onboarding, sessions
-from billing.services.views import Json, session_view
+from billing.reading import lists
+from billing.reading.views import Json, session_view
 from billing.settings import Settings
+from billing.subscribing import catalog, payment_sessions, session_results
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -64,7 +65,7 @@ def list_(
 ) -> None:
     """List payment sessions, the oldest first."""
     with opened() as billing:
-        found = listings.list_sessions(billing.parts, subscription=subscription, customer=customer)
+        found = lists.list_sessions(billing.parts, subscription=subscription, customer=customer)
         output.show_list(found, COLUMNS, limit=limit, after=after, as_json=as_json, empty="no payment session")
 
 
@@ -74,7 +75,7 @@ def refresh(name: SessionName, as_json: AsJson = False) -> None:
     with opened(GATEWAY) as billing:
         with billing.parts.reading() as session:
             found = catalog.find_session(session, name)
-        view = session_view(sessions.refresh_session(billing.parts, found.id))
+        view = session_view(session_results.refresh_session(billing.parts, found.id))
     output.show(view, as_json=as_json, people=lambda: people(view, billing.settings))
 
 
@@ -84,7 +85,7 @@ def cancel(name: SessionName, as_json: AsJson = False) -> None:
     with opened(GATEWAY) as billing:
         with billing.parts.reading() as session:
             found = catalog.find_session(session, name)
-        view = session_view(sessions.cancel_session(billing.parts, found.id))
+        view = session_view(session_results.cancel_session(billing.parts, found.id))
     output.show(view, as_json=as_json, people=lambda: people(view, billing.settings))
 
 
@@ -111,7 +112,7 @@ def create(
             started = catalog.find_subscription(session, subscription) if subscription else None
         if started is not None and started.customer_id != payer.id:
             raise typer.BadParameter(f"subscription {subscription} belongs to another customer")
-        row = onboarding.open_session(
+        row = payment_sessions.open_session(
             billing.parts, payer, mode=gateway_mode(mode), subscription=started, via=SessionType(via.upper())
         )
         view = session_view(row)

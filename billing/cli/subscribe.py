@@ -15,9 +15,9 @@ from billing.cli.session import Mode, ModeOption, Via
 from billing.cli.values import INSTANT, INSTANT_HELP, AsJson, parse_instant
 from billing.domain.gateway import SessionType
 from billing.domain.names import check_reference
-from billing.services import catalog, onboarding
-from billing.services.views import Json, session_view, subscription_view
+from billing.reading.views import Json, session_view, subscription_view
 from billing.store.models import Customer, Plan, Subscription
+from billing.subscribing import catalog, payment_sessions
 
 
 def subscribe(
@@ -86,7 +86,7 @@ def _with_a_page(
     with opened(GATEWAY) as billing:
         session.require_origins(billing.settings, mode)
         payer, wanted = _find(billing, customer, plan)
-        subscription, row = onboarding.subscribe(
+        subscription, row = payment_sessions.subscribe(
             billing.parts,
             payer,
             wanted,
@@ -120,7 +120,7 @@ def _with_token(
         payer, wanted = _find(billing, customer, plan)
         with billing.parts.reading() as database:
             saved = catalog.find_token(database, token)
-        subscription = onboarding.subscribe_with_token(
+        subscription = payment_sessions.subscribe_with_token(
             billing.parts, payer, wanted, saved, start_at=start_at, reference=reference, again=again
         )
     document = _document(subscription, payer, wanted, None)

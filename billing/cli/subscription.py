@@ -14,9 +14,11 @@ from billing.cli import output
 from billing.cli.opening import opened
 from billing.cli.values import After, AsJson, Limit
 from billing.domain.lifecycle import SubscriptionStatus
-from billing.services import catalog, listings, sessions, subscriptions, views
-from billing.services.views import Json
+from billing.reading import lists, views
+from billing.reading.views import Json
 from billing.store.models import Plan, Subscription
+from billing.subscribing import catalog, session_results
+from billing.subscriptions import moves
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -48,7 +50,7 @@ def list_(
     narrowed = status or customer or after
     empty = "no such subscription" if narrowed else "no subscription yet; see `billing subscribe --help`"
     with opened() as billing:
-        found = listings.list_subscriptions(billing.parts, status=status, customer=customer)
+        found = lists.list_subscriptions(billing.parts, status=status, customer=customer)
         output.show_list(found, COLUMNS, limit=limit, after=after, as_json=as_json, empty=empty, row=_row)
 
 
@@ -68,7 +70,7 @@ def show(name: SubscriptionName, as_json: AsJson = False) -> None:
 def pause(name: SubscriptionName, as_json: AsJson = False) -> None:
     """Stop billing until it is resumed; planned retries end, too."""
     with opened() as billing:
-        view = _move(billing, name, subscriptions.pause)
+        view = _move(billing, name, moves.pause)
     done = f"{view['reference']} is paused; nothing is charged until `billing subscription resume {view['reference']}`."
     output.show(view, as_json=as_json, people=lambda: output.say(done))
 
@@ -90,12 +92,12 @@ def cancel(
     """Cancel at the end of the running period, or with --now at once. A canceled subscription never comes back."""
 
     def move(session: Session, subscription: Subscription, at: datetime) -> None:
-        subscriptions.cancel(session, subscription, at, at_once=now, reason="by request")
+        moves.cancel(session, subscription, at, at_once=now, reason="by request")
 
     with opened() as billing:
         view = _move(billing, name, move)
         if view["status"] == SubscriptionStatus.CANCELED and billing.settings.secret_key:
-            sessions.cancel_open_sessions(billing.parts, view["id"])
+            session_results.cancel_open_sessions(billing.parts, view["id"])
     output.show(view, as_json=as_json, people=lambda: output.say(_canceled(view)))
 
 
@@ -115,18 +117,18 @@ def _move(billing: App, name: str, move: Move) -> Json:
     now = billing.parts.clock.now()
     with billing.parts.transaction() as session:
         found = catalog.find_subscription(session, name)
-        subscription = subscriptions.lock_subscription(session, found.id)
+        subscription = moves.lock_subscription(session, found.id)
         move(session, subscription, now)
         session.flush()
         return views.show_subscription(session, subscription)
 
 
 def _resume(session: Session, subscription: Subscription, now: datetime) -> None:
-    subscriptions.resume(session, subscription, session.get_one(Plan, subscription.plan_id), now)
+    moves.resume(session, subscription, session.get_one(Plan, subscription.plan_id), now)
 
 
 def _uncancel(session: Session, subscription: Subscription, now: datetime) -> None:
-    subscriptions.uncancel(session, subscription, session.get_one(Plan, subscription.plan_id), now)
+    moves.uncancel(session, subscription, session.get_one(Plan, subscription.plan_id), now)
 
 
 def _ends_first(view: Mapping[str, Any]) -> bool:

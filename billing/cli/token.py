@@ -6,12 +6,14 @@ from typing import Annotated
 
 import typer
 
+from billing.charging import token_commands, tokens
 from billing.cli import output
 from billing.cli.opening import GATEWAY, opened
 from billing.cli.values import After, AsJson, Limit
-from billing.services import catalog, listings, token_commands, tokens
-from billing.services.views import Json
+from billing.reading import lists
+from billing.reading.views import Json
 from billing.store import queries
+from billing.subscribing import catalog
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -43,7 +45,7 @@ def list_(
     """
     start = f"no payment method saved; `billing session create {customer}` makes a link for one"
     with opened() as billing:
-        found = listings.list_tokens(billing.parts, customer)
+        found = lists.list_tokens(billing.parts, customer)
         empty = "no such payment method" if after else start
         output.show_list(found, COLUMNS, limit=limit, after=after, as_json=as_json, empty=empty)
 
@@ -56,7 +58,7 @@ def refresh(name: TokenName, as_json: AsJson = False) -> None:
             token = catalog.find_token(session, name)
         tokens.refresh_token(billing.parts, token.payment_token_id)
         with billing.parts.reading() as session:
-            view = listings.show_token(session, token.id)
+            view = lists.show_token(session, token.id)
     if view["unknown_since"] is not None:
         output.warn(tokens.unknown_in_words(token))
     output.show(view, as_json=as_json, people=lambda: _one(view))
@@ -70,7 +72,7 @@ def cancel(name: TokenName, as_json: AsJson = False) -> None:
             token = catalog.find_token(session, name)
         token_commands.cancel_token(billing.parts, token.id)
         with billing.parts.reading() as session:
-            view = listings.show_token(session, token.id)
+            view = lists.show_token(session, token.id)
             left = queries.without_token(session, token.customer_id)
     if left:
         output.warn(
@@ -90,7 +92,7 @@ def unblock(name: TokenName, as_json: AsJson = False) -> None:
         token = catalog.find_token(session, name)
         undone = tokens.unblock(session, token, billing.parts.clock.now())
         session.flush()
-        view = listings.show_token(session, token.id)
+        view = lists.show_token(session, token.id)
     output.note(f"undone: {'; '.join(undone)}")
     output.show(view, as_json=as_json, people=lambda: _one(view))
 
@@ -102,7 +104,7 @@ def prefer(name: TokenName, as_json: AsJson = False) -> None:
         token = catalog.find_token(session, name)
         tokens.make_first(session, token, billing.parts.clock.now())
         session.flush()
-        view = listings.show_token(session, token.id)
+        view = lists.show_token(session, token.id)
     output.show(view, as_json=as_json, people=lambda: _one(view))
 
 

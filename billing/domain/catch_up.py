@@ -1,6 +1,6 @@
 """Which of several due periods are billed after an outage or a late start: the plan's catch-up policy.
 
-Called by services/invoicing.py. Every due period ends in exactly one of `bill`, `skip` (recorded) or a hold.
+Called by subscriptions/open_periods.py. Every due period ends in exactly one of `bill`, `skip` (recorded) or a hold.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What follows a failed attempt: when to try again, with which token, when to ask, when to stop.
 
-Called by services/retrying.py with the judged decline and the invoice's progress. Policies are data; a plan
+Called by charging/after_failure.py with the judged decline and the invoice's progress. Policies are data; a plan
 names one (`--dunning NAME`). The ladder counts days from the first failure and is climbed by scheduled
 attempts only: what a person tries by hand neither uses it up nor shortens it. Network caps and the choice of
 a token are the caller's.

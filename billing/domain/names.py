@@ -1,8 +1,7 @@
 """What a name, a mail address, a reference may be made of, and how text of others is shown: one rule for every way in.
 
-Called by services/catalog.py and import_lines.py when something is entered, by cli/output.py and log.py when something
-is shown. Names are kept as people write them, in any script; what is refused is what nobody can see or what steers a
-terminal.
+Called by subscribing/ when something is entered, by cli/output.py and log.py when something is shown. Names are kept
+as people write them, in any script; what is refused is what nobody can see or what steers a terminal.
 """
 
 from __future__ import annotations

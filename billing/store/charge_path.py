@@ -1,7 +1,7 @@
 """The statements of the charge path: open, begin, settle, confirm, for a group at a time. Callers own the transaction.
 
 Plain SQL and plain rows: this is where a run spends its time (docs/performance.md). Everything rarer goes through the
-mapped classes in services/charging.py.
+mapped classes in charging/charge.py.
 """
 
 from __future__ import annotations

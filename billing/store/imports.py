@@ -185,7 +185,7 @@ class Planned:
     xendit_ids: dict[str, str] = field(default_factory=dict)  # of customers who had none: ours -> Xendit's
 
 
-# A column is cut at its line ends (chr(10)), of which no value has any: services/import_lines.py refuses them. In a
+# A column is cut at its line ends (chr(10)), of which no value has any: subscribing/import_lines.py refuses them. In a
 # column that may be NULL, None is.
 _INSERT_CUSTOMERS = text("""
     INSERT INTO customers (id, reference, name, email, country, timezone, xendit_customer_id, created_at)

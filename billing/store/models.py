@@ -494,7 +494,7 @@ class Fact(Base):
 
 
 class BillingRun(Base):
-    """One pass over what is due: asked for by `billing run`, or the scheduler's, one a day (services/runs.py)."""
+    """One pass over what is due: asked for by `billing run`, or the scheduler's, one a day (runs/run.py)."""
 
     __tablename__ = "billing_runs"
 
@@ -566,7 +566,7 @@ class ChargingStop(Base):
 
 
 class DeniedTokens(Base):
-    """The payment methods of ours that Xendit denied to a key before it knew any with it (services/accounts.py)."""
+    """The payment methods of ours that Xendit denied to a key before it knew any with it (charging/accounts.py)."""
 
     __tablename__ = "denied_tokens"
 
@@ -600,7 +600,7 @@ class QuotaSlot(Base):
 
 
 class ChannelBreaker(Base):
-    """A channel that fails for technical reasons. Rows exist for channels in trouble only (services/breaker.py)."""
+    """A channel that fails for technical reasons. Rows exist for channels in trouble only (store/breaker.py)."""
 
     __tablename__ = "channel_breakers"
 

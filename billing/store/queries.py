@@ -402,7 +402,7 @@ def claim_due_token_checks(session: Session, now: datetime, _real_now: datetime,
 
 def claim_unverified_tokens(session: Session, now: datetime, limit: int) -> list[str]:
     """Imported ones about which Xendit was not asked yet; while charging is stopped, perhaps because it refuses the
-    key, it is not. Their dates keep the order in which they are first due (services/importing.py)."""
+    key, it is not. Their dates keep the order in which they are first due (subscribing/import_rows.py)."""
     return _claim_tokens(session, _CLAIM_UNVERIFIED_TOKENS, now, limit)
 
 
@@ -492,7 +492,7 @@ def park_attempts(session: Session, ids: Sequence[str], waits_for: str, error: s
 
 def unpark(session: Session, waited_for: str) -> int:
     """A portion of what waited for this may be claimed again. Returns how many: fewer than `PARKED_AT_ONCE`, and that
-    was all (services/parking.py)."""
+    was all (charging/parking.py)."""
     waits = ChargeAttempt.parked_by == waited_for
     some = select(ChargeAttempt.id).where(waits).limit(PARKED_AT_ONCE)
     statement = (
@@ -526,7 +526,7 @@ def may_be_charged(token: type[PaymentToken]) -> ColumnElement[bool]:
 
 
 def token_to_charge() -> ColumnElement[str | None]:
-    """Of a subscription: the id of the payment method that would be charged now (services/retrying.py, without the
+    """Of a subscription: the id of the payment method that would be charged now (charging/after_failure.py, without the
     network caps). NULL when there is none."""
     return (
         select(PaymentToken.id)

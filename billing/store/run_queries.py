@@ -1,5 +1,5 @@
 """What is asked about billing runs: how one stands, what is left of it, and its row under lock. Callers own the
-transaction. Read by services/runs.py and its neighbours, the command line and the metrics.
+transaction. Read by runs/run.py and its neighbours, the command line and the metrics.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """Webhooks: check who sends, and turn a body into one of our events. Called by billing/web.py and
-services/webhooks.py.
+inbox/apply.py.
 
 Whatever is wrong with a body ends in WebhookRejected or in an event of kind OTHER, which is stored and
 never applied.

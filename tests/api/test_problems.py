@@ -15,7 +15,7 @@ from billing.cli import invoice as invoice_command
 from billing.cli import output
 from billing.cli import run as run_command
 from billing.errors import BillingError
-from billing.services.parts import Send
+from billing.parts import Send
 from billing.shapes import InvoiceDetails, RunReport
 from billing.store.clock import real_now
 from tests.api.shop import Shop, open_shop, printed

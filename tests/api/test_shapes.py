@@ -14,8 +14,8 @@ from sqlalchemy import event
 
 from billing import Billing, shapes
 from billing.domain.lifecycle import AttemptStatus
-from billing.services import paging
-from billing.services.views import instant, plan_view
+from billing.reading import pages as paging
+from billing.reading.views import instant, plan_view
 from billing.shapes import RunPlan, Shape
 from billing.store.models import Plan, Subscription
 from tests.api.shop import Shop, open_shop, printed, same

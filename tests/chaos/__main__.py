@@ -37,9 +37,9 @@ from sqlalchemy.orm import Session
 
 from billing import log
 from billing.app import build
+from billing.charging.look_up import compare_day
 from billing.domain.dunning import POLICIES
 from billing.sandbox.processes import signals_end_us
-from billing.services.reconciling import compare_day
 from billing.settings import Settings, load_settings
 from tests.chaos import oracle
 from tests.chaos.oracle import PRICE, Subscriber, Verdict

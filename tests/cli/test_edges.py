@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 from billing import __version__
 from billing.cli import COMMANDS, PANELS, load
-from billing.services import listings
+from billing.reading import lists
 from tests.cli.terminal import Terminal, Xendit
 
 NOBODY_THERE = "postgresql+psycopg://billing:hunter2@127.0.0.1:1/billing"
@@ -250,7 +250,7 @@ def test_a_bug_of_ours_is_one_line_without_its_text(billing: Terminal, monkeypat
     def broken(_session: object) -> None:
         raise KeyError("pt-0000-secret")
 
-    monkeypatch.setattr(listings, "list_plans", broken)
+    monkeypatch.setattr(lists, "list_plans", broken)
     line = billing.refused("plan", "list")
     assert line.startswith("internal error: KeyError at test_edges.py:")
     assert "BILLING_DEBUG=1" in line
@@ -264,7 +264,7 @@ def test_ctrl_c_is_one_line(billing: Terminal, monkeypatch: pytest.MonkeyPatch) 
     def interrupted(_session: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(listings, "list_plans", interrupted)
+    monkeypatch.setattr(lists, "list_plans", interrupted)
     assert "interrupted" in billing.refused("plan", "list", status=130)
 
 

@@ -14,9 +14,10 @@ from sqlalchemy.orm import Session
 
 from billing.app import App, build
 from billing.cli import output
-from billing.services import explain, listings, paging
-from billing.services.parts import Parts
-from billing.services.story import Json, Story
+from billing.parts import Parts
+from billing.reading import explain, lists
+from billing.reading import pages as paging
+from billing.reading.timeline import Json, Story
 from billing.settings import load_settings
 from billing.store.clock import real_now
 from billing.store.engine import make_engine
@@ -160,7 +161,7 @@ def test_a_list_is_read_in_pages_with_no_transaction_open_between_them(many: App
     statements: list[str] = []
     event.listen(many.engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
     read = 0
-    for _view in listings.list_invoices(many.parts).entries():
+    for _view in lists.list_invoices(many.parts).entries():
         read += 1
         assert many.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
     assert read == MANY + 1
@@ -174,7 +175,7 @@ def test_memory_does_not_grow_with_the_list(many: App) -> None:
     def peak(limit: int) -> int:
         tracemalloc.reset_peak()
         before = tracemalloc.get_traced_memory()[0]
-        output.stream_json(listings.list_invoices(many.parts).entries(limit), Nowhere())
+        output.stream_json(lists.list_invoices(many.parts).entries(limit), Nowhere())
         return tracemalloc.get_traced_memory()[1] - before
 
     tracemalloc.start()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from billing.services.views import instant
+from billing.reading.views import instant
 from billing.store.clock import real_now
 from billing.store.engine import make_engine
 from billing.store.migrate import newest
@@ -154,7 +154,7 @@ def test_an_event_that_cannot_be_applied_says_so(billing: Terminal, monkeypatch:
     def broken(*_args: object, **_options: object) -> None:
         raise KeyError("reference_id")
 
-    monkeypatch.setattr("billing.services.webhooks._apply", broken)
+    monkeypatch.setattr("billing.inbox.apply._apply", broken)
     ended = billing("replay", "key-1", "--json")
     assert (ended.status, ended.document["state"]) == (1, "parked")
     assert ended.err.startswith("billing: event evt-1 could not be applied: KeyError")

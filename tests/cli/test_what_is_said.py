@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from billing.services.parts import Acquaintance
+from billing.parts import Acquaintance
 from tests.cli.terminal import Terminal, Xendit
 from tests.typing_in_a_world import typed
 from tests.world import World

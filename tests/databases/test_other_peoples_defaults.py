@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from sqlalchemy import make_url, text
 
-from billing.services import dispatch
+from billing.runs import tick
 from billing.store.engine import make_engine
 from tests.cli.terminal import Terminal
 from tests.databases.pgbouncer import pgbouncer
@@ -95,7 +95,7 @@ def test_forty_due_are_billed_by_two_schedulers_at_once_whatever_the_role_prefer
     with World(odd_url) as world:
         copy_subscription(world, world.subscribe_save(), 39)
 
-        world.in_two_threads(lambda: dispatch.tick(world.parts, world.send))
+        world.in_two_threads(lambda: tick.tick(world.parts, world.send))
         world.settle_down()
 
         assert world.collected() == [50_000] * 40

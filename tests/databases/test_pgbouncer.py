@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select, text
 
-from billing.services import dispatch
+from billing.runs import tick
 from billing.store.engine import make_engine
 from billing.store.migrate import newest, upgrade
 from billing.store.models import ChargeAttempt
@@ -29,7 +29,7 @@ def test_three_months_are_billed_by_sixteen_threads_on_six_connections(pooled_wo
     threads = InProcess(world.parts, 16)
 
     for month in range(3):
-        while dispatch.tick(world.parts, threads):
+        while tick.tick(world.parts, threads):
             world.deliver_webhooks()
         world.deliver_webhooks()
         assert world.collected() == [50_000] * 40 * (month + 1)

@@ -25,9 +25,10 @@ from starlette.applications import Starlette
 
 from billing import log
 from billing.app import App
+from billing.checks import doctor
 from billing.errors import WebhookRejected
+from billing.inbox import apply
 from billing.sandbox import embedded
-from billing.services import doctor, webhooks
 from billing.settings import Settings
 from billing.store.migrate import upgrade
 from billing.store.models import ChargeAttempt, Customer, PaymentSession, PaymentToken, WebhookEvent
@@ -175,7 +176,7 @@ class Target:
         with self.world.parts.sessions() as session:
             ids = list(session.scalars(select(WebhookEvent.id)))
         for event_id in ids:
-            webhooks.apply_stored_event(self.world.parts, event_id, read_event, again=True)
+            apply.apply_stored_event(self.world.parts, event_id, read_event, again=True)
         with self.world.parts.sessions() as session:
             bad = select(WebhookEvent.id, WebhookEvent.event, WebhookEvent.error).where(
                 (WebhookEvent.state == "parked") | WebhookEvent.error.is_not(None)

@@ -10,7 +10,7 @@ import pytest
 import structlog
 
 from billing.errors import WebhookRejected
-from billing.services import webhooks
+from billing.inbox import apply
 from tests.edges.fuzz import Target, target
 from tests.edges.hostile import hostile
 
@@ -55,9 +55,9 @@ def _breaks(*_arguments: Any) -> None:
 @pytest.mark.parametrize(
     ("where", "what", "told"),
     [
-        ("billing.services.webhooks.record_events", _loses, "accepted and not stored"),
-        ("billing.services.webhooks.record_events", _breaks, "answered 500"),
-        ("billing.services.webhooks._apply", _breaks, "parked: TypeError"),
+        ("billing.inbox.apply.record_events", _loses, "accepted and not stored"),
+        ("billing.inbox.apply.record_events", _breaks, "answered 500"),
+        ("billing.inbox.apply._apply", _breaks, "parked: TypeError"),
     ],
 )
 def test_it_would_notice(aim: Target, monkeypatch: pytest.MonkeyPatch, where: str, what: Any, told: str) -> None:
@@ -80,7 +80,7 @@ def test_a_body_that_is_refused_leaves_no_row(aim: Target, monkeypatch: pytest.M
     def refuse(*_arguments: Any) -> None:
         raise WebhookRejected(400, "no")
 
-    monkeypatch.setattr(webhooks, "record_events", refuse)
+    monkeypatch.setattr(apply, "record_events", refuse)
     for number in range(20):
         aim.fire(hostile(1, number, {}))
     assert aim.states() == {}

@@ -19,8 +19,8 @@ LOOKS_LIKE_SQL = re.compile(
 
 # (file, function) whose statement has a part that is no constant of its module, and why that part is ours.
 REVIEWED = {
-    ("billing/services/doctor.py", "_count"): "check.bad is one of the queries in services/invariants.py",
-    ("billing/services/doctor.py", "_ids"): "check.bad is one of the queries in services/invariants.py",
+    ("billing/checks/doctor.py", "_count"): "check.bad is one of the queries in checks/invariants.py",
+    ("billing/checks/doctor.py", "_ids"): "check.bad is one of the queries in checks/invariants.py",
     ("billing/store/migrate.py", "_drop_half_built_indexes"): "names quoted by the server, from its own catalogue",
     ("billing/store/engine.py", "_pin"): "settings, from the constants above it",
     ("billing/store/engine.py", "set_up_again"): "as above",

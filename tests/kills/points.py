@@ -7,12 +7,14 @@ Savepoints (`begin_nested`) do not: what follows them decides.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import FrameType
 
+ROOMS = "subscriptions|charging|subscribing|reading|runs|inbox|checks"  # their files have names of their own
 ROOT = Path(__file__).resolve().parents[2]
 NAMED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 Commits = ast.stmt | ast.expr
@@ -57,7 +59,7 @@ def _blocks_by_file() -> dict[str, list[Point]]:
 
 def _points_of(path: Path) -> Iterator[Point]:
     module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-    module = module.removeprefix("billing.").removeprefix("services.")
+    module = re.sub(rf"^billing\.(?:(?:{ROOMS})\.)?", "", module)
     for function, number, node in numbered_commits(path.read_text(encoding="utf-8")):
         yield Point(f"{module}.{function}#{number}", str(path), node.lineno, node.end_lineno or node.lineno)
 

@@ -26,9 +26,9 @@ import billing.app
 import billing.work
 from billing.cli import run_command
 from billing.domain.gateway import Lane
+from billing.parts import Parts
 from billing.quota import Unlimited
-from billing.services import dispatch
-from billing.services.parts import Parts
+from billing.runs import tick as dispatch
 from billing.settings import Settings, load_settings
 from billing.web import make_web
 from tests.kills.points import all_points, point_of

@@ -15,11 +15,14 @@ from functools import partial
 
 from sqlalchemy import select, update
 
+from billing.charging import look_up
+from billing.checks import doctor, reconcile
 from billing.domain.gateway import SessionMode, SessionType
 from billing.domain.lifecycle import EventState, SessionStatus, TokenStatus
 from billing.errors import GatewayError
-from billing.services import doctor, onboarding, reconciling, resolving, runs, sessions, webhooks
-from billing.services.parts import Parts
+from billing.inbox import apply
+from billing.parts import Parts
+from billing.runs import run
 from billing.store import queries
 from billing.store.models import (
     ChargeAttempt,
@@ -31,6 +34,7 @@ from billing.store.models import (
     Subscription,
     WebhookEvent,
 )
+from billing.subscribing import payment_sessions, session_results
 from billing.xendit.webhook import read_event
 from tests.kills.process import Process
 from tests.kills.served import ServedWorld
@@ -61,7 +65,7 @@ class Scenario:
     afterwards: Callable[[ServedWorld], object] = nothing  # an hour later
     person: frozenset[str] = frozenset()  # checks of the doctor that wait for somebody in any case
     days: float = 5  # that the world lives on
-    otherwise: Mapping[str, Otherwise] = field(default_factory=dict)  # "charging._begin_group#1-after"
+    otherwise: Mapping[str, Otherwise] = field(default_factory=dict)  # "charge._begin_group#1-after"
     nobody_listens: bool = False
     quota_used_up: bool = False
 
@@ -100,7 +104,7 @@ def adds_another_card(world: ServedWorld) -> None:
     ana.script("STOLEN_CARD")
     world.tick()
     world.deliver_webhooks()
-    session = onboarding.open_session(world.parts, ana.customer, mode=SessionMode.PAYMENT_LINK)
+    session = payment_sessions.open_session(world.parts, ana.customer, mode=SessionMode.PAYMENT_LINK)
     ana.completes_session(session, card=OTHER_VISA)
 
 
@@ -216,7 +220,7 @@ def scheduler(process: Process) -> None:
 
 
 def billing_run(process: Process) -> None:
-    runs.run_here(process.parts, process.send, None, lambda _totals: None)
+    run.run_here(process.parts, process.send, None, lambda _totals: None)
 
 
 def web(process: Process) -> None:
@@ -234,7 +238,7 @@ def web_with_a_bug(process: Process) -> None:
     def fail(*_: object) -> tuple[bool, str | None]:
         raise RuntimeError("a bug of ours")
 
-    webhooks._apply = fail  # type: ignore[assignment] # in this process only
+    apply._apply = fail  # type: ignore[assignment] # in this process only
     process.receive_webhooks()
 
 
@@ -248,18 +252,18 @@ def tick(process: Process) -> None:
 
 def look_up_now(process: Process) -> None:
     """`billing reconcile`, of what nobody would have looked up."""
-    resolving.resolve_open(process.parts, lambda _done, _all: None)
+    reconcile.resolve_open(process.parts, lambda _done, _all: None)
 
 
 def compare_the_day(process: Process) -> None:
-    reconciling.compare_day(process.parts, date(2026, 1, 31))
+    look_up.compare_day(process.parts, date(2026, 1, 31))
 
 
 def subscribe(process: Process, *, via: SessionType) -> None:
     with process.parts.sessions() as session:
         customer, plan = session.scalars(select(Customer)).one(), session.scalars(select(Plan)).one()
     with suppress(GatewayError):  # told to whoever asked
-        onboarding.subscribe(
+        payment_sessions.subscribe(
             process.parts,
             customer,
             plan,
@@ -274,7 +278,7 @@ def open_session(process: Process) -> None:
     with process.parts.sessions() as session:
         customer, subscription = session.scalars(select(Customer)).one(), session.scalars(select(Subscription)).one()
     with suppress(GatewayError):
-        onboarding.open_session(
+        payment_sessions.open_session(
             process.parts,
             customer,
             mode=SessionMode.PAYMENT_LINK,
@@ -344,7 +348,7 @@ def doctor_repairs(world: ServedWorld) -> None:
 def parked_events_are_replayed(world: ServedWorld) -> None:
     """The bug is mended; `billing replay --parked`."""
     for event in world.all(select(WebhookEvent).where(WebhookEvent.state == EventState.PARKED)):
-        webhooks.apply_stored_event(world.parts, event.id, read_event, again=True)
+        apply.apply_stored_event(world.parts, event.id, read_event, again=True)
 
 
 def ana_gets_a_link(world: ServedWorld, *, via: SessionType = SessionType.PAY) -> None:
@@ -373,7 +377,7 @@ def pause_is_repeated(world: ServedWorld) -> None:
 def cancel_is_repeated(world: ServedWorld) -> None:
     if world.subscriber().status != "canceled":
         world.subscriber().cancel(at_once=True)
-        sessions.cancel_open_sessions(world.parts, world.subscriber().id)
+        session_results.cancel_open_sessions(world.parts, world.subscriber().id)
 
 
 # --------------------------------------------------------------------------------------------------- scenarios
@@ -384,19 +388,23 @@ REFUND_IS_HELD = Otherwise(
     ends=("ana is active", "period 1 is paid: collected 2x, kept 100000", "refund is held"),
     person=frozenset({"no_refund_is_stuck"}),
 )
-SUBSCRIBING = ("onboarding.ensure_xendit_customer#1", "onboarding.subscribe#1", "onboarding._store_opened#1")
-PAID = ("charging._begin_group#1", "charging._pay_together#1")
-NOTED = ("charging._begin_group#1", "charging._settle#1", "charging._note_channel#2")
-VERIFIED = (
-    "charging._begin_group#1",
-    "charging._refuse#1",
-    "tokens.keep_report#1",
-    "charging._begin_group#1@2",
-    "charging._pay_together#1",
+SUBSCRIBING = (
+    "payment_sessions.ensure_xendit_customer#1",
+    "payment_sessions.subscribe#1",
+    "payment_sessions._store_opened#1",
 )
-SETTLED = ("charging._begin_group#1", "charging._settle#1")
+PAID = ("charge._begin_group#1", "charge._pay_together#1")
+NOTED = ("charge._begin_group#1", "charge._settle#1", "charge._note_channel#2")
+VERIFIED = (
+    "charge._begin_group#1",
+    "charge._refuse#1",
+    "tokens.keep_report#1",
+    "charge._begin_group#1@2",
+    "charge._pay_together#1",
+)
+SETTLED = ("charge._begin_group#1", "charge._settle#1")
 INBOX = tuple(
-    f"{point}{hit}" for point in ("inbox.Inbox._store#1", "webhooks.apply_stored_event#1") for hit in ("", "@2", "@3")
+    f"{point}{hit}" for point in ("receive.Inbox._store#1", "apply.apply_stored_event#1") for hit in ("", "@2", "@3")
 )
 
 SCENARIOS: Mapping[str, Scenario] = {
@@ -406,26 +414,26 @@ SCENARIOS: Mapping[str, Scenario] = {
         scheduler,
         (
             "workers.scheduler.run_due_jobs#1",
-            "dispatch.tick#1",
-            "guards.plan_daily_run#1",
-            "dispatch._open_batch#1",
-            "dispatch.hand_out_charges#1",
+            "tick.tick#1",
+            "limits.plan_daily_run#1",
+            "tick._open_batch#1",
+            "tick.hand_out_charges#1",
             "quota.SharedQuota._reserve#1",
             *PAID,
             "workers.scheduler.run_due_jobs#1@2",
-            "runs.forget_old_ticks#1",
+            "run.forget_old_ticks#1",
         ),
     ),
-    "billing_run": Scenario(ana_is_due, billing_run, ("runs._start#2", "runs._open#1", *PAID, "runs._finish#1")),
+    "billing_run": Scenario(ana_is_due, billing_run, ("run._start#2", "run._open#1", *PAID, "run._finish#1")),
     "months_behind": Scenario(
         three_months_without_a_scheduler,
         tick,
         (
-            "dispatch._open_batch#1",
-            "dispatch.hand_out_charges#1@2",
-            "charging._begin_group#1@2",
-            "charging._pay_together#1",
-            "charging._pay_together#1@2",
+            "tick._open_batch#1",
+            "tick.hand_out_charges#1@2",
+            "charge._begin_group#1@2",
+            "charge._pay_together#1",
+            "charge._pay_together#1@2",
         ),
         ends=("ana is active", *(f"period {n} is paid: collected 1x, kept 50000" for n in (1, 2, 3))),
         days=10,
@@ -440,102 +448,104 @@ SCENARIOS: Mapping[str, Scenario] = {
     "too_many_requests": Scenario(
         partial(ana_is_due, fault="429"),
         tick,
-        ("charging._begin_group#1", "quota.SharedQuota.pause#1", "charging._set_back#1"),
+        ("charge._begin_group#1", "quota.SharedQuota.pause#1", "charge._set_back#1"),
     ),
     "connection_refused": Scenario(
-        ana_is_due, tick, ("charging._begin_group#1", "charging._set_back#1"), nobody_listens=True
+        ana_is_due, tick, ("charge._begin_group#1", "charge._set_back#1"), nobody_listens=True
     ),
-    "budget_used_up": Scenario(ana_is_due, tick, ("charging._hand_back#1",), quota_used_up=True),
+    "budget_used_up": Scenario(ana_is_due, tick, ("charge._hand_back#1",), quota_used_up=True),
     "answer_lost": Scenario(
-        partial(ana_is_due, fault="TIMEOUT_AFTER"), tick, ("charging._begin_group#1", "charging._settle_one#1")
+        partial(ana_is_due, fault="TIMEOUT_AFTER"),
+        tick,
+        ("charge._begin_group#1", "charge._settle_one#1"),
     ),
     "answer_and_webhook_lost": Scenario(
         partial(ana_is_due, outcomes=["NO_WEBHOOK:TIMEOUT_AFTER"]),
         tick,
-        ("charging._begin_group#1", "charging._settle_one#1"),
+        ("charge._begin_group#1", "charge._settle_one#1"),
     ),
-    "request_lost": Scenario(partial(ana_is_due, fault="TIMEOUT_BEFORE"), tick, ("charging._settle_one#1",)),
+    "request_lost": Scenario(partial(ana_is_due, fault="TIMEOUT_BEFORE"), tick, ("charge._settle_one#1",)),
     "our_request_is_wrong": Scenario(
         partial(ana_is_due, fault="HTTP:400:API_VALIDATION_ERROR"),
         tick,
-        ("charging._settle_one#2",),
+        ("charge._settle_one#2",),
         afterwards=held_invoices_are_paid,
     ),
     "our_account_is_refused": Scenario(
         partial(ana_is_due, fault="HTTP:401:INVALID_API_KEY"),
         tick,
-        ("charging._settle_one#2",),
+        ("charge._settle_one#2",),
         afterwards=charging_is_resumed,
     ),
     "our_key_may_be_anothers": Scenario(
-        partial(ana_is_due, fault="HTTP:400:INVALID_TOKEN"), tick, ("charging._begin_group#1", "charging._set_aside#1")
+        partial(ana_is_due, fault="HTTP:400:INVALID_TOKEN"),
+        tick,
+        ("charge._begin_group#1", "charge._set_aside#1"),
     ),
     # Looking up
     "pending_is_looked_up": Scenario(
         partial(ana_was_charged, outcomes=["NO_WEBHOOK:PENDING:SUCCEEDED"], minutes=6),
         tick,
-        ("dispatch.hand_out_checks#1", "reconciling.check_attempt#2"),
+        ("tick.hand_out_checks#1", "look_up.check_attempt#2"),
     ),
     "doubt_finds_the_money": Scenario(
         partial(ana_was_charged, outcomes=["NO_WEBHOOK:TIMEOUT_AFTER"], minutes=2),
         tick,
-        ("reconciling.check_attempt#2",),
+        ("look_up.check_attempt#2",),
     ),
     "doubt_finds_a_decline": Scenario(
         partial(ana_was_charged, outcomes=["NO_WEBHOOK:TIMEOUT_AFTER:INSUFFICIENT_BALANCE", "SUCCEEDED"], minutes=2),
         tick,
-        ("reconciling.check_attempt#2",),
+        ("look_up.check_attempt#2",),
         days=10,
     ),
     "doubt_finds_nothing_yet": Scenario(
-        partial(ana_was_charged, outcomes=["TIMEOUT_BEFORE"], minutes=2), tick, ("reconciling.check_attempt#2",)
+        partial(ana_was_charged, outcomes=["TIMEOUT_BEFORE"], minutes=2), tick, ("look_up.check_attempt#2",)
     ),
     "presumed_lost": Scenario(
         partial(ana_was_charged, outcomes=["TIMEOUT_BEFORE"], hours=27),
         tick,
-        ("reconciling.check_attempt#2", "dispatch.hand_out_charges#1", *PAID),
+        ("look_up.check_attempt#2", "tick.hand_out_charges#1", *PAID),
     ),
     "its_sender_is_gone": Scenario(
         sent_by_a_process_that_is_gone,
         tick,
-        ("reconciling.doubt_expired_submissions#1",),
+        ("look_up.doubt_expired_submissions#1",),
     ),
     "xendit_cannot_be_asked": Scenario(
-        partial(ana_is_in_doubt, fault="500_BEFORE"), tick, ("reconciling.check_attempt#1",)
+        partial(ana_is_in_doubt, fault="500_BEFORE"), tick, ("look_up.check_attempt#1",)
     ),
     "reconcile": Scenario(
         partial(ana_is_in_doubt, planned=False),
         look_up_now,
-        ("resolving._plan_now#1", "reconciling.check_attempt#2"),
+        ("reconcile._plan_now#1", "look_up.check_attempt#2"),
         afterwards=doctor_repairs,
     ),
     "reconcile_a_day": Scenario(
         partial(ana_was_charged, outcomes=["NO_WEBHOOK:TIMEOUT_AFTER"]),
         compare_the_day,
-        ("reconciling._settle_from_list#1",),
+        ("look_up._settle_from_list#1",),
     ),
     "a_day_is_done": Scenario(
         partial(ana_was_charged, outcomes=[], hours=24 * 4),
         compare_the_day,
-        ("reconciling.differences_of_day#1",),
+        ("look_up.differences_of_day#1",),
     ),
     # Tokens
     "token_is_verified": Scenario(
         her_token_was_imported,
         tick,
         (
-            "charging._begin_group#1",
-            "charging._refuse#1",
+            "charge._begin_group#1",
+            "charge._refuse#1",
             "tokens.keep_report#1",
-            "charging._begin_group#1@2",
-            "charging._pay_together#1",
+            "charge._begin_group#1@2",
+            "charge._pay_together#1",
         ),
     ),
-    "token_is_verified_ahead": Scenario(
-        she_was_imported, tick, ("dispatch.hand_out_unverified#1", "tokens.keep_report#1")
-    ),
+    "token_is_verified_ahead": Scenario(she_was_imported, tick, ("tick.hand_out_unverified#1", "tokens.keep_report#1")),
     "token_cannot_be_verified": Scenario(
-        partial(her_token_was_imported, fault="500_BEFORE"), tick, ("charging._postpone#1",)
+        partial(her_token_was_imported, fault="500_BEFORE"), tick, ("charge._postpone#1",)
     ),
     "another_card": Scenario(adds_another_card, web_and_scheduler, (*INBOX[:2], *INBOX[3:5], *PAID)),
     "token_canceled": Scenario(
@@ -550,48 +560,51 @@ SCENARIOS: Mapping[str, Scenario] = {
         collected_twice,
         web_and_scheduler,
         (
-            "inbox.Inbox._store#1",
-            "webhooks.apply_stored_event#1",
-            "dispatch.hand_out_checks#1",
-            "refunding._send#1",
-            "refunding._send#3",
+            "receive.Inbox._store#1",
+            "apply.apply_stored_event#1",
+            "tick.hand_out_checks#1",
+            "refunds._send#1",
+            "refunds._send#3",
         ),
         ends=GIVEN_BACK,
-        otherwise={"refunding._send#1-after": REFUND_IS_HELD},
+        otherwise={"refunds._send#1-after": REFUND_IS_HELD},
     ),
     "refund_not_accepted": Scenario(
         partial(collected_twice, fault="429"),
         web_and_scheduler,
-        ("refunding._send#2",),
+        ("refunds._send#2",),
         ends=GIVEN_BACK,
-        otherwise={"refunding._send#2-before": REFUND_IS_HELD},
+        otherwise={"refunds._send#2-before": REFUND_IS_HELD},
     ),
     "refund_answer_lost": Scenario(
-        partial(collected_twice, fault="TIMEOUT_AFTER"), web_and_scheduler, ("refunding._send#2",), ends=GIVEN_BACK
+        partial(collected_twice, fault="TIMEOUT_AFTER"),
+        web_and_scheduler,
+        ("refunds._send#2",),
+        ends=GIVEN_BACK,
     ),
     "refund_refused": Scenario(
         partial(collected_twice, fault="HTTP:403:REFUND_NOT_SUPPORTED"),
         web_and_scheduler,
-        ("refunding._send#2",),
+        ("refunds._send#2",),
         ends=REFUND_IS_HELD.ends,
         person=REFUND_IS_HELD.person,
     ),
     "refund_is_looked_up": Scenario(
-        refund_nobody_told_of, tick, ("dispatch.hand_out_checks#1", "refunding._look_up#2"), ends=GIVEN_BACK
+        refund_nobody_told_of, tick, ("tick.hand_out_checks#1", "refunds._look_up#2"), ends=GIVEN_BACK
     ),
     "refund_cannot_be_looked_up": Scenario(
-        partial(refund_nobody_told_of, fault="500_BEFORE"), tick, ("refunding._look_up#1",), ends=GIVEN_BACK
+        partial(refund_nobody_told_of, fault="500_BEFORE"), tick, ("refunds._look_up#1",), ends=GIVEN_BACK
     ),
     "grace_is_over": Scenario(
         declined_and_her_grace_is_over,
         tick,
-        ("ending.close_overdue_invoices#1",),
+        ("endings.close_overdue_invoices#1",),
         ends=("ana is canceled", "period 1 is uncollectible: collected 0x, kept 0"),
     ),
     "last_period_is_over": Scenario(
         ana_has_paid_her_last_period,
         tick,
-        ("ending.end_subscriptions#1",),
+        ("endings.end_subscriptions#1",),
         ends=("ana is canceled", "period 1 is paid: collected 1x, kept 50000"),
     ),
     # Onboarding
@@ -600,12 +613,14 @@ SCENARIOS: Mapping[str, Scenario] = {
         partial(ana_completes, via=SessionType.SAVE), web_and_scheduler, (*INBOX[:2], *INBOX[3:5], *PAID)
     ),
     "return_page": Scenario(
-        partial(ana_completes, via=SessionType.PAY, lost=True), return_page, ("sessions.refresh_session#1",)
+        partial(ana_completes, via=SessionType.PAY, lost=True),
+        return_page,
+        ("session_results.refresh_session#1",),
     ),
     "session_is_looked_up": Scenario(
         partial(ana_completes, via=SessionType.SAVE, lost=True, later=11),
         tick,
-        ("dispatch.hand_out_checks#1", "sessions.refresh_session#1"),
+        ("tick.hand_out_checks#1", "session_results.refresh_session#1"),
     ),
     "subscribe_pay": Scenario(
         ana_is_known, partial(subscribe, via=SessionType.PAY), SUBSCRIBING, afterwards=ana_gets_a_link
@@ -619,32 +634,39 @@ SCENARIOS: Mapping[str, Scenario] = {
     "subscribe_refused": Scenario(
         partial(ana_is_known, fault="HTTP:400:API_VALIDATION_ERROR"),
         partial(subscribe, via=SessionType.PAY),
-        ("onboarding._take_back#1",),
+        ("payment_sessions._take_back#1",),
         afterwards=ana_gets_a_link,
     ),
     "another_link": Scenario(
         her_link_has_expired,
         open_session,
-        ("onboarding.open_session#1", "onboarding.open_session#2", "onboarding._store_opened#1"),
+        (
+            "payment_sessions.open_session#1",
+            "payment_sessions.open_session#2",
+            "payment_sessions._store_opened#1",
+        ),
         afterwards=ana_gets_a_link,
     ),
     "another_link_refused": Scenario(
         partial(her_link_has_expired, fault="HTTP:400:API_VALIDATION_ERROR"),
         open_session,
-        ("onboarding.open_session#3",),
+        ("payment_sessions.open_session#3",),
         afterwards=ana_gets_a_link,
     ),
     "link_expires": Scenario(
-        her_link_expires, web, ("inbox.Inbox._store#1", "webhooks.apply_stored_event#1"), afterwards=ana_gets_a_link
+        her_link_expires,
+        web,
+        ("receive.Inbox._store#1", "apply.apply_stored_event#1"),
+        afterwards=ana_gets_a_link,
     ),
     "link_is_canceled": Scenario(
-        ana_has_a_link, cancel_session, ("sessions.cancel_session#1",), afterwards=ana_gets_a_link
+        ana_has_a_link, cancel_session, ("session_results.cancel_session#1",), afterwards=ana_gets_a_link
     ),
     # Our own bug
     "parked": Scenario(
         partial(ana_completes, via=SessionType.PAY),
         web_with_a_bug,
-        ("webhooks._park#1", "webhooks._park#1@2", "webhooks._park#1@3"),
+        ("apply._park#1", "apply._park#1@2", "apply._park#1@3"),
         afterwards=parked_events_are_replayed,
     ),
     # Operators
@@ -665,9 +687,9 @@ SCENARIOS: Mapping[str, Scenario] = {
     "canceled_with_an_open_link": Scenario(
         ana_has_a_link,
         cancel,
-        ("cli.subscription._move#1", "sessions.cancel_session#1"),
+        ("cli.subscription._move#1", "session_results.cancel_session#1"),
         ends=("ana is canceled", "period 1 is void: collected 0x, kept 0"),
         afterwards=she_tries_to_pay_and_cancel_is_repeated,
     ),
-    "paid_by_hand": Scenario(declined_today, pay_invoice, ("paying.pay_invoice#1", *PAID)),
+    "paid_by_hand": Scenario(declined_today, pay_invoice, ("pay_by_hand.pay_invoice#1", *PAID)),
 }

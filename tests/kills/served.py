@@ -15,9 +15,9 @@ import uvicorn
 from sqlalchemy import select, text, update
 from starlette.types import Receive, Scope, Send
 
+from billing.checks import doctor
 from billing.domain.lifecycle import UNFINISHED
 from billing.sandbox.simulator import Simulator, create_simulator_app
-from billing.services import doctor
 from billing.store.clock import real_now
 from billing.store.models import (
     Capture,

@@ -9,8 +9,8 @@ import pytest
 from sqlalchemy.orm import Session
 
 from billing.domain.gateway import PaymentGateway
+from billing.parts import Parts, Rules
 from billing.quota import Unlimited
-from billing.services.parts import Parts, Rules
 from billing.store.engine import Sessions, make_engine, make_sessions
 from tests.services.stand_ins import Clock, Gateway
 

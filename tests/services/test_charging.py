@@ -10,11 +10,12 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import Engine, event, text
 
+from billing.charging import charge
+from billing.charging import settle as settling
+from billing.charging.charge import Begun, UnverifiedToken
 from billing.domain.gateway import ChargeReport, ChargeStatus
 from billing.domain.lifecycle import AttemptStatus
 from billing.domain.money import Money
-from billing.services import charging, settling
-from billing.services.charging import Begun, UnverifiedToken
 from billing.store.clock import real_now
 from tests.world import CHARGE, START, Subscriber, World
 
@@ -36,10 +37,10 @@ def ana(world: World) -> Subscriber:
     return subscriber
 
 
-def begin(world: World, subscriber: Subscriber) -> Begun | charging.Question | None:
+def begin(world: World, subscriber: Subscriber) -> Begun | charge.Question | None:
     with world.parts.transaction() as session:
-        started = charging.begin_attempts(session, [subscriber.attempt.id], world.now, world.parts.rules)
-    asked = [charging._refuse(world.parts, refused, world.now) for refused in started.refused]
+        started = charge.begin_attempts(session, [subscriber.attempt.id], world.now, world.parts.rules)
+    asked = [charge._refuse(world.parts, refused, world.now) for refused in started.refused]
     found = [*started.begun, *asked]
     return found[0] if found else None
 
@@ -264,7 +265,7 @@ def test_setting_back_loses_against_a_late_truth(world: World, ana: Subscriber) 
     with world.parts.transaction() as session:
         settling.doubt_attempt(session, ana.attempt.id, world.now, "its process is gone", rules=world.parts.rules)
 
-    charging._set_back(world.parts, begun, timedelta(minutes=1), "nothing was sent")
+    charge._set_back(world.parts, begun, timedelta(minutes=1), "nothing was sent")
 
     assert ana.outcomes == [AttemptStatus.IN_DOUBT]
 

@@ -11,10 +11,11 @@ from typing import Any, cast
 
 import pytest
 
+from billing.charging import look_up
 from billing.domain.gateway import PaymentGateway, TransactionPage, TransactionRow
 from billing.errors import NotSent, Unavailable
-from billing.services import dispatch, reconciling
-from billing.services.parts import Parts
+from billing.parts import Parts
+from billing.runs import tick
 from billing.work import InProcess
 from tests.world import START, World
 
@@ -67,12 +68,12 @@ def with_list(world: World, xendit: LongList) -> Parts:
 
 
 def test_more_than_a_hundred_thousand_payments_are_compared_in_little_memory(world: World) -> None:
-    reconciling.compare_day(with_list(world, LongList(PAGE)), TODAY)  # what is loaded once
+    look_up.compare_day(with_list(world, LongList(PAGE)), TODAY)  # what is loaded once
     parts = with_list(world, LongList(120_000))
 
     tracemalloc.start()
     try:
-        assert reconciling.compare_day(parts, TODAY) == []
+        assert look_up.compare_day(parts, TODAY) == []
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -80,16 +81,16 @@ def test_more_than_a_hundred_thousand_payments_are_compared_in_little_memory(wor
 
 
 def test_our_side_of_a_day_is_read_in_pages(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reconciling, "CAPTURES_AT_ONCE", 2)
+    monkeypatch.setattr(look_up, "CAPTURES_AT_ONCE", 2)
     for number in range(5):
         world.subscribe_save(f"customer{number}")
     world.run()
     world.deliver_webhooks()
-    assert reconciling.compare_day(world.parts, TODAY) == []
+    assert look_up.compare_day(world.parts, TODAY) == []
 
     nothing_listed = cast(Any, LongList(0))
     nothing_listed.find_transactions = lambda _reference: []
-    missing = reconciling.compare_day(with_list(world, nothing_listed), TODAY)
+    missing = look_up.compare_day(with_list(world, nothing_listed), TODAY)
     assert [row.kind for row in missing] == ["missing_there"] * 5
 
 
@@ -98,8 +99,8 @@ def test_a_process_that_is_told_to_end_stops_between_two_pages(world: World) -> 
     parts = with_list(world, xendit)
     xendit.before_page = lambda number: parts.stopping.set() if number == 3 else None
 
-    with pytest.raises(reconciling.Interrupted):
-        reconciling.compare_day(parts, TODAY)
+    with pytest.raises(look_up.Interrupted):
+        look_up.compare_day(parts, TODAY)
     assert len(xendit.asked) == 3
 
 
@@ -114,7 +115,7 @@ def test_the_scheduler_without_workers_does_not_wait_for_a_day(world: World) -> 
 
     xendit = LongList(1_000 * PAGE, hold)
     send = InProcess(replace(world.parts, gateway=cast(PaymentGateway, xendit)), 1)
-    send(dispatch.DAY, [TODAY.isoformat()])
+    send(tick.DAY, [TODAY.isoformat()])
     assert reached.wait(60)
     closing = threading.Thread(target=send.close)
     closing.start()
@@ -135,7 +136,7 @@ def test_one_answer_that_is_lost_does_not_lose_the_day(world: World) -> None:
     xendit = LongList(5 * PAGE, lose)
     parts = with_list(world, xendit)
 
-    assert reconciling.compare_day(parts, TODAY) == []
+    assert look_up.compare_day(parts, TODAY) == []
     assert xendit.asked == [None, "1000", "2000", "2000", "2000", "3000", "4000"]
     assert cast(Impatient, parts.stopping).waits == 2
 
@@ -148,12 +149,12 @@ def test_a_gateway_that_stays_away_is_an_error(world: World, begins: int) -> Non
 
     xendit = LongList(5 * PAGE, away)
     with pytest.raises(Unavailable):
-        reconciling.compare_day(with_list(world, xendit), TODAY)
-    assert len(xendit.asked) == (1 if begins == 1 else 2 + len(reconciling.PAGE_WAITS_SECONDS))
+        look_up.compare_day(with_list(world, xendit), TODAY)
+    assert len(xendit.asked) == (1 if begins == 1 else 2 + len(look_up.PAGE_WAITS_SECONDS))
 
 
 def test_a_list_that_goes_round_in_circles_is_an_error(world: World) -> None:
     xendit = LongList(5 * PAGE)
     xendit.transactions_page = lambda **asked: TransactionPage([], "b" if asked["after"] == "a" else "a")  # type: ignore[method-assign,assignment]
     with pytest.raises(Unavailable, match="repeats itself"):
-        reconciling.compare_day(with_list(world, xendit), TODAY)
+        look_up.compare_day(with_list(world, xendit), TODAY)

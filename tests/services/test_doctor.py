@@ -11,12 +11,11 @@ import pytest
 from sqlalchemy import delete, select, text, update
 from sqlalchemy.orm import Session
 
+from billing.checks.doctor import REPAIRS, examine
+from billing.checks.invariants import CHECKS
 from billing.domain.lifecycle import AttemptStatus, EventState, InvoiceStatus, RefundState
-from billing.services import dispatch
-from billing.services.doctor import REPAIRS, examine
-from billing.services.invariants import CHECKS
-from billing.services.parts import Parts
-from billing.services.subscriptions import cancel, pause, record_skipped
+from billing.parts import Parts
+from billing.runs import tick
 from billing.store.clock import real_now
 from billing.store.models import (
     BillingRun,
@@ -33,6 +32,7 @@ from billing.store.models import (
     WebhookEvent,
     new_id,
 )
+from billing.subscriptions.moves import cancel, pause, record_skipped
 from tests.factories import (
     NOW,
     make_attempt,
@@ -116,7 +116,7 @@ def a_lively_database(session: Session) -> None:
 
 
 def skip_a_period(session: Session, subscription: Subscription) -> None:
-    from billing.services.subscriptions import calendar_of, plan_next
+    from billing.subscriptions.moves import calendar_of, plan_next
 
     plan = session.get_one(Plan, subscription.plan_id)
     calendar = calendar_of(subscription, plan.schedule)
@@ -657,7 +657,7 @@ def test_a_forgotten_invoice_is_charged_by_the_next_tick(parts: Parts, session: 
     handed_out: list[str] = []
 
     examine(parts, repair=True)
-    dispatch.hand_out_charges(parts, lambda _, ids: handed_out.extend(ids))
+    tick.hand_out_charges(parts, lambda _, ids: handed_out.extend(ids))
 
     planned = session.scalars(select(ChargeAttempt).where(ChargeAttempt.invoice_id == invoice.id)).one()
     assert handed_out == [planned.id]

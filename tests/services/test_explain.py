@@ -11,11 +11,11 @@ from sqlalchemy.orm import Session
 
 from billing.domain.gateway import SessionType
 from billing.domain.lifecycle import AttemptStatus, SubscriptionStatus, TokenStatus
-from billing.services.explain import explain
-from billing.services.parts import Rules, tell
-from billing.services.story import LINES
-from billing.services.subscriptions import pause
+from billing.parts import Rules, tell
+from billing.reading.explain import explain
+from billing.reading.timeline import LINES
 from billing.store.models import ChargingStop, PaymentToken, Subscription
+from billing.subscriptions.moves import pause
 from tests.factories import (
     NOW,
     make_attempt,

@@ -12,7 +12,7 @@ import zipfile
 import pytest
 
 from billing.errors import InvalidInput
-from billing.services.import_files import lines_of
+from billing.subscribing.import_files import lines_of
 
 ROWS = [{"customer_reference": "ana", "name": "Ana Nguyễn", "plan": "gold"}, {"customer_reference": "bea", "name": "B"}]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)

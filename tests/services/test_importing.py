@@ -10,15 +10,15 @@ import pytest
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from billing.checks.doctor import examine
 from billing.domain.gateway import TokenReport
 from billing.domain.lifecycle import SubscriptionStatus, TokenStatus
 from billing.errors import NotSent, RateLimited, RequestRejected
-from billing.services import importing
-from billing.services.doctor import examine
-from billing.services.importing import import_rows
-from billing.services.invoicing import open_due_invoices
-from billing.services.parts import Parts
+from billing.parts import Parts
 from billing.store.models import Customer, Fact, Invoice, PaymentToken, Subscription
+from billing.subscribing import import_rows as importing
+from billing.subscribing.import_rows import import_rows
+from billing.subscriptions.open_periods import open_due_invoices
 from tests.factories import NOW, make_customer, make_plan, make_subscription, make_token
 from tests.services.stand_ins import Clock, Gateway
 

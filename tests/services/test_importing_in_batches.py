@@ -12,10 +12,10 @@ from sqlalchemy.orm import Session
 from billing.domain.gateway import TokenReport
 from billing.domain.lifecycle import TokenStatus
 from billing.errors import RequestRejected
-from billing.services import importing
-from billing.services.importing import import_rows
-from billing.services.parts import Parts
+from billing.parts import Parts
 from billing.store.models import Customer, Fact, PaymentToken, Subscription
+from billing.subscribing import import_rows as importing
+from billing.subscribing.import_rows import import_rows
 from tests.factories import make_customer, make_plan, make_subscription, make_token
 from tests.services.stand_ins import Gateway
 from tests.services.test_importing import row

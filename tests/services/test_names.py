@@ -13,10 +13,10 @@ from sqlalchemy.orm import Session
 
 from billing.domain.names import check_reference
 from billing.errors import InvalidInput
-from billing.services.catalog import create_customer, find_customer
-from billing.services.importing import import_rows
-from billing.services.parts import Parts
+from billing.parts import Parts
 from billing.store.models import Customer, new_id
+from billing.subscribing.catalog import create_customer, find_customer
+from billing.subscribing.import_rows import import_rows
 from tests.factories import NOW, make_customer, make_plan
 from tests.odd_names import EMAILS, NAMES, NO_EMAILS, NO_NAMES, NO_REFERENCES, REFERENCES
 

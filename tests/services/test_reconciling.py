@@ -8,8 +8,9 @@ from datetime import date
 import pytest
 from sqlalchemy import text
 
+from billing.charging import look_up
 from billing.domain.gateway import TransactionRow
-from billing.services import dispatch, reconciling
+from billing.runs import tick
 from tests.world import START, World
 
 TODAY = date(2026, 1, 31)
@@ -27,7 +28,7 @@ def test_on_a_good_day_nothing_differs(world: World) -> None:
     world.run()
     world.deliver_webhooks()
 
-    assert reconciling.compare_day(world.parts, TODAY) == []
+    assert look_up.compare_day(world.parts, TODAY) == []
 
 
 def test_what_xendit_collected_and_we_do_not_know_is_settled(world: World) -> None:
@@ -36,11 +37,11 @@ def test_what_xendit_collected_and_we_do_not_know_is_settled(world: World) -> No
     world.run()
     world.deliver_webhooks(lose=["payment.capture"])
 
-    (difference,) = reconciling.compare_day(world.parts, TODAY)
+    (difference,) = look_up.compare_day(world.parts, TODAY)
 
     assert (difference.kind, difference.reference_id) == ("missing_here", ana.attempt.reference_id)
     assert (ana.status, ana.invoice.status) == ("active", "paid")
-    assert reconciling.compare_day(world.parts, TODAY) == [], "the second time there is nothing left"
+    assert look_up.compare_day(world.parts, TODAY) == [], "the second time there is nothing left"
 
 
 def test_money_collected_after_a_failure_is_found_in_the_list(world: World) -> None:
@@ -52,7 +53,7 @@ def test_money_collected_after_a_failure_is_found_in_the_list(world: World) -> N
     world.deliver_webhooks(lose=["payment.capture", "payment.failure"])
     assert ana.outcomes == ["failed", "scheduled"]
 
-    reconciling.compare_day(world.parts, TODAY)
+    look_up.compare_day(world.parts, TODAY)
 
     assert ana.outcomes == ["succeeded", "canceled"]
     assert world.collected() == [50_000]
@@ -67,7 +68,7 @@ def test_money_that_came_during_a_long_outage_is_found_by_itself(world: World) -
     world.deliver_webhooks(lose=["payment.capture", "payment.failure"])
     assert ana.outcomes == ["failed", "scheduled"]
 
-    dispatch.hand_out_days(world.parts, world.send)
+    tick.hand_out_days(world.parts, world.send)
 
     assert ana.outcomes == ["succeeded", "canceled"]
     assert world.collected() == [50_000]
@@ -84,13 +85,13 @@ def test_a_day_is_compared_until_somebody_has_done_it_late_enough(world: World) 
         asked.extend(date.fromisoformat(day) for day in days)
 
     for _ in range(5):  # the messages of five days are lost
-        dispatch.hand_out_days(world.parts, nobody_works)
+        tick.hand_out_days(world.parts, nobody_works)
         world.advance(days=1)
     assert asked.count(TODAY) == 5
 
-    dispatch.hand_out_days(world.parts, world.send)
+    tick.hand_out_days(world.parts, world.send)
 
-    left = dispatch.days_to_compare(world.parts)
+    left = tick.days_to_compare(world.parts)
     assert left == [date(2026, 2, 5), date(2026, 2, 4)], "Xendit may list a payment late: those come again"
 
 
@@ -103,10 +104,10 @@ def test_a_day_with_a_payment_that_could_not_be_read_is_not_done(world: World) -
     world.deliver_webhooks(lose=["payment.capture"])
     world.advance(days=3)
     world.break_calls("HTTP:503:CHANNEL_UNAVAILABLE", endpoint="GET /v3/payments/{id}")
-    (found,) = reconciling.compare_day(world.parts, TODAY)
+    (found,) = look_up.compare_day(world.parts, TODAY)
     assert (found.kind, "cannot be read now" in found.explanation) == ("missing_here", True)
 
-    dispatch.hand_out_days(world.parts, world.send)
+    tick.hand_out_days(world.parts, world.send)
 
     assert ana.invoice.amount_paid_minor == 50_000
 
@@ -119,7 +120,7 @@ def test_what_we_count_and_xendit_does_not_is_listed(world: World) -> None:
         session.execute(text("UPDATE captures SET payment_id = 'py-nobody-knows'"))
         session.execute(text("UPDATE charge_attempts SET reference_id = 'att-nobody-knows'"))
 
-    kinds = {difference.kind for difference in reconciling.compare_day(world.parts, TODAY)}
+    kinds = {difference.kind for difference in look_up.compare_day(world.parts, TODAY)}
 
     assert kinds == {"unknown_payment", "missing_there"}
     with world.parts.transaction() as session:
@@ -138,7 +139,7 @@ def test_amounts_that_differ_are_listed(world: World) -> None:
         session.execute(text("UPDATE captures SET amount_minor = 49999"))
         session.execute(text("UPDATE invoices SET amount_paid_minor = 49999"))
 
-    (difference,) = reconciling.compare_day(world.parts, TODAY)
+    (difference,) = look_up.compare_day(world.parts, TODAY)
 
     assert (difference.kind, difference.ours) == ("amount", "49999")
 
@@ -150,7 +151,7 @@ def test_comparing_charges_nobody(world: World) -> None:
     world.run()
     before = world.calls()
 
-    reconciling.compare_day(world.parts, TODAY)
+    look_up.compare_day(world.parts, TODAY)
 
     assert world.calls() == before
 
@@ -195,7 +196,7 @@ def test_a_late_message_to_look_up_does_nothing(world: World, change: str) -> No
     world.run()
     before = world.calls("GET /v3/payment_requests/{id}")
 
-    reconciling.check_attempt(world.parts, ana.attempt.id if change == "nothing_to_check" else "att-unknown")
+    look_up.check_attempt(world.parts, ana.attempt.id if change == "nothing_to_check" else "att-unknown")
 
     assert world.calls("GET /v3/payment_requests/{id}") == before
 

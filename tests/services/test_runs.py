@@ -15,7 +15,7 @@ from sqlalchemy import select
 from billing import metrics
 from billing.cli import live
 from billing.errors import ServiceUnavailable
-from billing.services import dispatch, guards, runs, steering
+from billing.runs import control, limits, run, tick
 from billing.store.models import BillingRun
 from billing.work import InProcess
 from tests.world import World
@@ -100,7 +100,7 @@ def test_the_dry_run_foretells_the_run(world: World) -> None:
     world.deliver_webhooks()
     world.advance(days=29)
 
-    foretold = runs.dry_run(world.parts, None)
+    foretold = run.dry_run(world.parts, None)
     done = world.run()
 
     assert foretold["dry_run"] is True
@@ -114,7 +114,7 @@ def test_the_dry_run_asks_nobody_and_writes_nothing(world: World) -> None:
     ana = world.subscribe_save()
     before = asked_of_xendit(world)
 
-    runs.dry_run(world.parts, world.now + timedelta(days=400))
+    run.dry_run(world.parts, world.now + timedelta(days=400))
 
     assert asked_of_xendit(world) == before
     assert ana.invoices == []
@@ -123,7 +123,7 @@ def test_the_dry_run_asks_nobody_and_writes_nothing(world: World) -> None:
 
 def test_the_dry_run_of_a_later_day_shows_what_would_be_due_then(world: World) -> None:
     world.subscribe_save()
-    planned = runs.dry_run(world.parts, world.now + timedelta(days=60))["planned"]
+    planned = run.dry_run(world.parts, world.now + timedelta(days=60))["planned"]
     assert [line["period_start"][:10] for line in planned] == ["2026-01-31", "2026-02-28", "2026-03-31"]
 
 
@@ -131,7 +131,7 @@ def test_the_dry_run_says_who_has_nothing_to_be_charged_with(world: World) -> No
     ana = world.subscribe_save()
     world.control("POST", f"/tokens/{ana.tokens[0].payment_token_id}/expire")
     world.deliver_webhooks()
-    (line,) = runs.dry_run(world.parts, None)["planned"]
+    (line,) = run.dry_run(world.parts, None)["planned"]
     assert line["payment_token_id"] is None
     assert "customer would be asked" in line["note"]
 
@@ -144,7 +144,7 @@ def test_a_pool_of_threads_charges_everybody_once(world: World) -> None:
         world.subscribe_save(f"customer{number}")
     pool = InProcess(world.parts, 8)
 
-    report = runs.run_here(world.parts, pool, None, nothing_to_show)
+    report = run.run_here(world.parts, pool, None, nothing_to_show)
     pool.close()
 
     assert report["succeeded"] == 30
@@ -155,7 +155,7 @@ def test_with_workers_it_hands_out_and_returns(world: World) -> None:
     world.subscribe_save()
     handed: list[tuple[str, Sequence[str]]] = []
 
-    report = runs.run_on_workers(
+    report = run.run_on_workers(
         world.parts, lambda kind, ids: handed.append((kind, ids)), None, nothing_to_show, wait=False
     )
 
@@ -172,7 +172,7 @@ def test_with_workers_it_follows_the_work_to_its_end(world: World) -> None:
         at_work.append(threading.Thread(target=world.send, args=(kind, ids)))
         at_work[-1].start()
 
-    report = runs.run_on_workers(world.parts, workers, None, nothing_to_show, wait=True)
+    report = run.run_on_workers(world.parts, workers, None, nothing_to_show, wait=True)
     for thread in at_work:
         thread.join()
 
@@ -180,12 +180,12 @@ def test_with_workers_it_follows_the_work_to_its_end(world: World) -> None:
 
 
 def test_without_a_worker_waiting_ends_with_advice(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "STALLED_SECONDS", 0)
-    monkeypatch.setattr(runs, "POLL_SECONDS", 0)
+    monkeypatch.setattr(run, "STALLED_SECONDS", 0)
+    monkeypatch.setattr(run, "POLL_SECONDS", 0)
     world.subscribe_save()
 
     with pytest.raises(ServiceUnavailable, match="start `dramatiq workers`"):
-        runs.run_on_workers(world.parts, lambda _kind, _ids: None, None, nothing_to_show, wait=True)
+        run.run_on_workers(world.parts, lambda _kind, _ids: None, None, nothing_to_show, wait=True)
 
 
 def test_redis_away_leaves_the_work_due(world: World) -> None:
@@ -195,7 +195,7 @@ def test_redis_away_leaves_the_work_due(world: World) -> None:
         raise ServiceUnavailable("Redis does not answer")
 
     with pytest.raises(ServiceUnavailable):
-        runs.run_on_workers(world.parts, away, None, nothing_to_show, wait=False)
+        run.run_on_workers(world.parts, away, None, nothing_to_show, wait=False)
     assert ana.outcomes == ["scheduled"]
 
     world.leases_run_out()
@@ -205,7 +205,7 @@ def test_redis_away_leaves_the_work_due(world: World) -> None:
 def test_progress_is_told(world: World) -> None:
     world.subscribe_save()
     seen: list[dict[str, Any]] = []
-    runs.run_here(world.parts, world.send, None, seen.append)
+    run.run_here(world.parts, world.send, None, seen.append)
     assert seen[-1]["succeeded"] == 1
 
 
@@ -221,8 +221,8 @@ def test_the_metrics_tell_of_the_run_that_goes_on_and_of_those_that_wait(world: 
     for number in range(3):
         world.subscribe_save(f"customer{number}", start_at=world.now)
     with world.parts.transaction() as session:
-        day = guards.daily_run(session, world.now)
-    dispatch.open_all_due(world.parts, world.now, run_id=day)
+        day = limits.daily_run(session, world.now)
+    tick.open_all_due(world.parts, world.now, run_id=day)
     world.send("charge", [world.all_attempts()[0].id])
 
     page = metrics.exposition(world.parts).decode()
@@ -231,7 +231,7 @@ def test_the_metrics_tell_of_the_run_that_goes_on_and_of_those_that_wait(world: 
     assert 'billing_run_waiting{run="daily"} 2.0' in page
     assert 'billing_run_rate_per_minute{run="daily"} 1.0' in page
     assert 'billing_runs_stopped{state="stopped"} 0.0' in page
-    steering.stop_run(world.parts, day, "decline_jump", "too many declines")
+    control.stop_run(world.parts, day, "decline_jump", "too many declines")
     assert 'billing_runs_stopped{state="stopped"} 1.0' in metrics.exposition(world.parts).decode()
 
 

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
+from billing.charging import tokens
 from billing.domain.gateway import SessionMode, SessionType
 from billing.errors import Conflict, GatewayError, IllegalTransition, InvalidInput
-from billing.services import onboarding, sessions, tokens
-from billing.services.parts import Rules
+from billing.parts import Rules
 from billing.store.models import ChargeAttempt, Invoice, PaymentToken, Subscription
+from billing.subscribing import payment_sessions, session_results
 from tests.world import OTHER_VISA, START, VISA, World
 
 
@@ -65,7 +66,7 @@ def test_a_session_lives_at_most_a_day(world: World) -> None:
 
 
 def test_components_come_with_a_key_instead_of_a_link(world: World) -> None:
-    _, session = onboarding.subscribe(
+    _, session = payment_sessions.subscribe(
         world.parts, world.customer(), world.plan(), via=SessionType.SAVE, mode=SessionMode.COMPONENTS,
         start_at=None, reference=None,
     )  # fmt: skip
@@ -105,7 +106,7 @@ def test_when_no_session_can_be_opened_nothing_is_left(world: World, fault: str,
 
 def test_references_of_sessions_are_always_fresh(world: World) -> None:
     ana = world.subscribe()
-    sessions.cancel_session(world.parts, ana.session_id)
+    session_results.cancel_session(world.parts, ana.session_id)
     again = ana.new_session()
     assert again.reference_id != ana.session.reference_id
 
@@ -120,7 +121,7 @@ def test_a_currency_no_channel_takes_is_refused(world: World) -> None:
 
 def test_a_reference_in_use_is_refused(world: World) -> None:
     def subscribe() -> None:
-        onboarding.subscribe(
+        payment_sessions.subscribe(
             world.parts, world.customer(), world.plan(), via=SessionType.SAVE, mode=SessionMode.PAYMENT_LINK,
             start_at=None, reference="sub-ana",
         )  # fmt: skip
@@ -134,7 +135,7 @@ def test_a_reference_in_use_is_refused(world: World) -> None:
 def test_a_session_that_is_over_cannot_be_canceled(world: World) -> None:
     ana = world.subscribe_save()
     with pytest.raises(Conflict, match="COMPLETED"):
-        sessions.cancel_session(world.parts, ana.session_id)
+        session_results.cancel_session(world.parts, ana.session_id)
 
 
 def test_an_active_subscription_needs_no_new_start(world: World) -> None:
@@ -144,7 +145,7 @@ def test_an_active_subscription_needs_no_new_start(world: World) -> None:
 
 def test_who_has_no_subscription_gets_no_session(world: World) -> None:
     with pytest.raises(Conflict, match="billing subscribe"):
-        onboarding.open_session(world.parts, world.customer("bea"), mode=SessionMode.PAYMENT_LINK)
+        payment_sessions.open_session(world.parts, world.customer("bea"), mode=SessionMode.PAYMENT_LINK)
 
 
 def test_pause_and_resume_follow_the_table_of_moves(world: World) -> None:
@@ -197,7 +198,7 @@ def test_a_plan_the_customer_is_about_to_have_is_refused_with_the_way_on(world: 
     ana = world.subscribe()
     with pytest.raises(Conflict, match=f"billing session show {ana.session_id}"):
         world.subscribe()
-    sessions.cancel_session(world.parts, ana.session_id)
+    session_results.cancel_session(world.parts, ana.session_id)
     with pytest.raises(Conflict, match=f"billing session create ana --subscription {ana.id}"):
         world.subscribe()
 
@@ -210,14 +211,14 @@ def test_of_two_at_the_same_moment_one_wins(world: World, monkeypatch: pytest.Mo
     world.subscribe("ana", plan=world.plan("other"))  # the customer is known at Xendit
     refused: list[str] = []
     both_have_looked = threading.Barrier(2, timeout=0.5)
-    look = onboarding._refuse_a_second
+    look = payment_sessions._refuse_a_second
 
     def look_and_hold(*wanted: Any) -> None:
         look(*wanted)
         with suppress(threading.BrokenBarrierError):
             both_have_looked.wait()
 
-    monkeypatch.setattr(onboarding, "_refuse_a_second", look_and_hold)
+    monkeypatch.setattr(payment_sessions, "_refuse_a_second", look_and_hold)
 
     def click() -> None:
         try:
@@ -235,7 +236,7 @@ def test_of_two_at_the_same_moment_one_wins(world: World, monkeypatch: pytest.Mo
 
 
 def begin(world: World, token: PaymentToken, *, customer: str = "ana", plan: str = "silver", **wanted: Any) -> Any:
-    return onboarding.subscribe_with_token(
+    return payment_sessions.subscribe_with_token(
         world.parts, world.customer(customer), world.plan(plan), token, reference=None,
         **({"start_at": None} | wanted),
     )  # fmt: skip

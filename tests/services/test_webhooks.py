@@ -11,8 +11,10 @@ import simplejson
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
+from billing.checks import doctor
 from billing.domain.gateway import ChargeReport, GatewayEvent
-from billing.services import dispatch, doctor, webhooks
+from billing.inbox import apply as webhooks
+from billing.runs import tick
 from billing.xendit.webhook import read_event
 from tests.world import NO_PERIOD_TWICE, START, World
 
@@ -80,7 +82,7 @@ def test_a_stored_event_whose_process_died_is_taken_up(world: World) -> None:
     assert ana.invoice.status == "open"
 
     world.advance(seconds=21)
-    dispatch.hand_out_checks(world.parts, world.send, dispatch.look(world.parts))
+    tick.hand_out_checks(world.parts, world.send, tick.look(world.parts))
 
     assert ana.invoice.status == "paid"
 
@@ -142,7 +144,7 @@ def test_a_parked_event_is_seen_survives_a_restart_and_is_applied_after_the_fix(
     assert event.id in told["detail"]
 
     with World(database_url) as restarted:  # another process, on the same database
-        dispatch.tick(restarted.parts, restarted.send)
+        tick.tick(restarted.parts, restarted.send)
         assert restarted.fresh(event).state == "parked"
         for _ in range(2):  # `billing replay`
             webhooks.apply_stored_event(restarted.parts, event.id, read_event, again=True)

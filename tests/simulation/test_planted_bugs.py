@@ -11,28 +11,20 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, text, update
 
+from billing.charging import after_failure, charge, look_up, pay_by_hand, refunds, settle
 from billing.domain import schedule
 from billing.domain.gateway import ChargeReport, Lane
 from billing.domain.lifecycle import AttemptStatus, TokenStatus
 from billing.domain.money import Money
+from billing.parts import Parts
+from billing.runs import tick as dispatch
 from billing.sandbox.simulation import fate, people, population
 from billing.sandbox.simulation.fate import Fate
 from billing.sandbox.simulation.periods import Rhythm
 from billing.sandbox.simulation.runner import play_seed
-from billing.services import (
-    charging,
-    dispatch,
-    invoicing,
-    paying,
-    reconciling,
-    refunding,
-    retrying,
-    settling,
-    subscriptions,
-)
-from billing.services.parts import Parts
 from billing.store import queries
 from billing.store.models import Capture, ChargeAttempt
+from billing.subscriptions import moves, open_periods
 from billing.xendit import error_mapping
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -81,27 +73,27 @@ def _(patch: pytest.MonkeyPatch) -> None:
         again = update(ChargeAttempt).where(ChargeAttempt.id == attempt_id, ChargeAttempt.status == "submitted")
         session.execute(again.values(status="scheduled", scheduled_at=now, lease_until=None, submitted_at=None))
 
-    patch.setattr(charging, "doubt_attempt", set_back)
+    patch.setattr(charge, "doubt_attempt", set_back)
 
 
 @plant("a charge is begun before it is known that it can be sent", says="though it cannot be sent", no_client=0.2)
 def _(patch: pytest.MonkeyPatch) -> None:
-    begin = charging.begin_attempts
+    begin = charge.begin_attempts
 
     def unprepared(*given: Any, prepare: Any, **more: Any) -> Any:  # noqa: ARG001 - that is the bug
         return begin(*given, **more)
 
-    patch.setattr(charging, "begin_attempts", unprepared)
+    patch.setattr(charge, "begin_attempts", unprepared)
 
 
 @plant("a capture is settled twice (D4)", says="UniqueViolation", webhook_doubled=0.3)
 def _(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(settling, "_known_capture", lambda _found, _report: None)
+    patch.setattr(settle, "_known_capture", lambda _found, _report: None)
 
 
 @plant("days are compared in UTC (D10)", says="was forgotten")
 def _(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(subscriptions, "stored_zone", lambda _name: schedule.parse_zone("UTC"))
+    patch.setattr(moves, "stored_zone", lambda _name: schedule.parse_zone("UTC"))
 
 
 @plant(
@@ -112,12 +104,12 @@ def _(patch: pytest.MonkeyPatch) -> None:
     webhook_lost=0.5,
 )
 def _(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(retrying, "window_is_over", lambda *_: True)
+    patch.setattr(after_failure, "window_is_over", lambda *_: True)
 
 
 @plant("nobody follows what a dead process had sent (D13)", first=2, death=0.06, webhook_lost=1.0, decline=0.5)
 def _(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(reconciling, "doubt_expired_submissions", lambda _parts, _limit: 0)
+    patch.setattr(look_up, "doubt_expired_submissions", lambda _parts, _limit: 0)
 
 
 @plant("a lock without an end (D15)", message_lost=0.2)
@@ -133,7 +125,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
         return [row for row in claim(session, now, limit, **how) if row[0].next_billing_at.date() == now.date()]
 
     patch.setattr(queries, "claim_due_subscriptions", only_today)
-    patch.setattr(invoicing.queries, "claim_due_subscriptions", only_today)
+    patch.setattr(open_periods.queries, "claim_due_subscriptions", only_today)
 
 
 @plant(
@@ -144,17 +136,17 @@ def _(patch: pytest.MonkeyPatch) -> None:
     decline=0.5,
 )
 def _(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(subscriptions, "withdraw_all", lambda *_, **__: None)
-    patch.setattr(charging, "_why_not_chargeable", lambda _found: None)
+    patch.setattr(moves, "withdraw_all", lambda *_, **__: None)
+    patch.setattr(charge, "_why_not_chargeable", lambda _found: None)
 
 
 @plant("any token will do", first=2, says="with a token that is not ACTIVE", decline=0.5)
 def _(patch: pytest.MonkeyPatch) -> None:
-    def first(found: Any, *, by_hand: bool) -> retrying.Choice:  # noqa: ARG001 - the signature
-        every = retrying._in_order(found)
-        return retrying.Choice(token=every[0]) if every else retrying.Choice()
+    def first(found: Any, *, by_hand: bool) -> after_failure.Choice:  # noqa: ARG001 - the signature
+        every = after_failure._in_order(found)
+        return after_failure.Choice(token=every[0]) if every else after_failure.Choice()
 
-    patch.setattr(retrying, "choose_token", first)
+    patch.setattr(after_failure, "choose_token", first)
 
 
 @plant("the gateway is called inside the transaction (D1)", says="a transaction is open")
@@ -162,21 +154,21 @@ def _(patch: pytest.MonkeyPatch) -> None:
     def in_one(parts: Parts, attempt_ids: Sequence[str], _lane: Lane) -> None:
         now = parts.clock.now()
         with parts.transaction() as session:
-            for begun in charging.begin_attempts(session, attempt_ids, now, parts.rules).begun:
+            for begun in charge.begin_attempts(session, attempt_ids, now, parts.rules).begun:
                 report = parts.gateway.charge(begun.request)
-                settling.settle_attempt(session, begun.attempt_id, report, now, parts.rules, source="answer")
+                settle.settle_attempt(session, begun.attempt_id, report, now, parts.rules, source="answer")
 
-    patch.setattr(charging, "charge", in_one)
+    patch.setattr(charge, "charge", in_one)
 
 
 @plant("what was collected twice is kept", first=2, drawn=AFTER_THE_RETRY, says="collected and kept", late_capture=0.4)
 def _(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(refunding, "give_back", lambda *_: None)
+    patch.setattr(refunds, "give_back", lambda *_: None)
 
 
 @plant("a webhook that is stored counts as applied", first=11, late_capture=0.2)
 def _(patch: pytest.MonkeyPatch) -> None:
-    from billing.services import webhooks
+    from billing.inbox import apply as webhooks
 
     patch.setattr(webhooks, "_apply", lambda *_: (True, None))
     patch.setattr(dispatch, "days_to_compare", lambda _parts: [])
@@ -199,13 +191,13 @@ def _(patch: pytest.MonkeyPatch) -> None:
         )
         return False
 
-    patch.setattr(paying, "may_still_move_money", another)
+    patch.setattr(pay_by_hand, "may_still_move_money", another)
 
 
 @plant("a planned retry survives the payment by another way", first=2, late_capture=0.4)
 def _(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(settling, "withdraw_all", lambda *_, **__: None)
-    patch.setattr(charging, "_why_not_chargeable", lambda _found: None)
+    patch.setattr(settle, "withdraw_all", lambda *_, **__: None)
+    patch.setattr(charge, "_why_not_chargeable", lambda _found: None)
 
 
 # ------------------------------------------------------------------------------- at the edges of a plan's life
@@ -248,7 +240,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
         local = schedule.to_local(subscription.start_at or begins, zone) + timedelta(days=plan.trial_days)
         subscription.anchor_local, subscription.anchor_day = local, local.day
 
-    patch.setattr(subscriptions, "set_anchor", anchored_in_the_past)
+    patch.setattr(moves, "set_anchor", anchored_in_the_past)
 
 
 @plant(
@@ -258,12 +250,12 @@ def _(patch: pytest.MonkeyPatch) -> None:
     webhook_lost=0.5,
 )
 def _(patch: pytest.MonkeyPatch) -> None:
-    begin = settling.prepaid_first_period
+    begin = settle.prepaid_first_period
 
     def from_now_on(session: Any, subscription: Any, plan: Any, _captured_at: Any, now: Any) -> Any:
         return begin(session, subscription, plan, now, now)
 
-    patch.setattr(settling, "prepaid_first_period", from_now_on)
+    patch.setattr(settle, "prepaid_first_period", from_now_on)
 
 
 @plant("HTML with status 403 counts as refused", first=7, says="nobody knows what became of it", stranger_after=0.3)
@@ -294,34 +286,34 @@ def _(patch: pytest.MonkeyPatch) -> None:
     says="was forgotten",
 )
 def _(patch: pytest.MonkeyPatch) -> None:
-    move = invoicing._move
+    move = open_periods._move
 
     def counting_all(subscription: Any, plan: Any, last: Any, following: Any, decision: Any) -> Any:
         return move(subscription, plan, last, following, replace(decision, bill=decision.bill + decision.skip))
 
-    patch.setattr(invoicing, "_move", counting_all)
+    patch.setattr(open_periods, "_move", counting_all)
 
 
 @plant("a partial capture counts as paid in full", first=1, says="collected and kept", partial_capture=0.4)
 def _(patch: pytest.MonkeyPatch) -> None:
-    record = settling._record_capture
+    record = settle._record_capture
 
     def in_full(session: Any, found: Any, report: ChargeReport, *more: Any, **named: Any) -> Any:
         return record(session, found, replace(report, amount=None), *more, **named)
 
-    patch.setattr(settling, "_record_capture", in_full)
-    patch.setattr(settling, "_told_again", lambda *_: None)
+    patch.setattr(settle, "_record_capture", in_full)
+    patch.setattr(settle, "_told_again", lambda *_: None)
 
 
 @plant("another currency pays", first=1, says="another currency", other_currency=0.4)
 def _(patch: pytest.MonkeyPatch) -> None:
-    succeeded = settling._succeeded
+    succeeded = settle._succeeded
 
     def whatever_it_is(session: Any, found: Any, report: ChargeReport, *more: Any, **named: Any) -> Any:
         owed = Money(found.attempt.amount_minor, found.attempt.currency)
         return succeeded(session, found, replace(report, amount=report.amount and owed), *more, **named)
 
-    patch.setattr(settling, "_succeeded", whatever_it_is)
+    patch.setattr(settle, "_succeeded", whatever_it_is)
 
 
 @plant(
@@ -332,13 +324,13 @@ def _(patch: pytest.MonkeyPatch) -> None:
     says="though",
 )
 def _(patch: pytest.MonkeyPatch) -> None:
-    choose_token = retrying.choose_token
+    choose_token = after_failure.choose_token
 
-    def unverified_first(found: Any, *, by_hand: bool) -> retrying.Choice:
+    def unverified_first(found: Any, *, by_hand: bool) -> after_failure.Choice:
         pending = [token for token in found.tokens if token.status == TokenStatus.PENDING and not token.unknown]
-        return retrying.Choice(unverified=pending) if pending else choose_token(found, by_hand=by_hand)
+        return after_failure.Choice(unverified=pending) if pending else choose_token(found, by_hand=by_hand)
 
-    patch.setattr(retrying, "choose_token", unverified_first)
+    patch.setattr(after_failure, "choose_token", unverified_first)
 
 
 # -------------------------------------------------------------------------------- what people do at Xendit itself
@@ -348,27 +340,27 @@ ALWAYS_REFUNDED = {"REFUNDED_ELSEWHERE": 1.0}
 
 @plant("a refund made in the dashboard is nobody's", drawn=ALWAYS_REFUNDED, says="was made in Xendit's dashboard")
 def _(patch: pytest.MonkeyPatch) -> None:
-    apply = refunding.apply_refund
+    apply = refunds.apply_refund
 
     def only_ours(session: Any, report: Any, now: Any) -> str | None:
-        known = refunding.find_refund(session, report.refund_id, report.reference_id)
+        known = refunds.find_refund(session, report.refund_id, report.reference_id)
         return None if known is None else apply(session, report, now)
 
-    patch.setattr(refunding, "apply_refund", only_ours)
+    patch.setattr(refunds, "apply_refund", only_ours)
 
 
 @plant("what was refunded in the dashboard is owed again", first=10, drawn=ALWAYS_REFUNDED, says="has been paid")
 def _(patch: pytest.MonkeyPatch) -> None:
-    tell = refunding._tell_success
+    tell = refunds._tell_success
 
     def owed_again(session: Any, subscription_id: str, refund: Any, invoice: Any, now: Any) -> None:
         tell(session, subscription_id, refund, invoice, now)
         if refund.made_elsewhere:
             invoice.status, invoice.closed_at = "open", None
             session.execute(update(Capture).where(Capture.invoice_id == invoice.id).values(overpayment=True))
-            paying.schedule_attempt(session, invoice, now, origin="dunning")
+            pay_by_hand.schedule_attempt(session, invoice, now, origin="dunning")
 
-    patch.setattr(refunding, "_tell_success", owed_again)
+    patch.setattr(refunds, "_tell_success", owed_again)
 
 
 @pytest.fixture

@@ -12,13 +12,16 @@ from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session
 
+from billing.charging import pay_by_hand, token_commands
+from billing.charging.refunds import follow_refund
+from billing.checks import doctor
 from billing.domain.gateway import SessionMode, SessionType
 from billing.errors import CopyOfDatabase, NotSent
-from billing.services import dispatch, doctor, onboarding, paying, sessions, token_commands
-from billing.services.refunding import follow_refund
+from billing.runs import tick
 from billing.store import migrate, which_database
 from billing.store.clock import real_now
 from billing.store.engine import make_engine
+from billing.subscribing import payment_sessions, session_results
 from billing.work import work_on
 from tests.world import NO_PERIOD_TWICE, World
 
@@ -65,7 +68,7 @@ def test_a_copy_beside_the_live_one_sends_nothing(world: World, copy: Callable[[
     other = copy()
     sent = world.calls(), world.calls("POST /sessions"), world.calls("POST /customers")
 
-    for work in (other.tick, other.run, lambda: dispatch.hand_out_days(other.parts, other.send)):
+    for work in (other.tick, other.run, lambda: tick.hand_out_days(other.parts, other.send)):
         with pytest.raises(CopyOfDatabase, match="`billing adopt`"):
             work()
     with pytest.raises(CopyOfDatabase):
@@ -99,7 +102,7 @@ def test_a_database_swapped_under_a_living_process_is_found_when_a_charge_begins
     is_a_copy(world)
 
     with pytest.raises(CopyOfDatabase):
-        world.send(dispatch.CHARGE, [ana.attempt.id])
+        world.send(tick.CHARGE, [ana.attempt.id])
 
     assert world.calls() == 0
     assert (ana.outcomes, ana.invoice.hold_reason, ana.invoice.status) == (["scheduled"], None, "open")
@@ -114,13 +117,13 @@ def test_nothing_a_person_asks_for_leaves_a_copy(world: World) -> None:
     is_a_copy(world)
 
     for wish in (
-        lambda: paying.pay_invoice(world.parts, ana.invoice.id, None),
-        lambda: onboarding.open_session(world.parts, ana.customer, mode=SessionMode.PAYMENT_LINK),
+        lambda: pay_by_hand.pay_invoice(world.parts, ana.invoice.id, None),
+        lambda: payment_sessions.open_session(world.parts, ana.customer, mode=SessionMode.PAYMENT_LINK),
     ):
         with pytest.raises(CopyOfDatabase):
             wish()
     for wish in (
-        lambda: sessions.cancel_session(world.parts, bea.session_id),
+        lambda: session_results.cancel_session(world.parts, bea.session_id),
         lambda: token_commands.cancel_token(world.parts, ana.tokens[0].id),
     ):
         with pytest.raises(NotSent, match="`billing adopt`"):
@@ -139,7 +142,7 @@ def test_what_arrives_at_a_copy_is_applied_and_a_refund_waits(world: World) -> N
     (refund,) = ana.refunds
 
     for follow in (
-        lambda: work_on(world.parts, dispatch.REFUND, refund.id),
+        lambda: work_on(world.parts, tick.REFUND, refund.id),
         partial(follow_refund, world.parts, refund.id),
     ):
         with pytest.raises(CopyOfDatabase):

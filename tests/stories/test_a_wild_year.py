@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from billing.charging import look_up
 from billing.domain.gateway import ChargeReport, ChargeRequest
 from billing.domain.lifecycle import UNFINISHED
 from billing.errors import BillingError
-from billing.services import reconciling
 from billing.store.models import Invoice
 from billing.work import work_on
 from tests.world import OTHER_VISA, VISA, Subscriber, World
@@ -95,7 +95,7 @@ def reconcile_the_days(world: World) -> None:
     """`billing reconcile --date` of the days since the last time: what a merchant's nightly cron does. A late capture
     whose webhook was lost for good is found by nothing else."""
     for days_ago in range(15):
-        reconciling.compare_day(world.parts, (world.now - timedelta(days=days_ago)).date())
+        look_up.compare_day(world.parts, (world.now - timedelta(days=days_ago)).date())
 
 
 @pytest.mark.parametrize("seed", range(3))

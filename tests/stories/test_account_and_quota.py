@@ -9,9 +9,9 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import select, text
 
+from billing.charging import key
 from billing.errors import Conflict
-from billing.services import key
-from billing.services.parts import Rules
+from billing.parts import Rules
 from billing.store import queries
 from billing.store.engine import make_engine, make_sessions
 from billing.store.models import ChargingStop

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from sqlalchemy import text, update
 
+from billing.charging import charge, key, look_up
 from billing.domain.gateway import SessionType, TokenReport
 from billing.domain.lifecycle import HoldKind
-from billing.services import charging, key, reconciling, runs
-from billing.services.parts import Acquaintance, Parts
-from billing.services.views import Json
+from billing.parts import Acquaintance, Parts
+from billing.reading.views import Json
+from billing.runs import run as runs
 from billing.store import queries
 from billing.store.models import ChargeAttempt, PaymentToken
 from billing.work import work_on
@@ -243,7 +244,7 @@ def test_a_conflict_in_the_database_repeats_no_question_to_xendit(
 ) -> None:
     (ana,) = refuses_as_unknown(world, 1)
     world.break_calls("HTTP:400:INVALID_TOKEN")
-    set_aside, met = charging._set_aside, []
+    set_aside, met = charge._set_aside, []
 
     def in_the_way_of_another(parts: Parts, *rest: Any) -> None:
         if len(met) < 2:
@@ -252,7 +253,7 @@ def test_a_conflict_in_the_database_repeats_no_question_to_xendit(
                 session.execute(text("DO $$ BEGIN RAISE EXCEPTION 'in the way' USING ERRCODE = '40001'; END $$"))
         set_aside(parts, *rest)
 
-    monkeypatch.setattr(charging, "_set_aside", in_the_way_of_another)
+    monkeypatch.setattr(charge, "_set_aside", in_the_way_of_another)
     asked = world.calls(GET_TOKEN)
 
     run(with_key(world, "a key"))
@@ -280,12 +281,12 @@ def test_questions_that_take_long_put_no_charge_in_doubt(world: World, monkeypat
         with world.parts.transaction() as session:
             passed = ChargeAttempt.lease_until - timedelta(seconds=100)
             session.execute(update(ChargeAttempt).where(ChargeAttempt.status == "submitted").values(lease_until=passed))
-        reconciling.doubt_expired_submissions(world.parts, 100)
+        look_up.doubt_expired_submissions(world.parts, 100)
         return ask(payment_token_id)
 
     monkeypatch.setattr(world.gateway, "get_token", slow)
     with ThreadPoolExecutor(8) as callers:
-        charging.charge(replace(parts, callers=callers), [attempt.id for attempt in world.all_attempts()])
+        charge.charge(replace(parts, callers=callers), [attempt.id for attempt in world.all_attempts()])
 
     assert standing[0] == ["scheduled", "submitted", "submitted", "submitted"], "the others are settled first"
     assert len(standing) == 3

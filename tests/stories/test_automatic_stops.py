@@ -14,11 +14,13 @@ import pytest
 from sqlalchemy import select, update
 
 from billing import quota
+from billing.charging import charge as charging
 from billing.domain.gateway import CHARGE_ENDPOINT
-from billing.services import charging, invoicing, steering
-from billing.services.parts import Acquaintance, Rules
-from billing.services.planning import DECLINES, FORECAST
+from billing.parts import Acquaintance, Rules
+from billing.runs import control
+from billing.runs.forecast import DECLINES, FORECAST
 from billing.store.models import BillingRun, Capture, ChannelBreaker, ChargingStop, Invoice, Subscription, WebhookEvent
+from billing.subscriptions import open_periods
 from tests.typing_in_a_world import typed
 from tests.world import CHARGE, OTHER_VISA, VISA, Subscriber, World
 
@@ -125,7 +127,7 @@ def a_run_stopped_by(guard: str, reason: str) -> Callable[[World], Provoked]:
         ana = world.subscribe_save()
         world.tick_with_workers_that_die()
         (run,) = world.all(select(BillingRun))
-        steering.stop_run(world.parts, run.id, guard, reason)
+        control.stop_run(world.parts, run.id, guard, reason)
         world.leases_run_out()
         return of(ana) | {"run": run.id}
 
@@ -161,7 +163,7 @@ def a_doubt_without_end(world: World) -> Provoked:
 def a_row_that_cannot_be_read(world: World) -> Provoked:
     ana = world.subscribe_save()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(invoicing, "calendar_of", lambda *_: {}["anchor"])
+        patch.setattr(open_periods, "calendar_of", lambda *_: {}["anchor"])
         world.tick()
     return of_subscription(ana)
 

@@ -9,8 +9,8 @@ from sqlalchemy import select
 
 from billing.domain.gateway import SessionType
 from billing.errors import InvalidInput
-from billing.services import sessions
 from billing.store.models import Capture
+from billing.subscribing import session_results
 from tests.world import Subscriber, World
 
 
@@ -83,7 +83,7 @@ def test_session_refresh_settles_the_payment_in_the_same_go(world: World) -> Non
     ana = world.subscribe(via=SessionType.PAY)
     ana.completes_session()
     lose_everything(world)
-    sessions.refresh_session(world.parts, ana.session_id)
+    session_results.refresh_session(world.parts, ana.session_id)
 
     assert (ana.status, ana.invoice.status, ana.attempt.status) == ("active", "paid", "succeeded")
     assert ana.subscription.payment_token_id is not None
@@ -94,11 +94,11 @@ def test_refreshing_again_does_not_put_off_a_look_that_is_planned(world: World) 
     ana.completes_session()
     lose_everything(world)
     world.break_calls("HTTP:500:SERVER_ERROR", endpoint="GET /v3/payment_requests/{id}", count=3)
-    sessions.refresh_session(world.parts, ana.session_id)
+    session_results.refresh_session(world.parts, ana.session_id)
     planned = ana.attempt.next_check_at
     for _ in range(2):
         world.advance(seconds=30)
-        sessions.refresh_session(world.parts, ana.session_id)
+        session_results.refresh_session(world.parts, ana.session_id)
 
     assert ana.attempt.next_check_at == planned
 
@@ -112,7 +112,7 @@ def test_a_clock_of_xendits_that_is_far_off_moves_no_period_into_the_past(world:
         for capture in payment.document["captures"]:
             capture["capture_timestamp"] = "2020-01-01T00:00:00Z"
     lose_everything(world)
-    sessions.refresh_session(world.parts, ana.session_id)
+    session_results.refresh_session(world.parts, ana.session_id)
     world.live(hours=1)
 
     assert ana.invoice.period_start == opened

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from billing.services import runs
+from billing.runs import run
 from tests.world import CHARGE, Subscriber, World
 
 
@@ -97,7 +97,7 @@ def test_the_dry_run_shows_it_first_and_does_nothing(world: World) -> None:
     ana = after_an_outage(world, "latest")
     before = (ana.subscription.next_billing_at, len(ana.invoices), ana.story)
 
-    shown = runs.dry_run(world.parts, None)
+    shown = run.dry_run(world.parts, None)
 
     assert [(line["amount"], line["period_start"]) for line in shown["planned"]] == [("50000", "2026-04-30T02:00:00Z")]
     assert shown["skipped"]

@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from billing.errors import RateLimited
-from billing.services import steering
+from billing.runs import control
 from billing.store import queries
 from tests.world import Subscriber, World
 
@@ -133,7 +133,7 @@ def test_one_that_is_held_bills_what_it_missed_when_a_person_says_so(world: Worl
     world.run()
     assert (ana.subscription.hold_kind, statuses(ana)) == ("catch_up", ["paid"])
 
-    steering.approve(world.parts, steering.waiting_for_approval(world.parts, [ana.subscription.reference]))
+    control.approve(world.parts, control.waiting_for_approval(world.parts, [ana.subscription.reference]))
     world.live(days=1)
 
     assert [invoice.period_key[5:10] for invoice in ana.invoices] == ["01-31", "02-28", "03-31"]

@@ -11,10 +11,12 @@ import pytest
 from sqlalchemy import select, update
 
 from billing.errors import IllegalTransition
-from billing.services import dispatch, invoicing, planning, progress, runs, steering, subscriptions
-from billing.services.parts import Rules
-from billing.services.views import Json
+from billing.parts import Rules
+from billing.reading.views import Json
+from billing.runs import control, forecast, run, tick
+from billing.runs import report as progress
 from billing.store.models import BillingRun, Plan, Subscription
+from billing.subscriptions import moves, open_periods
 from tests.world import Subscriber, World, copy_subscription
 
 NewWorld = Callable[..., World]
@@ -45,14 +47,14 @@ def the_run(world: World) -> BillingRun:
 
 
 def plan_of(world: World, **wanted: Any) -> Json:
-    return planning.plan_of_run(world.parts, world.now, **wanted)
+    return forecast.plan_of_run(world.parts, world.now, **wanted)
 
 
 @pytest.fixture
 def seconds(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The uptime that a turn reads: it stands still until a test moves it."""
     now = [0.0]
-    for module in (dispatch, planning):
+    for module in (tick, forecast):
         monkeypatch.setattr(module, "uptime", lambda: now[0])
     return now
 
@@ -67,7 +69,7 @@ def test_a_row_that_cannot_be_read_is_skipped_by_the_plan_and_named_by_the_dry_r
         unreadable(world, bad)
 
         plan = plan_of(world)
-        report = runs.dry_run(world.parts, None)
+        report = run.dry_run(world.parts, None)
 
         assert (plan["charges"], plan["skipped"]) == (6, 1)
         assert report["attempted"] == 6
@@ -92,7 +94,7 @@ def test_a_date_that_no_longer_fits_its_zone_stops_nobody(database_url: str) -> 
             )
 
         assert (plan_of(world)["charges"], plan_of(world)["skipped"]) == (1, 1)
-        assert runs.dry_run(world.parts, None)["attempted"] == 1
+        assert run.dry_run(world.parts, None)["attempted"] == 1
 
 
 def test_a_plan_with_a_schedule_nobody_can_read_is_its_subscribers_trouble_only(database_url: str) -> None:
@@ -114,12 +116,12 @@ def test_one_held_row_that_cannot_be_read_keeps_no_other_from_approval(database_
         world.run()
         unreadable(world, bad)
 
-        waiting = steering.waiting_for_approval(world.parts, ())
+        waiting = control.waiting_for_approval(world.parts, ())
 
         assert [each.subscription_id for each in waiting] == [good.id]
         with pytest.raises(IllegalTransition, match=r"cannot be billed: .*Atlantis"):
-            steering.waiting_for_approval(world.parts, [bad.id])
-        assert len(steering.approve(world.parts, waiting)) == 1
+            control.waiting_for_approval(world.parts, [bad.id])
+        assert len(control.approve(world.parts, waiting)) == 1
 
 
 def test_one_that_cannot_be_released_keeps_no_other_from_approval(
@@ -130,17 +132,17 @@ def test_one_that_cannot_be_released_keeps_no_other_from_approval(
         world.run()
         world.advance(days=95)
         world.run()
-        waiting = steering.waiting_for_approval(world.parts, ())
-        release = steering.resume
+        waiting = control.waiting_for_approval(world.parts, ())
+        release = control.resume
 
         def breaks(session: Any, subscription: Subscription, *rest: Any) -> None:
             if subscription.id == bad.id:
                 raise IndexError("list index out of range")
             release(session, subscription, *rest)
 
-        monkeypatch.setattr(steering, "resume", breaks)
+        monkeypatch.setattr(control, "resume", breaks)
 
-        approved = steering.approve(world.parts, waiting)
+        approved = control.approve(world.parts, waiting)
 
         assert [line["subscription_id"] for line in approved] == [good.id]
         assert bad.subscription.hold_reason is not None
@@ -153,7 +155,7 @@ def test_an_approval_goes_as_far_as_its_cycles(database_url: str) -> None:
         world.advance(days=150)
         world.run()
 
-        [waiting] = steering.waiting_for_approval(world.parts, [ana.id])
+        [waiting] = control.waiting_for_approval(world.parts, [ana.id])
 
         assert (waiting.periods, str(waiting.amount)) == (2, "100000")
 
@@ -162,12 +164,12 @@ def test_an_approval_goes_as_far_as_its_cycles(database_url: str) -> None:
 
 
 def test_a_plan_is_read_in_pages_and_counts_each_row_once(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "ROWS_AT_ONCE", 2)
+    monkeypatch.setattr(forecast, "ROWS_AT_ONCE", 2)
     with World(database_url) as world:
         far_behind(world, 7, days=3, catch_up="all")
 
         assert plan_of(world)["charges"] == 7 * 3
-        report = runs.dry_run(world.parts, None)
+        report = run.dry_run(world.parts, None)
         assert (report["attempted"], len(report["planned"])) == (21, 21)
 
 
@@ -175,16 +177,16 @@ def test_no_transaction_is_open_while_rows_are_looked_at(database_url: str, monk
     with World(database_url) as world:
         far_behind(world, 5, catch_up="hold")
         open_connections: list[int] = []
-        look = subscriptions.next_period
+        look = moves.next_period
 
         def watched(*values: Any) -> Any:
             open_connections.append(world.engine.pool.checkedout())  # type: ignore[attr-defined]
             return look(*values)
 
-        monkeypatch.setattr(subscriptions, "next_period", watched)
+        monkeypatch.setattr(moves, "next_period", watched)
 
         plan_of(world)
-        runs.dry_run(world.parts, None)
+        run.dry_run(world.parts, None)
 
         assert set(open_connections) == {0}
 
@@ -195,13 +197,13 @@ def test_counting_looks_at_no_more_periods_of_a_row_than_it_needs(
     with World(database_url) as world:
         far_behind(world, 4, catch_up="all")
         looked: list[int] = []
-        look = subscriptions.next_period
-        monkeypatch.setattr(subscriptions, "next_period", lambda *values: looked.append(1) or look(*values))
+        look = moves.next_period
+        monkeypatch.setattr(moves, "next_period", lambda *values: looked.append(1) or look(*values))
 
         plan = plan_of(world)
 
         assert (plan["charges"], plan["held"]) == (4 * 12, 4)
-        assert len(looked) <= 4 * planning.ENOUGH
+        assert len(looked) <= 4 * forecast.ENOUGH
 
 
 @pytest.mark.parametrize(
@@ -220,17 +222,17 @@ def test_what_is_counted_so_is_what_a_run_does(database_url: str, catch_up: str,
 def test_a_plan_for_which_there_is_no_time_is_compared_with_nothing(
     database_url: str, seconds: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planning, "ROWS_AT_ONCE", 2)
+    monkeypatch.setattr(forecast, "ROWS_AT_ONCE", 2)
     rules = Rules(run_forecast_share=0.1, run_decline_sample=1)
     with World(database_url, rules=rules) as world:
         far_behind(world, 6, days=2, catch_up="all")
-        count = planning._count_one
+        count = forecast._count_one
 
         def slowly(*values: Any) -> None:
             seconds[0] += 2
             count(*values)
 
-        monkeypatch.setattr(planning, "_count_one", slowly)
+        monkeypatch.setattr(forecast, "_count_one", slowly)
 
         world.tick()
         world.settle_down()
@@ -247,7 +249,7 @@ def test_a_plan_for_which_there_is_no_time_is_compared_with_nothing(
 def test_a_plan_that_breaks_keeps_nobody_from_being_billed(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with World(database_url) as world:
         renewals(world, 2)
-        monkeypatch.setattr(planning, "count_due", lambda *_, **__: 1 // 0)
+        monkeypatch.setattr(forecast, "count_due", lambda *_, **__: 1 // 0)
 
         world.tick()
 
@@ -258,24 +260,24 @@ def test_a_plan_that_breaks_keeps_nobody_from_being_billed(database_url: str, mo
 def test_a_turn_begins_no_batch_after_its_time_and_the_next_turn_goes_on(
     database_url: str, seconds: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatch, "BATCH", 2)
+    monkeypatch.setattr(tick, "BATCH", 2)
     with World(database_url) as world:
         renewals(world, 12)
-        open_batch, begun = dispatch._open_batch, []
+        open_batch, begun = tick._open_batch, []
 
         def slowly(*values: Any, **how: Any) -> Any:
             begun.append(seconds[0])
-            seconds[0] += dispatch.TICK_SECONDS * 0.6
+            seconds[0] += tick.TICK_SECONDS * 0.6
             return open_batch(*values, **how)
 
-        monkeypatch.setattr(dispatch, "_open_batch", slowly)
+        monkeypatch.setattr(tick, "_open_batch", slowly)
 
         turns = 0
-        while dispatch.look(world.parts).subscriptions:
+        while tick.look(world.parts).subscriptions:
             start, known = seconds[0], len(begun)
-            dispatch.tick(world.parts, lambda _kind, _ids: None)
+            tick.tick(world.parts, lambda _kind, _ids: None)
             assert begun[known:], "what is due gets done, however slowly"
-            assert all(at - start < dispatch.TICK_SECONDS for at in begun[known:])
+            assert all(at - start < tick.TICK_SECONDS for at in begun[known:])
             turns += 1
 
         assert turns == 3
@@ -285,7 +287,7 @@ def test_a_turn_begins_no_batch_after_its_time_and_the_next_turn_goes_on(
 def test_a_turn_that_has_no_time_left_opens_one_batch_all_the_same(world: World, seconds: list[float]) -> None:
     renewals(world, 3)
 
-    batches = list(dispatch.opening(world.parts, world.now, until=seconds[0] - 1))
+    batches = list(tick.opening(world.parts, world.now, until=seconds[0] - 1))
 
     assert sum(batch.invoices for batch in batches) == 3
 
@@ -297,10 +299,10 @@ def test_whoever_is_due_now_does_not_wait_behind_those_that_are_years_behind(
     with World(database_url) as world:
         far_behind(world, 40)
         (ana,) = renewals(world, 1, named="ana")
-        monkeypatch.setattr(invoicing, "LONGEST_SECONDS", 0.0)
-        monkeypatch.setattr(dispatch, "MAX_BATCHES", 2)
+        monkeypatch.setattr(open_periods, "LONGEST_SECONDS", 0.0)
+        monkeypatch.setattr(tick, "MAX_BATCHES", 2)
 
-        dispatch.tick(world.parts, world.send)
+        tick.tick(world.parts, world.send)
 
         assert [invoice.status for invoice in ana.invoices] == ["paid"]
-        assert dispatch.look(world.parts).subscriptions, "the others are not through yet"
+        assert tick.look(world.parts).subscriptions, "the others are not through yet"

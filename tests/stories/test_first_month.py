@@ -12,7 +12,7 @@ import pytest
 
 from billing.domain.gateway import SessionType
 from billing.errors import Conflict, GatewayError, NotFound
-from billing.services import sessions
+from billing.subscribing import session_results
 from tests.world import START, World
 
 
@@ -183,7 +183,7 @@ def test_a_token_that_is_activated_twice_is_one_token(world: World) -> None:
     ana = world.subscribe(via=SessionType.SAVE)
     ana.completes_session()
     world.deliver_webhooks(double=True, order="reversed")
-    sessions.refresh_session(world.parts, ana.session_id)
+    session_results.refresh_session(world.parts, ana.session_id)
     world.run()
     world.live(days=20)
     world.control("POST", "/webhooks/resend", {"since": "2026-01-01T00:00:00Z"})
@@ -198,7 +198,7 @@ def test_the_return_page_may_be_faster_than_any_webhook(world: World) -> None:
     """She has paid and is back before Xendit has told us anything; then everything is told after all."""
     ana = world.subscribe(via=SessionType.PAY)
     ana.completes_session()
-    sessions.refresh_session(world.parts, ana.session_id)
+    session_results.refresh_session(world.parts, ana.session_id)
     world.run()
     world.deliver_webhooks(order="reversed", double=True)
     world.live(days=1)
@@ -212,11 +212,11 @@ def test_a_session_that_xendit_has_forgotten_ends_when_its_time_is_over(world: W
     ana = world.subscribe(via=SessionType.SAVE)
     world.simulator.world.sessions.clear()
     with pytest.raises(NotFound):
-        sessions.follow_session(world.parts, ana.session_id)
+        session_results.follow_session(world.parts, ana.session_id)
     assert ana.session.status == "ACTIVE"
 
     world.advance(days=1)
-    sessions.follow_session(world.parts, ana.session_id)
+    session_results.follow_session(world.parts, ana.session_id)
 
     assert ana.session.status == "EXPIRED"
     assert ana.session.next_check_at == world.now + timedelta(days=1), "our guess: asked again for a week"
@@ -280,7 +280,7 @@ def test_a_new_link_is_refused_while_the_payment_by_the_last_one_is_not_known(wo
     ana.completes_session()
     world.break_calls("TIMEOUT_AFTER", endpoint="GET /v3/payment_requests/{id}", count=3)
     with suppress(GatewayError):
-        sessions.refresh_session(world.parts, ana.session.id)
+        session_results.refresh_session(world.parts, ana.session.id)
     assert (ana.session.status, ana.status) == ("COMPLETED", "incomplete")
 
     for via in SessionType:
@@ -340,7 +340,7 @@ def test_refresh_does_what_the_webhooks_would_have_done(world: World) -> None:
     ana = world.subscribe(via=SessionType.PAY)
     ana.completes_session()
 
-    sessions.refresh_session(world.parts, ana.session_id)
+    session_results.refresh_session(world.parts, ana.session_id)
     world.live(minutes=2)
 
     assert ana.status == "active"

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from sqlalchemy import event, select
 
-from billing.services import dispatch, runs
-from billing.services.parts import Parts, Rules
+from billing.parts import Parts, Rules
+from billing.runs import run, tick
 from billing.store import queries
 from billing.store.models import ChargingStop
 from billing.work import InProcess
@@ -41,7 +41,7 @@ def statuses(world: World) -> set[str]:
 def run_in_threads(parts: Parts) -> dict[str, Any]:
     pool = InProcess(parts, 16)
     try:
-        return runs.run_here(parts, pool, None, lambda _totals: None)
+        return run.run_here(parts, pool, None, lambda _totals: None)
     finally:
         pool.close()
 
@@ -105,11 +105,11 @@ def test_workers_are_handed_a_few_until_one_is_answered(world: World) -> None:
         handed.extend(ids)
 
     for _ in range(3):
-        dispatch.tick(world.parts, workers)
+        tick.tick(world.parts, workers)
     assert len(handed) == FIRST_WAVE
 
     world.send("charge", handed[:1])
-    dispatch.tick(world.parts, workers)
+    tick.tick(world.parts, workers)
 
     assert len(handed) == 30
 
@@ -119,7 +119,7 @@ def test_any_answer_about_a_charge_shows_that_the_account_works(world: World, an
     renewals(world, 20).script(*[answer] * 20)
     waves, send = waves_of(world)
 
-    dispatch.tick(world.parts, send)
+    tick.tick(world.parts, send)
 
     assert waves == [FIRST_WAVE, 20 - FIRST_WAVE], "one wave more than it would be"
 
@@ -130,7 +130,7 @@ def test_what_says_nothing_of_the_account_lets_nothing_more_out(world: World, an
     world.break_calls(answer, count=100)
     waves, send = waves_of(world)
 
-    dispatch.tick(world.parts, send)
+    tick.tick(world.parts, send)
 
     assert waves == [8, 8, 4]
 
@@ -138,10 +138,10 @@ def test_what_says_nothing_of_the_account_lets_nothing_more_out(world: World, an
 def test_a_customer_is_not_kept_waiting_by_the_first_wave(world: World) -> None:
     renewals(world, 20)
     handed: list[tuple[str, int]] = []
-    dispatch.tick(world.parts, lambda kind, ids: handed.append((kind, len(ids))))
+    tick.tick(world.parts, lambda kind, ids: handed.append((kind, len(ids))))
     newcomers(world, 1)
 
-    dispatch.tick(world.parts, lambda kind, ids: handed.append((kind, len(ids))))
+    tick.tick(world.parts, lambda kind, ids: handed.append((kind, len(ids))))
 
     assert handed == [("charge", FIRST_WAVE), ("charge_now", 1)]
 
@@ -150,11 +150,11 @@ def test_a_run_that_is_answered_proves_the_account_to_the_day_as_well(world: Wor
     """The scheduler hands out what `billing run` has opened and left."""
     renewals(world, 30)
     left: list[str] = []
-    runs.run_on_workers(world.parts, lambda _kind, ids: left.extend(ids), None, lambda _totals: None, wait=False)
+    run.run_on_workers(world.parts, lambda _kind, ids: left.extend(ids), None, lambda _totals: None, wait=False)
     world.send("charge", left)
     waves, send = waves_of(world)
 
-    dispatch.tick(world.parts, send)
+    tick.tick(world.parts, send)
 
     assert waves == [30 - FIRST_WAVE]
 
@@ -167,7 +167,7 @@ def test_once_answered_it_is_not_asked_again(world: World) -> None:
     event.listen(world.engine, "before_cursor_execute", lambda *call: asked.append(call[2]))
     waves, send = waves_of(world)
 
-    dispatch.tick(world.parts, send)
+    tick.tick(world.parts, send)
 
     assert waves == [12]
     assert not [statement for statement in asked if "answered_lately" in statement]

@@ -12,9 +12,10 @@ from sqlalchemy import select, text
 from billing.domain.gateway import SessionType
 from billing.domain.lifecycle import SessionStatus
 from billing.errors import Conflict, InvalidInput
-from billing.services import runs, sessions, steering
-from billing.services import subscriptions as lives
+from billing.runs import control, run
 from billing.store.models import PaymentSession
+from billing.subscribing import session_results
+from billing.subscriptions import moves as lives
 from tests.world import NO_PERIOD_TWICE, Subscriber, World
 
 DECLINED = "INSUFFICIENT_BALANCE"
@@ -51,7 +52,7 @@ def test_charges_that_cannot_be_begun_hold_their_invoices_and_keep_nobody_from_b
             text("UPDATE charge_attempts SET scheduled_at = scheduled_at - interval '1 minute' WHERE id < :middle"),
             {"middle": good[0].attempt.id},
         )
-    runs.run_here(world.parts, world.send, None, lambda _totals: None)
+    run.run_here(world.parts, world.send, None, lambda _totals: None)
 
     assert [who.invoice.status for who in good] == ["paid"] * 10
     assert {who.invoice.hold_kind for who in bad} == {"error"}
@@ -141,7 +142,7 @@ def test_an_approval_is_of_what_was_due_when_it_was_given(world: World) -> None:
     world.run()
     world.advance(days=70)
     world.run()
-    steering.approve(world.parts, steering.waiting_for_approval(world.parts, [ana.subscription.reference]))
+    control.approve(world.parts, control.waiting_for_approval(world.parts, [ana.subscription.reference]))
     world.advance(days=100)  # nobody runs it
     world.run()
 
@@ -265,10 +266,10 @@ def test_the_other_link_is_ended_when_one_has_paid(world: World) -> None:
     world.advance(days=2)
     with world.parts.transaction() as session:  # as if its time were over, and nobody had heard of the payment
         row = session.get_one(PaymentSession, ana.session_id)
-        sessions.session_over(session, row, SessionStatus.EXPIRED, world.now)
+        session_results.session_over(session, row, SessionStatus.EXPIRED, world.now)
     second = ana.new_session(via=SessionType.PAY)
-    runs.run_here(world.parts, world.send, None, lambda _totals: None)
-    sessions.refresh_session(world.parts, ana.session_id)
+    run.run_here(world.parts, world.send, None, lambda _totals: None)
+    session_results.refresh_session(world.parts, ana.session_id)
     world.live(minutes=5)
 
     assert ana.status == "active"

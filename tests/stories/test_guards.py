@@ -11,13 +11,16 @@ import pytest
 import simplejson
 from sqlalchemy import select, text, update
 
+from billing.checks import doctor
 from billing.domain.lifecycle import HoldKind
-from billing.services import dispatch, doctor, guards, importing, runs, steering
-from billing.services.parts import Rules
-from billing.services.views import Json
+from billing.parts import Rules
+from billing.reading.views import Json
+from billing.runs import control, limits, tick
+from billing.runs import run as runs
 from billing.settings import Settings
 from billing.store import queries
 from billing.store.models import BillingRun, Subscription
+from billing.subscribing import import_rows
 from tests.world import CHARGE, Subscriber, World
 
 NewWorld = Callable[..., World]
@@ -40,7 +43,7 @@ def import_due(world: World, count: int, *, named: str = "old") -> None:
         row = {"customer_reference": f"{named}{number}", "name": "Old", "email": "old@example.com", "country": "ID"}
         row |= {"plan": "gold", "subscription_reference": f"{named}{number}", "payment_token_id": token}
         rows.append(simplejson.dumps(row | {"channel_code": "CARDS", "next_billing_at": due}))
-    report = importing.import_rows(world.parts, rows, dry_run=False, verify_with_gateway=False)
+    report = import_rows.import_rows(world.parts, rows, dry_run=False, verify_with_gateway=False)
     assert report["created"] == count
 
 
@@ -131,7 +134,7 @@ def test_the_first_import_of_a_new_merchant_is_charged(database_url: str) -> Non
         world.advance(hours=2, minutes=1)
 
         world.tick_with_workers_that_die()
-        guards.watch(world.parts)
+        limits.watch(world.parts)
         world.leases_run_out()
         world.settle_down()
 
@@ -197,7 +200,7 @@ def test_a_day_of_retries_is_not_judged_by_first_tries(database_url: str) -> Non
             session.execute(text("UPDATE charge_attempts SET settled_at = settled_at - interval '1 day'"))
         first = world.run()
         if first["state"] == "stopped":
-            steering.resume_run(world.parts, first["run_id"])
+            control.resume_run(world.parts, first["run_id"])
             world.run()
         world.advance(days=1)
 
@@ -224,7 +227,7 @@ def test_the_watch_stops_a_run_that_only_workers_drive(database_url: str) -> Non
         world.tick_with_workers_that_die()
         world.send("charge", [one.attempt.id for one in declined])
 
-        guards.watch(world.parts)
+        limits.watch(world.parts)
 
         day = the_run(world)
         assert (day.kind, day.state, day.guard) == ("daily", "stopped", "decline_jump")
@@ -245,7 +248,7 @@ def test_what_is_imported_after_a_run_began_is_no_deviation(database_url: str) -
         world.advance(hours=2, minutes=1)
 
         world.tick_with_workers_that_die()
-        guards.watch(world.parts)
+        limits.watch(world.parts)
 
         assert the_run(world).state == "running"
 
@@ -262,7 +265,7 @@ def test_who_subscribes_after_a_run_began_is_no_deviation(database_url: str) -> 
         world.deliver_webhooks()
 
         world.tick_with_workers_that_die()
-        guards.watch(world.parts)
+        limits.watch(world.parts)
 
         assert len(world.all_attempts()) == 14
         assert the_run(world).state == "running"
@@ -277,9 +280,9 @@ def test_what_a_person_approves_is_no_deviation(database_url: str) -> None:
         world.settle_down()
         assert {one.subscription.hold_kind for one in held} == {HoldKind.CATCH_UP}
 
-        steering.approve(world.parts, steering.waiting_for_approval(world.parts, ()))
+        control.approve(world.parts, control.waiting_for_approval(world.parts, ()))
         world.tick_with_workers_that_die()
-        guards.watch(world.parts)
+        limits.watch(world.parts)
 
         assert len(world.all_attempts()) > 15
         assert the_run(world).state == "running"
@@ -298,7 +301,7 @@ def test_who_is_charged_more_than_was_planned_stops_the_run(database_url: str) -
             session.execute(update(Subscription).values(next_billing_at=world.now))
 
         world.tick_with_workers_that_die()
-        guards.watch(world.parts)
+        limits.watch(world.parts)
 
         stopped = the_run(world)
         assert (stopped.state, stopped.guard) == ("stopped", "forecast")
@@ -316,15 +319,15 @@ def test_a_run_that_waits_for_a_person_is_a_finding_of_the_doctor(database_url: 
         assert told(world, "no_run_is_stopped")["ok"]
 
         if state == "paused":
-            steering.pause_run(world.parts, the_run(world).id)
+            control.pause_run(world.parts, the_run(world).id)
         else:
-            steering.stop_run(world.parts, the_run(world).id, "forecast", "more than was planned")
+            control.stop_run(world.parts, the_run(world).id, "forecast", "more than was planned")
 
         found = told(world, "no_run_is_stopped")
         assert (found["ok"], found["count"]) == (False, 1)
         assert the_run(world).id in found["detail"]
         assert "billing runs resume" in found["repair"]
-        steering.resume_run(world.parts, the_run(world).id)
+        control.resume_run(world.parts, the_run(world).id)
         assert told(world, "no_run_is_stopped")["ok"]
 
 
@@ -346,11 +349,11 @@ def test_a_stopped_run_of_which_nothing_is_left_is_over(database_url: str) -> No
         assert the_run(world).state == "stopped"
         first.cancel(at_once=True)
         second.cancel(at_once=True)
-        guards.watch(world.parts)
+        limits.watch(world.parts)
         assert not told(world, "no_run_is_stopped")["ok"], "its day may bring more"
 
         world.advance(days=1)
-        guards.watch(world.parts)
+        limits.watch(world.parts)
 
         assert the_run(world).finished_at is not None
         assert told(world, "no_run_is_stopped")["ok"]
@@ -403,7 +406,7 @@ def test_the_scheduler_opens_while_charging_is_stopped(world: World) -> None:
     renewals(world, 3)
     stop_charging(world)
 
-    done = dispatch.tick(world.parts, world.send)
+    done = tick.tick(world.parts, world.send)
 
     assert (done.opened, done.handed_out) == (3, 0)
     assert not told(world, "charging_is_allowed")["ok"]

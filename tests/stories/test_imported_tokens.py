@@ -10,10 +10,12 @@ import pytest
 import simplejson
 from sqlalchemy import select
 
+from billing.checks import doctor
 from billing.domain.gateway import Lane
 from billing.domain.lifecycle import HoldKind
-from billing.services import dispatch, doctor, importing, runs
+from billing.runs import run, tick
 from billing.store.models import Customer, PaymentToken, Subscription
+from billing.subscribing import import_rows
 from tests.world import CHARGE, World
 
 GET_TOKEN = "GET /v3/payment_tokens/{id}"
@@ -36,7 +38,7 @@ class Moving:
 
     def take(self, *, verify: bool = False) -> dict[str, Any]:
         lines = [simplejson.dumps(row) for row in self.rows]
-        return importing.import_rows(self.world.parts, lines, dry_run=False, verify_with_gateway=verify)
+        return import_rows.import_rows(self.world.parts, lines, dry_run=False, verify_with_gateway=verify)
 
     def statuses(self) -> dict[str, str]:
         with self.world.parts.reading() as session:
@@ -83,7 +85,7 @@ def test_an_import_asks_nobody_and_a_tick_asks_about_every_token(world: World, m
 def test_those_that_are_due_first_are_asked_about_first_whichever_file_they_came_with(
     world: World, moving: Moving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatch, "VERIFIED_AT_ONCE", 2)
+    monkeypatch.setattr(tick, "VERIFIED_AT_ONCE", 2)
     order: list[str] = []
     refresh = world.gateway.get_token
     monkeypatch.setattr(world.gateway, "get_token", lambda token: (order.append(token), refresh(token))[1])
@@ -103,7 +105,7 @@ def test_those_that_are_due_first_are_asked_about_first_whichever_file_they_came
 def test_a_large_import_does_not_keep_back_a_token_that_xendit_did_not_know(
     world: World, moving: Moving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatch, "VERIFIED_AT_ONCE", 1)
+    monkeypatch.setattr(tick, "VERIFIED_AT_ONCE", 1)
     stranger = moving.row("ana", token="pt-unknown")
     moving.take()
     world.settle_down()
@@ -124,16 +126,16 @@ def test_a_large_import_does_not_keep_back_a_token_that_xendit_did_not_know(
 def test_a_run_without_redis_verifies_for_a_bounded_time(
     world: World, moving: Moving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatch, "VERIFIED_AT_ONCE", 2)
+    monkeypatch.setattr(tick, "VERIFIED_AT_ONCE", 2)
     for number in range(9):
         moving.row(f"c{number}", due_in=number + 1)
     moving.take()
 
-    monkeypatch.setattr(runs, "VERIFY_SECONDS", 0.0)
+    monkeypatch.setattr(run, "VERIFY_SECONDS", 0.0)
     world.run()
     assert world.calls(GET_TOKEN) == 2, "one portion in any case"
 
-    monkeypatch.setattr(runs, "VERIFY_SECONDS", 60.0)
+    monkeypatch.setattr(run, "VERIFY_SECONDS", 60.0)
     world.run()
     assert world.calls(GET_TOKEN) == 9
     assert set(moving.statuses().values()) == {"ACTIVE"}
@@ -152,7 +154,7 @@ def test_what_is_due_is_charged_before_a_run_verifies_the_others(world: World, m
 
 
 def test_it_is_asked_in_the_lane_of_look_ups(world: World, moving: Moving, monkeypatch: pytest.MonkeyPatch) -> None:
-    from billing.services.parts import lane_of_this_work
+    from billing.parts import lane_of_this_work
 
     lanes: list[Lane] = []
     ask = world.gateway.get_token

@@ -8,10 +8,10 @@ from datetime import timedelta
 
 import pytest
 
+from billing.charging import look_up
 from billing.domain.lifecycle import UNFINISHED
 from billing.errors import Conflict
-from billing.services import reconciling
-from billing.services.parts import Rules
+from billing.parts import Rules
 from tests.world import CHARGE, OTHER_VISA, START, VISA, World
 
 ARRIVED = ["TIMEOUT_AFTER", "500_AFTER", "502_AFTER", "504_AFTER", "GARBAGE"]
@@ -389,7 +389,7 @@ def test_asking_never_charges(world: World) -> None:
     before = world.calls(CHARGE)
 
     for attempt in ana.attempts:
-        reconciling.check_attempt(world.parts, attempt.id)
+        look_up.check_attempt(world.parts, attempt.id)
     world.deliver_webhooks(double=True)
 
     assert world.calls(CHARGE) == before

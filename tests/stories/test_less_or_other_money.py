@@ -9,8 +9,9 @@ import pytest
 import simplejson
 from sqlalchemy import select
 
-from billing.services import doctor, reconciling
-from billing.services.parts import Rules
+from billing.charging import look_up
+from billing.checks import doctor
+from billing.parts import Rules
 from billing.store.models import Capture
 from tests.world import Subscriber, World
 
@@ -42,7 +43,7 @@ def charged(world: World, outcome: str, order: str) -> Subscriber:
 
 
 def compare_the_day(world: World) -> None:
-    reconciling.compare_day(world.parts, world.now.date())
+    look_up.compare_day(world.parts, world.now.date())
 
 
 ORDERS = pytest.mark.parametrize("order", ["answer first", "event first", "event lost"])

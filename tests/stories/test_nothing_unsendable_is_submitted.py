@@ -11,7 +11,8 @@ import httpx
 import pytest
 
 from billing.domain.lifecycle import AttemptStatus
-from billing.services import dispatch, explain
+from billing.reading import explain
+from billing.runs import tick
 from billing.xendit import connection, requests
 from billing.xendit.client import XenditGateway
 from tests.edges.local_server import LocalServer, local_server
@@ -39,7 +40,7 @@ def charge_over_http(world: World, base_url: str) -> None:
     gateway = XenditGateway(base_url=base_url, secret_key=SECRET_KEY, timeout_seconds=5)
     world.parts = replace(world.parts, gateway=gateway)
     try:
-        dispatch.hand_out_charges(world.parts, world.send)
+        tick.hand_out_charges(world.parts, world.send)
     finally:
         gateway.close()
 

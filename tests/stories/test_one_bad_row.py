@@ -7,8 +7,9 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import text
 
-from billing.services import doctor, invoicing
-from billing.services import subscriptions as lives
+from billing.checks import doctor
+from billing.subscriptions import moves as lives
+from billing.subscriptions import open_periods
 from tests.world import Subscriber, World
 
 
@@ -66,7 +67,7 @@ def test_whatever_error_one_row_raises_the_others_are_billed_in_the_same_tick(
             raise error
         return calendar_of(subscription, schedule)
 
-    monkeypatch.setattr(invoicing, "calendar_of", breaks)
+    monkeypatch.setattr(open_periods, "calendar_of", breaks)
     world.tick()
 
     assert [who.invoice.status for who in others] == ["paid"] * 4
@@ -109,10 +110,10 @@ def test_one_that_is_far_behind_costs_no_transaction_its_time(world: World, monk
     everybody = several(world, plan=world.plan("daily", every="every 1:day", catch_up="latest"))
     world.run()
     world.advance(days=1_500)
-    monkeypatch.setattr(invoicing, "LONGEST_SECONDS", 0.0)
+    monkeypatch.setattr(open_periods, "LONGEST_SECONDS", 0.0)
     batches = []
     with world.parts.transaction() as session:
-        batches.append(invoicing.open_due_invoices(session, world.now))
+        batches.append(open_periods.open_due_invoices(session, world.now))
     monkeypatch.undo()
 
     assert batches[0].more

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from sqlalchemy import event, select, text, update
 
+from billing.charging import charge
 from billing.domain.gateway import ChargeReport, ChargeStatus
-from billing.services import charging, dispatch, guards, steering
+from billing.runs import control, limits, tick
 from billing.store import queries
 from billing.store.models import BillingRun, ChannelBreaker, ChargeAttempt
 from tests.world import World, copy_subscription
@@ -29,8 +30,8 @@ def opened_for_the_day(world: World, count: int) -> str:
     """So many charges, planned for the scheduler's run of today; its id."""
     copy_subscription(world, world.subscribe_save("ana", start_at=world.now, channel="OVO"), count - 1)
     with world.parts.transaction() as session:
-        day = guards.daily_run(session, world.now)
-    dispatch.open_all_due(world.parts, world.now, run_id=day)
+        day = limits.daily_run(session, world.now)
+    tick.open_all_due(world.parts, world.now, run_id=day)
     return day
 
 
@@ -68,7 +69,7 @@ def test_a_channel_that_answers_releases_what_waits_in_portions(world: World) ->
         session.add(ChannelBreaker(channel_code="OVO", reason="down", failures=9, failed_at=world.now))
     moved = portions(world)
 
-    charging._note_channel(world.parts, "OVO", ChargeReport(ChargeStatus.SUCCEEDED))
+    charge._note_channel(world.parts, "OVO", ChargeReport(ChargeStatus.SUCCEEDED))
 
     assert moved == [4, 4, 2]
     assert parked(world) == []
@@ -81,7 +82,7 @@ def test_the_watch_lets_go_in_portions_what_is_parked_after_the_channel_was_back
     park_all(world)
     moved = portions(world)
 
-    guards.watch(world.parts)
+    limits.watch(world.parts)
 
     assert moved == [4, 4, 2]
     assert parked(world) == []
@@ -99,10 +100,10 @@ def test_a_run_is_paused_and_resumed_in_portions(world: World) -> None:
     day = opened_for_the_day(world, 10)
     moved = portions(world)
 
-    steering.pause_run(world.parts, day)
+    control.pause_run(world.parts, day)
     assert (moved, len(parked(world))) == ([4, 4, 2], 10)
     moved.clear()
-    steering.resume_run(world.parts, day)
+    control.resume_run(world.parts, day)
 
     assert (moved, parked(world)) == ([4, 4, 2], [])
 
@@ -110,11 +111,11 @@ def test_a_run_is_paused_and_resumed_in_portions(world: World) -> None:
 @pytest.mark.usefixtures("few_at_once")
 def test_a_resume_that_was_cut_short_is_finished_by_the_watch(world: World) -> None:
     day = opened_for_the_day(world, 10)
-    steering.pause_run(world.parts, day)
+    control.pause_run(world.parts, day)
     with world.parts.transaction() as session:
         session.execute(update(BillingRun).where(BillingRun.id == day).values(state="running", reason=None))
 
-    guards.watch(world.parts)
+    limits.watch(world.parts)
 
     assert parked(world) == []
 
@@ -133,7 +134,7 @@ def test_what_is_parked_at_begin_is_locked_in_the_order_of_the_ids(world: World)
 
     event.listen(world.engine, "before_cursor_execute", note)
     with world.parts.transaction() as session:
-        charging.begin_attempts(session, list(reversed(ids)), world.now, world.parts.rules)
+        charge.begin_attempts(session, list(reversed(ids)), world.now, world.parts.rules)
 
     assert "ORDER BY charge_attempts.id" in locked[0]
     assert "UPDATE charge_attempts SET" not in locked[0], "all are taken before the first is moved"
@@ -157,7 +158,7 @@ def test_parking_at_begin_an_abort_and_a_release_never_end_in_a_deadlock(world: 
     def begin(order: list[str]) -> Callable[[], object]:
         def work() -> None:
             with world.parts.sessions() as session:
-                charging.begin_attempts(session, order, world.now, world.parts.rules)
+                charge.begin_attempts(session, order, world.now, world.parts.rules)
                 session.rollback()
             with world.parts.transaction() as session:
                 queries.park_attempts(session, order, f"run:{day}", "waits")
@@ -170,12 +171,12 @@ def test_parking_at_begin_an_abort_and_a_release_never_end_in_a_deadlock(world: 
 
     def pause_and_resume() -> None:
         state("running")
-        steering.pause_run(world.parts, day)
-        steering.resume_run(world.parts, day)
+        control.pause_run(world.parts, day)
+        control.resume_run(world.parts, day)
 
     def abort() -> None:
         state("aborted")
-        steering.withdraw_rest(world.parts, day)
+        control.withdraw_rest(world.parts, day)
         with world.parts.transaction() as session:
             session.execute(text("SELECT id FROM charge_attempts ORDER BY id FOR UPDATE"))
             session.execute(update(ChargeAttempt).values(status="scheduled", settled_at=None))

@@ -9,7 +9,7 @@ import pytest
 from billing.domain.gateway import SessionType
 from billing.domain.lifecycle import AttemptStatus
 from billing.errors import IllegalTransition
-from billing.services import sessions
+from billing.subscribing import session_results
 from tests.world import CHARGE, World
 
 
@@ -152,7 +152,7 @@ def test_what_waits_for_the_customer_is_canceled_at_xendit_too(world: World) -> 
 def test_the_link_of_a_canceled_subscription_is_closed(world: World) -> None:
     ana = world.subscribe(via=SessionType.PAY)
     ana.cancel(at_once=True)
-    sessions.cancel_open_sessions(world.parts, ana.id)
+    session_results.cancel_open_sessions(world.parts, ana.id)
 
     assert ana.session.status == "CANCELED"
     assert ana.invoice.status == "void"

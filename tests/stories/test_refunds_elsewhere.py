@@ -9,8 +9,11 @@ import pytest
 import simplejson
 from sqlalchemy import select
 
-from billing.services import dispatch, doctor, explain, listings, reconciling, views
-from billing.services.parts import Rules
+from billing.charging import look_up
+from billing.checks import doctor
+from billing.parts import Rules
+from billing.reading import explain, lists, views
+from billing.runs import tick
 from billing.store.models import Capture, Refund
 from tests.typing_in_a_world import typed
 from tests.world import NO_PERIOD_TWICE, Subscriber, World
@@ -54,7 +57,7 @@ def test_it_is_recorded_and_shown_by_invoice_explain_and_doctor(world: World) ->
     invoice = shown(world, ana)
     assert (invoice["status"], invoice["amount_paid"], invoice["refunded"]) == ("paid", "30000", "20000")
     assert invoice["captures"][0]["refunds"][0]["made_elsewhere"] is True
-    (listed,) = listings.list_invoices(world.parts).entries()
+    (listed,) = lists.list_invoices(world.parts).entries()
     assert listed["refunded"] == "20000"
     with world.parts.reading() as session:
         told = explain.explain(session, ana.subscription, world.now)["events"]
@@ -243,7 +246,7 @@ def test_a_days_comparison_tells_of_it_and_records_what_no_event_told(world: Wor
     world.deliver_webhooks(lose={"refund.succeeded"})
 
     for _ in range(2):
-        (found,) = reconciling.compare_day(world.parts, world.now.date())
+        (found,) = look_up.compare_day(world.parts, world.now.date())
         assert found.kind == "refund_elsewhere"
         assert refund_id in found.explanation
         assert ana.invoice.number in found.explanation
@@ -257,7 +260,7 @@ def test_one_that_cannot_be_read_is_told_of_all_the_same(world: World) -> None:
     world.deliver_webhooks(lose={"refund.succeeded"})
     world.break_calls("HTTP:404:NOT_FOUND", endpoint="GET /refunds/{id}")
 
-    (found,) = reconciling.compare_day(world.parts, world.now.date())
+    (found,) = look_up.compare_day(world.parts, world.now.date())
 
     assert (found.kind, ana.refunds) == ("unknown_refund", [])
     assert f"refund {refund_id}: it cannot be read now, look in Xendit's dashboard" in found.explanation
@@ -272,10 +275,10 @@ def test_a_day_with_one_that_could_not_be_read_is_not_done(world: World) -> None
     day = world.now.date()
     world.advance(days=3)
     world.break_calls("HTTP:503:CHANNEL_UNAVAILABLE", endpoint="GET /refunds/{id}")
-    (found,) = reconciling.compare_day(world.parts, day)
+    (found,) = look_up.compare_day(world.parts, day)
     assert found.kind == "unknown_refund"
 
-    dispatch.hand_out_days(world.parts, world.send)
+    tick.hand_out_days(world.parts, world.send)
 
     assert [(refund.status, refund.made_elsewhere) for refund in ana.refunds] == [("succeeded", True)]
 

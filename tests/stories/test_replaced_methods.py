@@ -6,10 +6,13 @@ from collections.abc import Callable
 
 import pytest
 
+from billing.charging import tokens
 from billing.domain.gateway import SessionMode
 from billing.errors import Conflict
-from billing.services import explain, onboarding, sessions, tokens, views, webhooks
+from billing.inbox import apply
+from billing.reading import explain, views
 from billing.store.models import PaymentToken
+from billing.subscribing import payment_sessions, session_results
 from billing.xendit.webhook import read_event
 from tests.world import OTHER_VISA, VISA, Subscriber, World
 
@@ -67,13 +70,13 @@ def test_what_the_customer_saves_while_something_is_unpaid_is_charged_first_from
 def test_in_whatever_order_xendit_tells_of_it(world: World, order: str) -> None:
     ana = her_card_was_declined(world)
     if order == "two sessions open":
-        onboarding.open_session(world.parts, ana.customer, mode=SessionMode.PAYMENT_LINK)
-    saving = onboarding.open_session(world.parts, ana.customer, mode=SessionMode.PAYMENT_LINK)
+        payment_sessions.open_session(world.parts, ana.customer, mode=SessionMode.PAYMENT_LINK)
+    saving = payment_sessions.open_session(world.parts, ana.customer, mode=SessionMode.PAYMENT_LINK)
     ana.completes_session(saving, card=OTHER_VISA)
 
     if order == "lost":
         world.deliver_webhooks(lose={"payment_token.activation", "payment_session.completed"})
-        sessions.refresh_session(world.parts, saving.id)
+        session_results.refresh_session(world.parts, saving.id)
     else:
         world.deliver_webhooks(order="reversed" if order == "session first" else "sent", double=True)
     world.live(days=35)
@@ -162,7 +165,7 @@ def test_what_she_saves_while_the_old_one_is_being_charged_replaces_it_when_it_i
     ana.script("INSUFFICIENT_BALANCE")
     world.open_due()
     ana.charged_by_a_process_that_dies()
-    saving = onboarding.open_session(world.parts, ana.customer, mode=SessionMode.PAYMENT_LINK)
+    saving = payment_sessions.open_session(world.parts, ana.customer, mode=SessionMode.PAYMENT_LINK)
     ana.completes_session(saving, card=OTHER_VISA)
     world.deliver_webhooks(lose={"payment.failure"})
     old, new = ana.tokens
@@ -218,7 +221,7 @@ def test_an_event_told_again_later_changes_nothing(world: World) -> None:
     world.control("POST", "/webhooks/resend", {"payment_token_id": new.payment_token_id})
     world.deliver_webhooks()
     for row in world.events("payment_session.completed"):
-        webhooks.apply_stored_event(world.parts, row.id, read_event, again=True)
+        apply.apply_stored_event(world.parts, row.id, read_event, again=True)
 
     assert shown(world, ana) == ana.tokens[0].id
 

@@ -11,10 +11,14 @@ import pytest
 from sqlalchemy import event, select, text, update
 from sqlalchemy.exc import OperationalError
 
+from billing.charging import charge
 from billing.errors import IllegalTransition, NotFound
-from billing.services import charging, dispatch, explain, guards, progress, runs, steering
-from billing.services.parts import Parts, Rules
-from billing.services.views import Json
+from billing.parts import Parts, Rules
+from billing.reading import explain
+from billing.reading.views import Json
+from billing.runs import control, limits, tick
+from billing.runs import report as progress
+from billing.runs import run as runs
 from billing.store.clock import real_now
 from billing.store.models import BillingRun, ChargeAttempt, PaymentToken
 from tests.world import CHARGE, Subscriber, World
@@ -59,7 +63,7 @@ def shown(world: World, run_id: str) -> Json:
 def pause_after(world: World, charges: int) -> Json:
     def pause(sent: int) -> None:
         if sent == charges:
-            steering.pause_run(world.parts, the_run(world).id)
+            control.pause_run(world.parts, the_run(world).id)
 
     return run_with(world, pause)
 
@@ -67,8 +71,8 @@ def pause_after(world: World, charges: int) -> Json:
 def open_for_the_day(world: World) -> str:
     """What is due is opened under the scheduler's run of today; nothing is handed out yet."""
     with world.parts.transaction() as session:
-        day = guards.daily_run(session, world.now)
-    dispatch.open_all_due(world.parts, world.now, run_id=day)
+        day = limits.daily_run(session, world.now)
+    tick.open_all_due(world.parts, world.now, run_id=day)
     return day
 
 
@@ -99,7 +103,7 @@ def test_the_state_alone_holds_whoever_was_cut_short_before_parking(world: World
     renewals(world, 3)
     day = open_for_the_day(world)
     handed_out: list[str] = []
-    dispatch.hand_out_charges(world.parts, lambda _kind, ids: handed_out.extend(ids), run_id=day)
+    tick.hand_out_charges(world.parts, lambda _kind, ids: handed_out.extend(ids), run_id=day)
     with world.parts.transaction() as session:
         session.execute(update(BillingRun).values(state="paused"))
 
@@ -113,7 +117,7 @@ def test_a_resumed_run_goes_on_where_it_was_under_its_own_id(world: World) -> No
     renewals(world, 6)
     paused = pause_after(world, 2)
 
-    steering.resume_run(world.parts, paused["run_id"])
+    control.resume_run(world.parts, paused["run_id"])
     done = world.run()
 
     assert done["run_id"] == paused["run_id"]
@@ -144,7 +148,7 @@ def test_a_customer_who_pays_now_is_not_held_up_by_a_paused_run(world: World) ->
     assert ana.invoice.status == "paid"
 
 
-@pytest.mark.parametrize("move", [steering.pause_run, steering.abort_run])
+@pytest.mark.parametrize("move", [control.pause_run, control.abort_run])
 def test_a_first_charge_goes_through_whatever_becomes_of_the_days_run(
     world: World, move: Callable[[Parts, str], object]
 ) -> None:
@@ -163,13 +167,13 @@ def test_pausing_resuming_and_aborting_twice_changes_nothing_more(world: World) 
     renewals(world, 2)
     run_id = pause_after(world, 1)["run_id"]
 
-    steering.pause_run(world.parts, run_id)
+    control.pause_run(world.parts, run_id)
     assert shown(world, run_id)["state"] == "paused"
-    steering.resume_run(world.parts, run_id)
-    steering.resume_run(world.parts, run_id)
+    control.resume_run(world.parts, run_id)
+    control.resume_run(world.parts, run_id)
     assert shown(world, run_id)["state"] == "running"
-    assert steering.abort_run(world.parts, run_id) == 1
-    assert steering.abort_run(world.parts, run_id) == 0
+    assert control.abort_run(world.parts, run_id) == 1
+    assert control.abort_run(world.parts, run_id) == 0
     assert shown(world, run_id)["state"] == "aborted"
 
 
@@ -177,7 +181,7 @@ def test_an_aborted_run_charges_nothing_more_and_says_so_in_every_story(world: W
     subscribers = renewals(world, 4)
     run_id = pause_after(world, 1)["run_id"]
 
-    withdrawn = steering.abort_run(world.parts, run_id)
+    withdrawn = control.abort_run(world.parts, run_id)
     world.live(days=2)
 
     assert withdrawn == 3
@@ -193,21 +197,21 @@ def test_an_aborted_run_charges_nothing_more_and_says_so_in_every_story(world: W
 def test_approving_an_aborted_run_charges_what_it_left(world: World) -> None:
     renewals(world, 4)
     run_id = pause_after(world, 1)["run_id"]
-    steering.abort_run(world.parts, run_id)
+    control.abort_run(world.parts, run_id)
 
-    approved = steering.approve(world.parts, steering.waiting_for_approval(world.parts, [run_id]))
+    approved = control.approve(world.parts, control.waiting_for_approval(world.parts, [run_id]))
 
     assert [line["amount"] for line in approved] == ["50000"] * 3
     assert world.run()["succeeded"] == 3
     assert world.collected() == [50_000] * 4
     with pytest.raises(IllegalTransition, match="left nothing that waits"):
-        steering.waiting_for_approval(world.parts, [run_id])
+        control.waiting_for_approval(world.parts, [run_id])
 
 
 def test_a_run_that_is_over_cannot_be_steered(world: World) -> None:
     renewals(world, 1)
     run_id = world.run()["run_id"]
-    for move in (steering.pause_run, steering.resume_run, steering.abort_run):
+    for move in (control.pause_run, control.resume_run, control.abort_run):
         with pytest.raises(IllegalTransition, match="it is finished"):
             move(world.parts, run_id)
         with pytest.raises(NotFound, match="billing runs list"):
@@ -324,7 +328,7 @@ def test_two_runs_at_once_share_the_work(new_world: NewWorld) -> None:
     views = [shown(world, report["run_id"]) for report in reports]
     assert sum(view["succeeded"] for view in views) == 16
     assert sum(view["opened"] for view in views) == 16
-    guards.watch(world.parts)
+    limits.watch(world.parts)
     assert {shown(world, report["run_id"])["state"] for report in reports} == {"finished"}
 
 
@@ -334,7 +338,7 @@ def test_what_a_scheduler_beside_it_charges_is_none_of_its_counts(world: World) 
     def scheduler_takes_one(sent: int) -> None:
         if sent == 0:
             another_process = contextvars.Context()
-            another_process.run(charging.charge, world.parts, [world.all_attempts()[-1].id])
+            another_process.run(charge.charge, world.parts, [world.all_attempts()[-1].id])
 
     report = run_with(world, scheduler_takes_one)
 
@@ -364,7 +368,7 @@ def test_resuming_a_stopped_run_waives_its_guard_for_this_run_only(new_world: Ne
     renewals(world, 5)
     stopped = world.run()
 
-    steering.resume_run(world.parts, stopped["run_id"])
+    control.resume_run(world.parts, stopped["run_id"])
     resumed = world.run()
 
     assert (resumed["run_id"], resumed["waived"]) == (stopped["run_id"], ["spending_cap"])
@@ -393,14 +397,14 @@ def test_a_claim_waits_for_the_one_before_it_to_know_what_that_took(new_world: N
     with world.parts.sessions() as first, world.parts.sessions() as second:
         first.execute(lease.where(ChargeAttempt.id.in_(ids[:2])))
         second.execute(lease.where(ChargeAttempt.id.in_(ids[2:])))
-        assert guards.hold_to_caps(first, day, ids[:2], world.parts.rules) == ids[:2]
+        assert limits.hold_to_caps(first, day, ids[:2], world.parts.rules) == ids[:2]
         second.execute(text("SET LOCAL lock_timeout = '50ms'"))
         with pytest.raises(OperationalError, match="lock timeout"):
-            guards.hold_to_caps(second, day, ids[2:], world.parts.rules)
+            limits.hold_to_caps(second, day, ids[2:], world.parts.rules)
         second.rollback()
         first.commit()
         second.execute(lease.where(ChargeAttempt.id.in_(ids[2:])))
-        assert guards.hold_to_caps(second, day, ids[2:], world.parts.rules) == []
+        assert limits.hold_to_caps(second, day, ids[2:], world.parts.rules) == []
         second.commit()
 
 
@@ -432,7 +436,7 @@ def test_a_message_that_comes_late_does_not_slip_past_the_cap(new_world: NewWorl
     renewals(world, 4)
     day = open_for_the_day(world)
     late: list[str] = []
-    dispatch.hand_out_charges(world.parts, lambda _kind, ids: late.extend(ids), run_id=day)
+    tick.hand_out_charges(world.parts, lambda _kind, ids: late.extend(ids), run_id=day)
     world.leases_run_out()
     first = late[0]
     with world.parts.transaction() as session:
@@ -527,10 +531,10 @@ def test_the_day_is_over_when_its_day_is_and_nothing_is_left(world: World) -> No
     renewals(world, 2)
     world.settle_down()
 
-    guards.watch(world.parts)
+    limits.watch(world.parts)
     assert the_run(world).finished_at is None, "more may come due today"
     world.advance(days=1)
-    guards.watch(world.parts)
+    limits.watch(world.parts)
 
     assert shown(world, "run-2026-01-31")["state"] == "finished"
 
@@ -540,11 +544,11 @@ def test_the_watch_finishes_what_a_dead_process_left_done(world: World) -> None:
     world.run()
     with world.parts.transaction() as session:
         session.execute(update(BillingRun).values(finished_at=None, heartbeat_at=real_now()))
-    guards.watch(world.parts)
+    limits.watch(world.parts)
     assert the_run(world).finished_at is None, "its process may be alive"
 
     heart_stops(world)
-    guards.watch(world.parts)
+    limits.watch(world.parts)
 
     assert the_run(world).finished_at is not None
 
@@ -558,7 +562,7 @@ def test_the_watch_lets_go_what_waits_for_nothing_any_more(world: World) -> None
     world.settle_down()
     assert world.collected() == []
 
-    guards.watch(world.parts)
+    limits.watch(world.parts)
     world.settle_down()
 
     assert world.collected() == [50_000] * 2
@@ -567,15 +571,15 @@ def test_the_watch_lets_go_what_waits_for_nothing_any_more(world: World) -> None
 def test_what_comes_due_on_an_aborted_day_waits_for_approval(world: World) -> None:
     renewals(world, 1)
     world.settle_down()
-    steering.abort_run(world.parts, "run-2026-01-31")
+    control.abort_run(world.parts, "run-2026-01-31")
     (late,) = renewals(world, 1, named="late")
 
     world.settle_down()
-    guards.watch(world.parts)
+    limits.watch(world.parts)
 
     assert late.outcomes == ["canceled"]
     assert late.invoice.hold_reason
-    waiting = steering.waiting_for_approval(world.parts, ["run-2026-01-31"])
+    waiting = control.waiting_for_approval(world.parts, ["run-2026-01-31"])
     assert [each.subscription_id for each in waiting] == [late.id]
 
 
@@ -584,7 +588,7 @@ def test_an_idle_watch_asks_two_questions_and_writes_nothing(world: World) -> No
     world.run()
     asked: list[str] = []
     event.listen(world.engine, "before_cursor_execute", lambda *call: asked.append(call[2]))
-    guards.watch(world.parts)
+    limits.watch(world.parts)
 
     assert len(asked) == 2
     assert not any(word in statement.upper() for statement in asked for word in ("UPDATE ", "INSERT ", "DELETE "))
@@ -606,12 +610,12 @@ def test_missed_periods_of_a_hold_plan_wait_for_a_yes(world: World) -> None:
     world.run()
     assert "billing run approve" in world.run()["skipped"][0]["reason"]
 
-    approved = steering.approve(world.parts, steering.waiting_for_approval(world.parts, ()))
+    approved = control.approve(world.parts, control.waiting_for_approval(world.parts, ()))
 
     assert approved == [{"subscription_id": ana.id, "periods": 3, "amount": "150000", "currency": "IDR"}]
     world.live(days=3)
     assert world.collected() == [50_000] * 4
-    assert steering.waiting_for_approval(world.parts, ()) == []
+    assert control.waiting_for_approval(world.parts, ()) == []
 
 
 def test_approving_what_does_not_wait_changes_nothing(world: World) -> None:
@@ -621,7 +625,7 @@ def test_approving_what_does_not_wait_changes_nothing(world: World) -> None:
     for names, why in (([ana.subscription.reference, "nobody"], "no subscription or billing run 'nobody'"),
                        ([ana.id, ben.id], "waits for no approval")):  # fmt: skip
         with pytest.raises((NotFound, IllegalTransition), match=why):
-            steering.waiting_for_approval(world.parts, names)
+            control.waiting_for_approval(world.parts, names)
     assert ana.subscription.hold_reason is not None
 
 
@@ -704,7 +708,7 @@ def test_what_is_set_back_after_an_abort_is_withdrawn_like_the_rest(world: World
     run = the_run(world)
     with world.parts.transaction() as session:
         session.execute(update(BillingRun).values(finished_at=None, state="running"))
-    steering.abort_run(world.parts, run.id)
+    control.abort_run(world.parts, run.id)
     with world.parts.transaction() as session:  # as a worker that was under way then would leave it
         session.execute(
             update(ChargeAttempt).values(status="scheduled", settled_at=None, error=None, scheduled_at=world.now)
@@ -713,7 +717,7 @@ def test_what_is_set_back_after_an_abort_is_withdrawn_like_the_rest(world: World
     before = world.calls(CHARGE)
 
     world.settle_down()
-    guards.watch(world.parts)
+    limits.watch(world.parts)
 
     assert world.calls(CHARGE) == before
     assert ana.attempt.status == "canceled"
@@ -724,11 +728,11 @@ def test_approving_what_an_aborted_day_left_charges_it_the_same_day(world: World
     (ana,) = renewals(world, 1)
     world.tick_with_workers_that_die()
     day = the_run(world).id
-    steering.abort_run(world.parts, day)
+    control.abort_run(world.parts, day)
     assert ana.invoice.hold_reason is not None
 
-    steering.approve(world.parts, steering.waiting_for_approval(world.parts, [day]))
+    control.approve(world.parts, control.waiting_for_approval(world.parts, [day]))
     world.settle_down()
-    guards.watch(world.parts)
+    limits.watch(world.parts)
 
     assert ana.invoice.status == "paid"

@@ -10,7 +10,7 @@ import pytest
 
 from billing.domain.gateway import RefundReport
 from billing.errors import OutcomeUnknown
-from billing.services.parts import Rules
+from billing.parts import Rules
 from tests.world import CHARGE, OTHER_VISA, VISA, Subscriber, World
 
 

@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
+from billing.charging import after_failure, tokens
+from billing.checks import doctor
 from billing.domain.lifecycle import HoldKind
 from billing.errors import Conflict
-from billing.services import doctor, guards, retrying, tokens, webhooks
-from billing.services.subscriptions import lock_subscription
+from billing.inbox import apply
+from billing.runs import limits
 from billing.store.models import PaymentToken
+from billing.subscriptions.moves import lock_subscription
 from billing.xendit.webhook import read_event
 from tests.world import CHARGE, OTHER_VISA, START, VISA, Subscriber, World
 
@@ -257,13 +260,13 @@ def test_a_hold_that_a_person_lifts_too_early_comes_back(world: World) -> None:
         with world.parts.transaction() as session:
             row = lock_subscription(session, ana.id)
             row.hold_reason = row.hold_kind = None
-        guards.watch(world.parts)
+        limits.watch(world.parts)
         assert ana.attempt.parked_by is None
         world.tick()
 
         assert ana.subscription.hold_kind == HoldKind.TOKEN_UNKNOWN
         assert ana.attempt.parked_by == f"token:{ana.customer.id}"
-        guards.watch(world.parts)
+        limits.watch(world.parts)
         assert ana.attempt.parked_by is not None
 
 
@@ -348,7 +351,7 @@ def test_a_session_whose_token_is_denied_starts_when_it_is_known(world: World) -
 
 def replay(world: World, event_id: str) -> None:
     """`billing replay`"""
-    webhooks.apply_stored_event(world.parts, event_id, read_event, again=True)
+    apply.apply_stored_event(world.parts, event_id, read_event, again=True)
 
 
 def its_card_was_replaced_and_xendit_has_lost_the_new_one(world: World) -> Subscriber:
@@ -392,9 +395,9 @@ def test_a_block_between_two_looks_at_the_tokens_is_no_error(world: World, monke
     ana = world.subscribe_save()
     del world.simulator.world.tokens[ana.tokens[0].payment_token_id]
     has_been_told_of(world, ana.tokens[0])
-    chosen, unknown = retrying.choose_token, []
+    chosen, unknown = after_failure.choose_token, []
 
-    def block_then(*looked: Any, **how: Any) -> retrying.Choice:
+    def block_then(*looked: Any, **how: Any) -> after_failure.Choice:
         choice = chosen(*looked, **how)
         if choice.unknown:
             unknown.append(1)
@@ -403,7 +406,7 @@ def test_a_block_between_two_looks_at_the_tokens_is_no_error(world: World, monke
                 session.execute(update(PaymentToken).values(blocked_reason="STOLEN_CARD"))
         return choice
 
-    monkeypatch.setattr(retrying, "choose_token", block_then)
+    monkeypatch.setattr(after_failure, "choose_token", block_then)
     monkeypatch.setattr(tokens, "_hold_those_without_another", lambda *_: None)
     world.open_due()
     world.settle_down()

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from billing.charging import charge as charging
 from billing.domain.gateway import Lane
-from billing.services import charging, dispatch
-from billing.services.breaker import FIRST_PROBE, LONGEST_PAUSE, OPENS_AFTER, Trouble, note_failure, take_probe
-from billing.services.parts import Parts, Rules
+from billing.parts import Parts, Rules
+from billing.runs import tick
+from billing.store.breaker import FIRST_PROBE, LONGEST_PAUSE, OPENS_AFTER, Trouble, note_failure, take_probe
 from billing.store.models import Capture, ChannelBreaker, ChargeAttempt, Fact, Invoice
 from billing.work import work_on
 from tests.world import CHARGE, Budget, Subscriber, World
@@ -33,7 +34,7 @@ def due_renewals(world: World, count: int, *, channel: str | None = None) -> lis
 def handed_out(world: World) -> list[tuple[str, list[str]]]:
     """What a tick hands to workers, in its order; nobody does it."""
     handed: list[tuple[str, list[str]]] = []
-    dispatch.tick(world.parts, lambda kind, ids: handed.append((kind, list(ids))))
+    tick.tick(world.parts, lambda kind, ids: handed.append((kind, list(ids))))
     return handed
 
 
@@ -52,12 +53,12 @@ def test_whoever_waits_goes_first_then_renewals_then_retries(world: World) -> No
 
     assert newcomer.attempt.lane == Lane.CUSTOMER
     assert Lane.RETRY in {attempt.lane for attempt in retry.attempts}
-    assert kinds == [dispatch.CHARGE_NOW, dispatch.CHARGE_AGAIN, dispatch.CHARGE]
+    assert kinds == [tick.CHARGE_NOW, tick.CHARGE_AGAIN, tick.CHARGE]
 
 
 def test_a_few_retries_go_out_while_renewals_would_take_all(world: World) -> None:
     """No lane starves: one place in ten is theirs, the rest is for renewals."""
-    shares = dispatch._shares(20, for_customers=20)
+    shares = tick._shares(20, for_customers=20)
 
     assert shares[0] == (Lane.CUSTOMER, 20)
     assert shares[1] == (Lane.RETRY, 2)
@@ -72,7 +73,7 @@ def test_a_changed_payment_method_is_charged_at_once(world: World) -> None:
     ana.adds_card()
 
     assert ana.attempt.lane == Lane.CUSTOMER
-    assert [kind for kind, _ in handed_out(world)] == [dispatch.CHARGE_NOW]
+    assert [kind for kind, _ in handed_out(world)] == [tick.CHARGE_NOW]
 
 
 def test_imported_subscribers_are_no_crowd_of_waiting_customers(world: World) -> None:
@@ -115,7 +116,7 @@ def test_a_customer_is_handed_out_although_the_next_seconds_are_full(database_ur
         newcomer = world.subscribe_save("newcomer")
         world.open_due()
 
-        assert handed_out(world) == [(dispatch.CHARGE_NOW, [newcomer.attempt.id])]
+        assert handed_out(world) == [(tick.CHARGE_NOW, [newcomer.attempt.id])]
 
 
 # A channel is down
@@ -205,7 +206,7 @@ def test_one_probe_at_a_time(world: World, crowd: list[Subscriber]) -> None:
             session.get_one(ChargeAttempt, attempt_id).parked_by = None
     world.advance(seconds=FIRST_PROBE.total_seconds() + 1)
 
-    world.send(dispatch.CHARGE, waiting)
+    world.send(tick.CHARGE, waiting)
 
     assert world.calls(CHARGE) - before == OPENS_AFTER + 1
     assert len(waiting_for(world, "OVO")) == len(waiting) - 1
@@ -284,7 +285,7 @@ def test_a_group_ends_as_each_of_it_would_have_alone(world: World, in_groups: Pa
         subscriber.script(outcome)
     world.open_due()
 
-    work_on(in_groups, dispatch.CHARGE, *ids_of(subscribers))
+    work_on(in_groups, tick.CHARGE, *ids_of(subscribers))
 
     assert [subscriber.attempts[0].status for subscriber in subscribers] == list(endings.values())
     assert world.calls(CHARGE) == len(endings)
@@ -295,7 +296,7 @@ def test_two_workers_with_the_same_group_charge_each_once(world: World, in_group
     world.open_due()
     ids = ids_of(subscribers)
 
-    world.in_two_threads(lambda: work_on(in_groups, dispatch.CHARGE, *ids))
+    world.in_two_threads(lambda: work_on(in_groups, tick.CHARGE, *ids))
 
     assert world.collected() == [50_000] * 12
 
@@ -316,7 +317,7 @@ def test_one_that_breaks_does_not_take_the_others_with_it(
     monkeypatch.setattr(world.gateway, "charge", breaks)
 
     with pytest.raises(RuntimeError):
-        work_on(in_groups, dispatch.CHARGE, *ids_of(subscribers))
+        work_on(in_groups, tick.CHARGE, *ids_of(subscribers))
 
     statuses = [subscriber.attempt.status for subscriber in subscribers]
     assert statuses.count("succeeded") == 5
@@ -347,8 +348,8 @@ def test_what_is_settled_together_is_settled_as_one_by_one(world: World, monkeyp
     world.open_due()
     with monkeypatch.context() as patch:
         patch.setattr(charging, "_pay_together", lambda *_: set())
-        work_on(world.parts, dispatch.CHARGE, alone.attempt.id)
-    work_on(world.parts, dispatch.CHARGE, together.attempt.id)
+        work_on(world.parts, tick.CHARGE, alone.attempt.id)
+    work_on(world.parts, tick.CHARGE, together.attempt.id)
 
     first, second = rows_of(world, alone), rows_of(world, together)
     for name in (

@@ -8,7 +8,8 @@ import pytest
 import simplejson
 from sqlalchemy import text
 
-from billing.services import doctor, webhooks
+from billing.checks import doctor
+from billing.inbox import apply
 from billing.store import migrate
 from billing.xendit.masking import mask_payload
 from billing.xendit.webhook import read_event
@@ -138,7 +139,7 @@ def test_an_event_that_was_stored_and_not_applied_is_applied(world: Upgraded) ->
         payload = mask_payload(simplejson.loads(delivery.body, use_decimal=True))
         assert isinstance(payload, dict)
         with world.parts.transaction() as session:
-            webhooks.record_event(session, read_event(payload), payload, world.now)
+            apply.record_event(session, read_event(payload), payload, world.now)
     assert "received" in [event.state for event in world.events()]
 
     world.upgrade()

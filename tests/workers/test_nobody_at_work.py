@@ -11,8 +11,9 @@ import pytest
 import redis
 from dramatiq.brokers.redis import RedisBroker
 
+from billing.charging import look_up
 from billing.errors import ServiceUnavailable
-from billing.services import dispatch, reconciling
+from billing.runs import tick
 from billing.settings import load_settings
 from billing.store.clock import real_now
 from tests.workers.conftest import Site
@@ -43,7 +44,7 @@ def queues(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[redis.Re
 
 def later(monkeypatch: pytest.MonkeyPatch, by: timedelta) -> None:
     """Real time has moved: leases have run out, and what lies in Valkey has become old."""
-    for room in ("workers.broker", "billing.services.dispatch"):
+    for room in ("workers.broker", "billing.runs.tick"):
         monkeypatch.setattr(f"{room}.real_now", lambda: real_now() + by)
 
 
@@ -57,19 +58,19 @@ def test_days_without_workers_do_not_fill_the_queue(
     for number in range(SUBSCRIBERS):
         world.subscribe_save(f"c{number}", start_at=world.now)
     world.advance(seconds=5)
-    dispatch.tick(world.parts, actors.send)
+    tick.tick(world.parts, actors.send)
     first = waiting(queues)
     assert 0 < first["charges"] <= SUBSCRIBERS
 
     for hours in range(1, DAYS * 24):  # beyond every lease
         later(monkeypatch, timedelta(hours=hours))
-        dispatch.tick(world.parts, actors.send)
+        tick.tick(world.parts, actors.send)
         if hours % 24 == 0:
-            dispatch.hand_out_days(world.parts, actors.send)
+            tick.hand_out_days(world.parts, actors.send)
 
     grown = waiting(queues)
     assert grown["charges"] == first["charges"], "the same rows again are of no use"
-    assert grown["upkeep"] <= first["upkeep"] + DAYS * reconciling.DAYS_COMPARED_AGAIN
+    assert grown["upkeep"] <= first["upkeep"] + DAYS * look_up.DAYS_COMPARED_AGAIN
 
 
 def test_what_nobody_is_told_of_is_not_leased(
@@ -79,22 +80,22 @@ def test_what_nobody_is_told_of_is_not_leased(
     world.waive("leases_in_bounds")  # this test's machine is five hours ahead of the doctor's
     world.subscribe_save("first", start_at=world.now)
     world.advance(seconds=5)
-    dispatch.tick(world.parts, actors.send)
+    tick.tick(world.parts, actors.send)
     later(monkeypatch, timedelta(hours=5))
     ana = world.subscribe_save("ana", start_at=world.now)
     world.advance(seconds=5)
 
-    dispatch.tick(world.parts, actors.send)
+    tick.tick(world.parts, actors.send)
 
     assert ana.attempt.status == "scheduled", "opened"
     assert ana.attempt.lease_until is None, "and not handed out"
 
     queues.flushdb()  # as workers do that come back
-    assert dispatch.tick(world.parts, actors.send).handed_out == 2
+    assert tick.tick(world.parts, actors.send).handed_out == 2
 
 
 @pytest.mark.usefixtures("queues")
-@pytest.mark.parametrize("kind", [dispatch.CHARGE, dispatch.EVENT, dispatch.CHECK, dispatch.DAY])
+@pytest.mark.parametrize("kind", [tick.CHARGE, tick.EVENT, tick.CHECK, tick.DAY])
 def test_a_queue_takes_so_many_at_most(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     monkeypatch.setattr(actors, "MOST_UPKEEP", 5)
     monkeypatch.setattr(broker, "max_in_flight", lambda: 5)
@@ -117,7 +118,7 @@ def test_without_redis_periods_are_opened_and_nothing_is_leased(
     with monkeypatch.context() as patch:
         patch.setattr(broker, "backlog", away)
         with pytest.raises(ServiceUnavailable, match="Redis does not answer"):
-            dispatch.tick(world.parts, actors.send)
+            tick.tick(world.parts, actors.send)
     assert ana.attempt.status == "scheduled"
     assert ana.attempt.lease_until is None
     assert waiting(queues)["charges"] == 0
@@ -126,20 +127,20 @@ def test_without_redis_periods_are_opened_and_nothing_is_leased(
         patch.setattr(actors.charge, "send", away)
         patch.setattr(actors.charge_now, "send", away)
         with pytest.raises(ServiceUnavailable):
-            dispatch.tick(world.parts, actors.send)
+            tick.tick(world.parts, actors.send)
     assert ana.attempt.lease_until is None, "handed back"
 
-    assert dispatch.tick(world.parts, actors.send).handed_out == 1
+    assert tick.tick(world.parts, actors.send).handed_out == 1
 
 
 @pytest.mark.usefixtures("queues")
 def test_a_wrapped_sender_is_asked_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     """`billing run` watches what is sent through a function of its own."""
-    from billing.services.runs import _Run
+    from billing.runs.run import _Run
 
     run = SimpleNamespace(goes_on=lambda: True, look=lambda: None)
     monkeypatch.setattr(broker, "max_in_flight", lambda: 0)
-    assert not dispatch.takes_more(_Run.sending(run, actors.send), dispatch.CHARGE)  # type: ignore[arg-type]
+    assert not tick.takes_more(_Run.sending(run, actors.send), tick.CHARGE)  # type: ignore[arg-type]
 
 
 def test_workers_that_come_back_to_an_old_queue_drop_it_and_begin_at_once(site: Site) -> None:

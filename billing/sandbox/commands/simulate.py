@@ -9,7 +9,7 @@ import typer
 from billing.cli import output
 from billing.cli.values import AsJson
 from billing.errors import BillingError
-from billing.services.views import Json
+from billing.reading.views import Json
 
 if TYPE_CHECKING:
     from billing.sandbox.simulation.runner import Totals

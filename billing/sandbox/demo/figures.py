@@ -17,14 +17,14 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from billing.checks import doctor
 from billing.domain.declines import classify
 from billing.domain.gateway import SessionType
 from billing.domain.lifecycle import AttemptStatus, InvoiceStatus, SessionStatus, SubscriptionStatus
 from billing.domain.money import Money
+from billing.reading import explain
 from billing.sandbox.demo.cast import HOME
 from billing.sandbox.demo.stage import Stage
-from billing.services import doctor, explain
-from billing.services.subscriptions import calendar_of
 from billing.store.models import (
     BillingRun,
     Capture,
@@ -38,6 +38,7 @@ from billing.store.models import (
     Subscription,
     WebhookEvent,
 )
+from billing.subscriptions.moves import calendar_of
 
 Json = Mapping[str, Any]
 LOST = frozenset({InvoiceStatus.UNCOLLECTIBLE, InvoiceStatus.VOID})

@@ -22,9 +22,9 @@ from typing import IO, Any
 from billing import log
 from billing.app import App, build
 from billing.errors import ServiceUnavailable
+from billing.parts import Parts, Send
 from billing.sandbox import embedded
 from billing.sandbox.processes import Children, answers, children, free_port, wait_until
-from billing.services.parts import Parts, Send
 from billing.settings import load_settings
 from billing.store.clock import set_test_clock
 from billing.store.migrate import upgrade

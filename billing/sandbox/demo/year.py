@@ -20,10 +20,12 @@ from sqlalchemy import select, text
 
 from billing.domain.gateway import SessionMode
 from billing.domain.lifecycle import BILLABLE, SubscriptionStatus
+from billing.runs import run
 from billing.sandbox.demo.cast import HOME, OPENING_DAY, PLANS, Fate, Person, card_number, end_of, sign_up_days
 from billing.sandbox.demo.stage import Stage
-from billing.services import catalog, onboarding, runs, sessions, subscriptions
 from billing.store.models import Customer, Fact, PaymentSession, Plan, Subscription
+from billing.subscribing import catalog, payment_sessions, session_results
+from billing.subscriptions import moves
 
 POLL_SECONDS = 0.02
 PATIENCE_SECONDS = 15.0  # for what is under way; whatever it is, it must not stop the demo for good
@@ -169,7 +171,7 @@ class Year:
         """
         tries = RUNS_AT_ONE_INSTANT
         while self._settle(news=news) and tries:
-            runs.run_on_workers(self.stage.parts, self.stage.send, None, lambda _totals: None, wait=False)
+            run.run_on_workers(self.stage.parts, self.stage.send, None, lambda _totals: None, wait=False)
             tries -= 1
         if self._read_facts() & TROUBLE and not news:
             self._bill(news=True)
@@ -275,7 +277,7 @@ class Year:
                 now=parts.clock.now(),
             )
             plan = catalog.find_plan(session, person.plan.code)
-        subscription, opened = onboarding.subscribe(
+        subscription, opened = payment_sessions.subscribe(
             parts,
             customer,
             plan,
@@ -290,23 +292,23 @@ class Year:
 
     def _change_mind(self, person: Person) -> None:
         with self.stage.parts.transaction() as session:
-            subscription = subscriptions.lock_subscription(session, self._subscription_id(person))
+            subscription = moves.lock_subscription(session, self._subscription_id(person))
             if subscription.status not in BILLABLE:
                 return
             match person.fate:
                 case Fate.PAUSES:
-                    subscriptions.pause(session, subscription, self.now)
+                    moves.pause(session, subscription, self.now)
                     self._plan(self.now + PAUSE, partial(self._resume, person))
                 case Fate.LEAVES:
-                    subscriptions.cancel(session, subscription, self.now, at_once=False, reason="by request")
+                    moves.cancel(session, subscription, self.now, at_once=False, reason="by request")
                 case _:
-                    subscriptions.cancel(session, subscription, self.now, at_once=True, reason="by request")
+                    moves.cancel(session, subscription, self.now, at_once=True, reason="by request")
 
     def _resume(self, person: Person) -> None:
         with self.stage.parts.transaction() as session:
-            subscription = subscriptions.lock_subscription(session, self._subscription_id(person))
+            subscription = moves.lock_subscription(session, self._subscription_id(person))
             if subscription.status == SubscriptionStatus.PAUSED:
-                subscriptions.resume(session, subscription, session.get_one(Plan, subscription.plan_id), self.now)
+                moves.resume(session, subscription, session.get_one(Plan, subscription.plan_id), self.now)
 
     # --------------------------------------------------------------------------------------------- customers
 
@@ -335,8 +337,8 @@ class Year:
             customer = session.get_one(Customer, subscription.customer_id)
             abandoned = select(PaymentSession.id).where(PaymentSession.subscription_id == subscription.id)
             session_id = session.scalars(abandoned).one()
-        sessions.refresh_session(self.stage.parts, session_id)
-        opened = onboarding.open_session(
+        session_results.refresh_session(self.stage.parts, session_id)
+        opened = payment_sessions.open_session(
             self.stage.parts, customer, mode=SessionMode.PAYMENT_LINK, subscription=subscription, via=person.via
         )
         self._use_payment_page(person, opened)
@@ -354,7 +356,7 @@ class Year:
             subscription = session.get_one(Subscription, self._subscription_id(person))
             customer = session.get_one(Customer, subscription.customer_id)
         if subscription.status in BILLABLE:
-            opened = onboarding.open_session(self.stage.parts, customer, mode=SessionMode.PAYMENT_LINK)
+            opened = payment_sessions.open_session(self.stage.parts, customer, mode=SessionMode.PAYMENT_LINK)
             self._use_payment_page(person, opened, new_card=card_number(NEW_CARDS_FROM + number))
 
     def _subscription_id(self, person: Person) -> str:

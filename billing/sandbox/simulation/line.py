@@ -20,9 +20,9 @@ from sqlalchemy import Engine, text
 
 from billing.domain.gateway import ChargeReport, ChargeRequest
 from billing.errors import NotSent
+from billing.runs.tick import KIND_OF_LANE
 from billing.sandbox.simulation.stage import Stage
 from billing.sandbox.simulator import Simulator, SimulatorTransport
-from billing.services.dispatch import KIND_OF_LANE
 from billing.xendit.client import XenditGateway
 
 CHARGES = "/v3/payment_requests"

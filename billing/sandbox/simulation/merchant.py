@@ -8,9 +8,9 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from billing.domain.gateway import CHARGE_ENDPOINT, Lane
+from billing.parts import Rules
 from billing.sandbox.simulation.population import Merchant, Subscriber
 from billing.sandbox.simulation.stage import Stage
-from billing.services.parts import Rules
 
 WINDOW = timedelta(minutes=10)
 SMALL_SAMPLE = 1

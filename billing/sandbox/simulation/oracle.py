@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, text
 
+from billing.checks import doctor
 from billing.sandbox.simulation.periods import days_later, period_starts
 from billing.sandbox.simulation.population import Subscriber
 from billing.sandbox.simulator.catalogue import WHOLE_UNIT_CURRENCIES
 from billing.sandbox.simulator.state import Payment
-from billing.services import doctor
 
 if TYPE_CHECKING:
     from billing.sandbox.simulation.play import Play

@@ -17,34 +17,27 @@ from typing import Any
 import simplejson
 from sqlalchemy import select
 
+from billing.charging import charge, pay_by_hand
+from billing.charging.tokens import make_first, refresh_token
+from billing.checks import doctor
+from billing.checks import reconcile as resolving
 from billing.domain.gateway import Lane, SessionMode, SessionType
 from billing.domain.lifecycle import RunState, SubscriptionStatus
 from billing.domain.schedule import schedule_from_text
 from billing.errors import BillingError, IllegalTransition, NotFound
+from billing.parts import Parts
+from billing.runs import control as steering
+from billing.runs import run, tick
 from billing.sandbox.simulation.fate import Fate
 from billing.sandbox.simulation.money import part_of
 from billing.sandbox.simulation.population import CARDS, Subscriber
 from billing.sandbox.simulator import Simulator
 from billing.sandbox.simulator.answers import json_amount
 from billing.sandbox.simulator.state import Payment
-from billing.services import (
-    catalog,
-    charging,
-    dispatch,
-    doctor,
-    importing,
-    onboarding,
-    paying,
-    resolving,
-    runs,
-    sessions,
-    steering,
-)
-from billing.services import subscriptions as lives
-from billing.services.parts import Parts
-from billing.services.tokens import make_first, refresh_token
 from billing.store import queries
 from billing.store.models import BillingRun, Customer, Invoice, PaymentSession, PaymentToken, Plan, Subscription
+from billing.subscribing import catalog, import_rows, payment_sessions, session_results
+from billing.subscriptions import moves as lives
 
 AFTER_3DS = ("SUCCEEDED", "PENDING:SUCCEEDED", "TIMEOUT_ERROR", "AUTHENTICATION_FAILED")
 HALF_OF_THEM = 0.5
@@ -128,7 +121,7 @@ class People:
             plan = session.scalars(select(Plan).where(Plan.code == f"plan-{who.reference}")).one()
         passed = who.start_at is not None and who.start_at <= parts.clock.now()  # it is refused now
         self.starts[who.reference] = start_at = None if passed else who.start_at
-        onboarding.subscribe(
+        payment_sessions.subscribe(
             parts, customer, plan, via=SessionType(who.via.upper()), mode=SessionMode.PAYMENT_LINK,
             start_at=start_at, reference=who.reference,
         )  # fmt: skip
@@ -137,7 +130,7 @@ class People:
         with parts.reading() as session:
             customer = session.get_one(Customer, subscription.customer_id)
         try:
-            onboarding.open_session(
+            payment_sessions.open_session(
                 parts, customer, mode=SessionMode.PAYMENT_LINK, subscription=subscription,
                 via=SessionType(who.via.upper()),
             )  # fmt: skip
@@ -163,7 +156,7 @@ class People:
         }  # fmt: skip
         if who.anchor_day is not None:
             line["anchor_day"] = who.anchor_day
-        importing.import_rows(parts, [json.dumps(line)], dry_run=False, verify_with_gateway=who.verify)
+        import_rows.import_rows(parts, [json.dumps(line)], dry_run=False, verify_with_gateway=who.verify)
 
     def _token_of(self, who: Subscriber) -> dict[str, str]:
         body = {"country": who.market.country, "currency": who.market.currency}
@@ -249,7 +242,7 @@ class People:
             ids = list(session.scalars(held.order_by(Invoice.id)))
         for invoice_id in ids:
             try:
-                charging.charge(parts, [paying.pay_invoice(parts, invoice_id, None)], Lane.CUSTOMER)
+                charge.charge(parts, [pay_by_hand.pay_invoice(parts, invoice_id, None)], Lane.CUSTOMER)
             except BillingError:
                 continue  # its subscription is paused or has ended, or nobody knows yet what became of the last try
 
@@ -265,12 +258,12 @@ class People:
         resolving.resolve_open(parts, lambda _done, _all: None)
 
     def run_billing(self, parts: Parts, send: Callable[[str, Any], None]) -> None:
-        runs.run_here(parts, send, None, lambda _totals: None)
+        run.run_here(parts, send, None, lambda _totals: None)
 
     def _add_method(self, parts: Parts, subscription: Subscription) -> None:
         with parts.reading() as session:
             customer = session.get_one(Customer, subscription.customer_id)
-        row = onboarding.open_session(parts, customer, mode=SessionMode.PAYMENT_LINK)
+        row = payment_sessions.open_session(parts, customer, mode=SessionMode.PAYMENT_LINK)
         wallets = next((who.market.wallets for who in self._subscribers if who.reference == subscription.reference), ())
         by_wallet = bool(wallets) and self._fate.coin(0.3)
         body = {"channel_code": self._fate.choose(wallets)} if by_wallet else {"card_number": CARDS[1]}
@@ -283,11 +276,11 @@ class People:
             )
         if invoice is None:
             raise NotFound("no invoice yet")
-        attempt_id = paying.pay_invoice(parts, invoice.id, None)
+        attempt_id = pay_by_hand.pay_invoice(parts, invoice.id, None)
         if self._fate.coin():
-            charging.charge(parts, [attempt_id], Lane.CUSTOMER)
+            charge.charge(parts, [attempt_id], Lane.CUSTOMER)
         else:
-            self._send(dispatch.CHARGE_NOW, [attempt_id])
+            self._send(tick.CHARGE_NOW, [attempt_id])
 
     def _pause(self, parts: Parts, subscription: Subscription) -> None:
         with parts.transaction() as session:
@@ -308,7 +301,7 @@ class People:
             row = lives.lock_subscription(session, subscription.id)
             lives.cancel(session, row, parts.clock.now(), at_once=at_once, reason="by request")
         if at_once:
-            sessions.cancel_open_sessions(parts, subscription.id)
+            session_results.cancel_open_sessions(parts, subscription.id)
 
     def _prefer(self, parts: Parts, subscription: Subscription) -> None:
         with parts.transaction() as session:
@@ -324,7 +317,7 @@ class People:
         row = self._open_session(parts, subscription.reference)
         if row is None:
             raise NotFound("no open session")
-        sessions.refresh_session(parts, row.id)
+        session_results.refresh_session(parts, row.id)
 
     def answer_bank(self, request_id: str) -> None:
         """Whoever is asked by a bank (3DS) answers; what comes of it is up to the bank."""

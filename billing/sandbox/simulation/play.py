@@ -22,6 +22,10 @@ from sqlalchemy.exc import DBAPIError
 
 from billing.domain.gateway import EventKind
 from billing.errors import BillingError
+from billing.inbox import apply
+from billing.parts import Parts
+from billing.runs import limits as runs_of_the_day
+from billing.runs import tick
 from billing.sandbox.simulation import coverage, guards, oracle
 from billing.sandbox.simulation.fate import Fate
 from billing.sandbox.simulation.line import Gateway, Line
@@ -32,9 +36,6 @@ from billing.sandbox.simulation.population import Merchant, Subscriber, draw_mer
 from billing.sandbox.simulation.stage import ConnectionLost, Process, Stage, SteppedParts
 from billing.sandbox.simulator import Simulator, SimulatorConfig
 from billing.sandbox.simulator.webhooks import Delivery
-from billing.services import dispatch, webhooks
-from billing.services import guards as runs_of_the_day
-from billing.services.parts import Parts
 from billing.store.clock import machine_time
 from billing.store.engine import make_sessions
 from billing.store.models import ids_from
@@ -55,7 +56,7 @@ PENDING_FOR = (60, 60, 3 * 3600, 30 * 3600)  # seconds that a bank takes to deci
 ANSWERED_WITHIN = 30 * 3600  # a customer who is asked by his bank; after a day it is too late
 LOOKED_AFTER_EVERY = 4  # days
 OF_A_CHARGE = frozenset({"payment.capture", "payment.failure"})
-# The guards of a run (services/guards.py) that a merchant's settings put in place, by the name of the choice.
+# The guards of a run (runs/limits.py) that a merchant's settings put in place, by the name of the choice.
 GUARDS_THAT_ARE_SET = {"run spending cap": frozenset({"spending_cap"})}
 STEPS_AT_ONE_INSTANT = 20_000  # more than that, and something goes round in circles
 
@@ -174,6 +175,7 @@ class Play:
         self.wrong: list[str] = []  # seen on the way, judged at the end of the year
         self.shifted: set[str] = set()  # subscribers whose time zone has changed its rules
         self._stopped_by_hand = False
+        self._to_resume = False
 
     def now(self) -> datetime:
         """The clock of billing, which is that of our machines."""
@@ -329,7 +331,7 @@ class Play:
     def _one_tick(self, scheduler: Process) -> None:
         send = self._send if self.has_redis else partial(self._do_each, scheduler)
         units_done = self._units_done
-        done = dispatch.tick(self.parts, send)
+        done = tick.tick(self.parts, send)
         # The real ones look every two seconds. Without a guard nothing can come of it but the end of a run.
         if self.now().date() > self._runs_watched or (done and self.merchant.guards != "none"):
             self._runs_watched = self.now().date()
@@ -371,9 +373,9 @@ class Play:
             return
         self._days_compared = today
         moved = {row.created_at.date() for row in self.simulator.world.transactions}
-        names = [day.isoformat() for day in dispatch.days_to_compare(self.parts) if day in moved]
+        names = [day.isoformat() for day in tick.days_to_compare(self.parts) if day in moved]
         if names:
-            self._begin(scheduler, "compare days", lambda: self._do_each(scheduler, dispatch.DAY, names))
+            self._begin(scheduler, "compare days", lambda: self._do_each(scheduler, tick.DAY, names))
 
     def _begin(self, process: Process, label: str, work: Callable[[], object]) -> None:
         self.stage.begin(process, label, lambda: self._carefully(process, label, work))
@@ -458,7 +460,7 @@ class Play:
         answered = False
         try:
             with self.parts.transaction() as session:
-                stored = webhooks.record_event(session, event, payload, self.now())
+                stored = apply.record_event(session, event, payload, self.now())
             answered = True
         finally:
             self.simulator.delivery_result(delivery, 200 if answered else None)
@@ -467,9 +469,9 @@ class Play:
             self.heard["answer before webhook" if answered_before else "webhook before answer"] += 1
         if stored is not None and event.kind != EventKind.OTHER:
             if self.has_redis:
-                self._send(dispatch.EVENT, [stored])
+                self._send(tick.EVENT, [stored])
             else:
-                webhooks.apply_stored_event(self.parts, stored, read_event)
+                apply.apply_stored_event(self.parts, stored, read_event)
 
     # By hand -----------------------------------------------------------------------------------------------
 
@@ -559,14 +561,25 @@ class Play:
 
     def stop_charging(self, hours: float) -> None:
         self.stage.note("billing charging stop")
-        self._stopped_by_hand = True
+        self._stopped_by_hand, self._to_resume = True, False
         self.by_hand(self.people.stop_charging)
         self._at(self.stage.now + timedelta(hours=hours), self._charging_resumes)
 
     def _charging_resumes(self) -> None:
+        """Again in an hour, when it could not be done."""
+
+        def resume(parts: Parts) -> None:
+            self.people.resume_charging(parts)
+            self._stopped_by_hand, self._to_resume, self.line.key_refused_at = False, False, None
+
+        def look_whether_it_did() -> None:
+            if self._to_resume:
+                self._charging_resumes()
+
         self.stage.note("billing charging resume")
-        self._stopped_by_hand, self.line.key_refused_at = False, None
-        self.by_hand(self.people.resume_charging)
+        self._to_resume = True
+        self.by_hand(resume)
+        self._at(self.stage.now + timedelta(hours=1), look_whether_it_did)
 
     def _run_is_steered(self) -> None:
         self.by_hand(lambda parts: self.stage.note(self.people.steer_run(parts)))
@@ -584,7 +597,7 @@ class Play:
 
     def _refund_elsewhere(self) -> None:
         """Not while everything is down for long: days further back than that are never compared (dispatch.py)."""
-        longest_away = self.stage.now + dispatch.LONGEST_COMPARED_LATE - 10 * DAY
+        longest_away = self.stage.now + tick.LONGEST_COMPARED_LATE - 10 * DAY
         if all(not s.alive and (s.back_at or self.end) > longest_away for s in self.schedulers):
             return
         self.stage.note(self.people.refund_in_the_dashboard())
@@ -619,7 +632,7 @@ class Play:
         self._units_looked_at = self._units_done
         with self._database.connect() as connection:
             stop, guards_at_work = connection.execute(_STANDS_STILL).one()
-        if stop is not None and not self._stopped_by_hand:
+        if stop is not None and not self._stopped_by_hand and not self._to_resume:
             if self.line.key_refused_at is None:
                 self.wrong.append(f"all charging was stopped though Xendit had not refused the account: {stop}")
             self._charging_resumes()

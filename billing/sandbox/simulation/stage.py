@@ -19,8 +19,8 @@ import greenlet
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
+from billing.parts import Parts
 from billing.sandbox.simulation.fate import Fate
-from billing.services.parts import Parts
 
 
 class Killed(BaseException):

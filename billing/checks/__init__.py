@@ -1,0 +1,1 @@
+"""Whether everything is right: invariants, the doctor that tells and repairs, reconciliation with Xendit."""

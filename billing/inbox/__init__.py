@@ -1,0 +1,1 @@
+"""What Xendit sends: received and stored, then applied."""
