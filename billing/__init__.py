@@ -1,23 +1,33 @@
 """A recurring billing scheduler on saved payment tokens.
 
-The floors, each importing only those below it (import-linter holds them apart):
+The rooms, each importing only those below it (import-linter holds them apart):
 
     sandbox/             the simulator of Xendit, demo, simulation, embedded servers; nothing else imports it
     cli/                 roof: what people type
     workers/             (top level) the only place that knows dramatiq
     web.py               webhooks and health
     api/ shapes.py       Billing, the one list of operations, and the models it answers with
+    work.py              the kinds of background work, and the one router for them
     app.py               composition root: settings -> App(sessions, gateway, quota, clock)
-    services/            the steps: onboarding, invoicing, charging (the heart), webhooks, reconciling, runs ...
+    runs/                the tick, billing runs, their limits, forecast and report
+    inbox/               what Xendit sends: receive, apply
+    checks/              invariants, doctor, reconcile
+    reading/             what people and scripts are shown
+    subscribing/         plans and customers, payment sessions, import
+    charging/            the money path: charge (begin, send), settle, after_failure, look_up, refunds
+    subscriptions/       the moves of a subscription, its invoices, the periods that are opened
+    parts.py quota.py    what every step is handed; the shared request budget
     store/ xendit/       what is remembered; the outside world
-    quota.py             the shared request budget
     ratelimit.py         how often a stranger may do something
     streams.py           output that fails on no terminal and in no pipe
     domain/              rules: money, schedule, lifecycle, declines, dunning, the gateway port
     settings.py errors.py
 
-Start reading at charging/charge.py. `from billing import Billing` is for scripts (docs/scripting.md); it is loaded
-when asked for, because the command line imports this package before anything else.
+The path of a charge: runs/tick.py, subscriptions/open_periods.py, charging/charge.py, xendit/client.py,
+charging/settle.py, charging/after_failure.py; docs/architecture.md has it in ten lines.
+
+`from billing import Billing` is for scripts (docs/scripting.md); it is loaded when asked for, because the command line
+imports this package before anything else.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The life of a subscription: its moves from state to state, its calendar, its invoices, the periods that are opened."""
+"""The life of a subscription: its moves, its calendar, its invoices, the periods that are opened."""

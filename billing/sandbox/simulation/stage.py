@@ -1,6 +1,6 @@
 """Where the simulated processes run: one step at a time, in an order out of the seed, until one of them is stopped.
 
-A process is a name, whether it is alive, and its tasks. A task is a greenlet: ordinary code of billing/services that
+A process is a name, whether it is alive, and its tasks. A task is a greenlet: ordinary code of the product that
 runs until it reaches a *pause*. There is a pause after every commit and around every call to the gateway, which is
 where two processes can get in each other's way: a transaction itself is PostgreSQL's business, and tests with threads
 and real processes are about that. At a pause the task may be told to die, to sleep, or to wait while others go on.
