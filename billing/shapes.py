@@ -521,6 +521,13 @@ class ApprovedCharge(Shape):
     currency: str
 
 
+class WaitsForApproval(ApprovedCharge):
+    """What a person's yes would bill, and why it waits."""
+
+    reference: str
+    reason: str
+
+
 class Approved(Shape):
     approved: tuple[ApprovedCharge, ...]
 

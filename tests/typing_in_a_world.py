@@ -30,7 +30,7 @@ def typed(world: World) -> Iterator[Terminal]:
         return _Borrowed(settings, world.engine, replace(world.parts, rules=rules))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("billing.cli.opening.build", build)
+        patch.setattr("billing.app.build", build)
         patch.setattr("billing.log.configure", lambda *_args, **_options: None)
         address = world.engine.url.render_as_string(hide_password=False)
         yield Terminal(

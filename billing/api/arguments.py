@@ -18,6 +18,21 @@ FIRST_YEAR, LAST_YEAR = 2000, 2200
 AmountGiven = Decimal | int | str
 """Major units: "499.50", Decimal("499.50"), 50000. A float is refused: 0.1 is not a tenth."""
 
+
+class Mode(StrEnum):
+    """A page at Xendit, or a form inside your own page."""
+
+    PAYMENT_LINK = "payment_link"
+    COMPONENTS = "components"
+
+
+class Via(StrEnum):
+    """Save a payment method only, or pay the first period and save it."""
+
+    SAVE = "save"
+    PAY = "pay"
+
+
 Choice = TypeVar("Choice", bound=StrEnum)
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from billing.api.opening import Operations, read_one
+from billing.api.opening import Entries, Operations, read_one
 from billing.errors import InvalidArgument
 from billing.reading import lists, views
 from billing.shapes import Customer
@@ -75,7 +73,7 @@ class Customers(Operations):
             )
         return changed
 
-    def list(self, *, limit: int | None = None, after: str | None = None) -> Iterator[Customer]:
+    def list(self, *, limit: int | None = None, after: str | None = None) -> Entries[Customer]:
         """All customers with their saved payment methods, by their references."""
         return self._opened.shown(lists.list_customers(self._opened.parts), Customer, limit, after)
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from billing.api import arguments
-from billing.api.opening import Opened, Operations, read_one
+from billing.api.opening import Entries, Opened, Operations, read_one
 from billing.domain.lifecycle import EventState
 from billing.inbox import apply
 from billing.reading import lists, views
@@ -15,7 +13,7 @@ from billing.xendit.webhook import read_event
 
 
 class Events(Operations):
-    def list(self, *, state: str | None = None, limit: int | None = None, after: str | None = None) -> Iterator[Event]:
+    def list(self, *, state: str | None = None, limit: int | None = None, after: str | None = None) -> Entries[Event]:
         """Stored webhook events, the newest first; those in this `state`."""
         wanted = arguments.maybe_one_of("--state", EventState, state)
         return self._opened.shown(lists.list_events(self._opened.parts, state=wanted), Event, limit, after)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
 from billing.api import arguments
-from billing.api.opening import Operations, read_one
+from billing.api.opening import Entries, Operations, read_one
 from billing.charging import pay_by_hand
 from billing.domain.declines import DeclineClass
 from billing.domain.gateway import Lane
@@ -31,7 +30,7 @@ class Invoices(Operations):
         status: str | None = None,
         limit: int | None = None,
         after: str | None = None,
-    ) -> Iterator[Invoice]:
+    ) -> Entries[Invoice]:
         """Invoices with their attempts, the oldest first; of this `subscription`, with this `status`. Raises
         NotFound."""
         wanted = arguments.maybe_one_of("--status", InvoiceStatus, status)
@@ -67,6 +66,8 @@ class Invoices(Operations):
         attempt = next(attempt for attempt in found.attempts if attempt.id == attempt_id)
         nobody = "no worker has taken it up" if by_workers else "the request quota to Xendit is used up for the moment"
         found.told(_why_not_paid(found, attempt, why_not_begun=nobody))
+        if attempt.status == AttemptStatus.SUCCEEDED:
+            self._opened.note(f"attempt {attempt.number} succeeded")
         may_be = _may_still_be_paid(found, attempt)
         if may_be is not None:
             self._opened.warn(may_be)

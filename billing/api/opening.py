@@ -8,28 +8,24 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from inspect import isfunction
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-import structlog
-from redis.exceptions import RedisError
-from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
-from sqlalchemy.orm import Session as DatabaseSession
-
-from billing import log
-from billing.app import App, build
-from billing.charging.key import lift_stop_of_another_key
 from billing.domain.gateway import SessionMode
 from billing.domain.names import visible
-from billing.errors import Conflict, InvalidArgument, InvalidSetting, ServiceUnavailable
-from billing.parts import Parts, Send
-from billing.reading.pages import Listing
-from billing.settings import Settings, require
-from billing.shapes import Shape
-from billing.store.trouble import database_errors_in_one_line, first_line
+from billing.errors import BillingError, Conflict, InvalidArgument, InvalidSetting, ServiceUnavailable
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session as DatabaseSession
+
+    from billing.app import App
+    from billing.parts import Parts, Send
+    from billing.reading.pages import Listing
+    from billing.settings import Settings
+    from billing.shapes import Shape
 
 GATEWAY = "xendit_secret_key"  # what an operation needs that talks to Xendit
 Say = Callable[[str], None]
-Found = TypeVar("Found", bound=Shape)
+Found = TypeVar("Found", bound="Shape")
 
 _messages = logging.getLogger("billing")
 
@@ -64,6 +60,9 @@ class Opened:
     def with_gateway(self) -> Parts:
         """For what talks to Xendit. Raises InvalidSetting without its key, or without what a request needs of this
         machine. The first time, a stop of charging because of another key is lifted."""
+        from billing.charging.key import lift_stop_of_another_key
+        from billing.settings import require
+
         require(self.settings, GATEWAY)
         if not self._has_called:
             self.app.ready()
@@ -71,27 +70,16 @@ class Opened:
             self._has_called = True
         return self.parts
 
-    def shown(self, listing: Listing, shape: type[Found], limit: int | None, after: str | None) -> Iterator[Found]:
-        """A list's entries, read a page at a time while they are taken. Raises NotFound for an unknown `after` at
-        once."""
+    def shown(self, listing: Listing, shape: type[Found], limit: int | None, after: str | None) -> Entries[Found]:
+        """A list's entries. Raises NotFound for an unknown `after` at once."""
         if limit is not None and limit < 1:
             raise InvalidArgument(f"--limit {limit}: must be 1 or more; leave it out for all")
-        return self._read(listing.behind(after), shape, limit)
-
-    def _read(self, listing: Listing, shape: type[Found], limit: int | None) -> Iterator[Found]:
-        entries = listing.entries(limit)
-        while True:
-            with in_one_line():
-                self.refuse_if_closed()
-                view = next(entries, None)
-            if view is None:
-                return
-            yield shape.model_validate(view)
+        return Entries(self, listing.behind(after), shape, limit)
 
     @contextmanager
     def sender(self) -> Iterator[tuple[Send, bool]]:
         """(send, whether workers do the work). Without Redis the work is done in this process."""
-        from billing.work import InProcess, find_sender  # noqa: PLC0415 - most operations do no work, and need not wait
+        from billing.work import InProcess, find_sender
 
         to_workers = find_sender(self.settings)
         if to_workers is not None:
@@ -124,6 +112,28 @@ class Opened:
             raise Conflict("this Billing is closed; open another: with Billing.open() as billing")
 
 
+class Entries(Iterator[Found], Generic[Found]):
+    """A list's entries, read a page at a time while they are taken."""
+
+    def __init__(self, opened: Opened, listing: Listing, shape: type[Found], limit: int | None) -> None:
+        self._opened = opened
+        self._listing = listing
+        self._shape = shape
+        self._views = listing.entries(limit)
+
+    def __next__(self) -> Found:
+        with in_one_line():
+            self._opened.refuse_if_closed()
+            view = next(self._views)
+        return self._shape.model_validate(view)
+
+    def count(self) -> int:
+        """How many there are behind `after`, whatever the limit and however many have been taken."""
+        with in_one_line():
+            self._opened.refuse_if_closed()
+            return self._listing.count()
+
+
 class Operations:
     """The base of `Billing` and its groups: whatever breaks in a public method leaves as a class of billing.errors,
     with the line that the command prints."""
@@ -151,28 +161,53 @@ def _operation(method: Callable[..., Any]) -> Callable[..., Any]:
 def in_one_line() -> Iterator[None]:
     """The trouble of servers is an error with one line, as at every edge."""
     try:
-        with database_errors_in_one_line():
-            yield
-    except IntegrityError as error:
-        raise Conflict(
-            f"somebody else changed the same thing at the same time ({first_line(error)}); run the command again"
-        ) from None
-    except DBAPIError as error:
-        raise ServiceUnavailable(
-            f"the database refused: {first_line(error)}; check BILLING_DATABASE_URL and its user's rights"
-        ) from None
-    except SQLAlchemyError as error:
-        raise ServiceUnavailable(
-            f"the database could not be used ({error.__class__.__name__}); check BILLING_DATABASE_URL and its load"
-        ) from None
-    except RedisError as error:
-        raise ServiceUnavailable(
-            f"Redis does not answer ({error.__class__.__name__}); check BILLING_REDIS_URL"
-        ) from None
+        yield
+    except (BillingError, StopIteration):
+        raise
+    except Exception as error:
+        told = of_a_server(error)
+        if told is None:
+            raise
+        raise told from None
+
+
+def of_a_server(error: Exception) -> BillingError | None:
+    """What the database or Redis has said, which nobody expected; None for any other error. Never the statement or its
+    parameters."""
+    from redis.exceptions import RedisError
+    from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+
+    from billing.store.trouble import first_line, in_words
+
+    kind = error.__class__.__name__
+    if (words := in_words(error)) is not None:
+        return ServiceUnavailable(words)
+    match error:
+        case RedisError():
+            return ServiceUnavailable(f"Redis does not answer ({kind}); check BILLING_REDIS_URL")
+        case IntegrityError():
+            return Conflict(
+                f"somebody else changed the same thing at the same time ({first_line(error)}); run the command again"
+            )
+        case DBAPIError():
+            return ServiceUnavailable(
+                f"the database refused: {first_line(error)}; check BILLING_DATABASE_URL and its user's rights"
+            )
+        case SQLAlchemyError():
+            return ServiceUnavailable(
+                f"the database could not be used ({kind}); check BILLING_DATABASE_URL and its load"
+            )
+        case _:
+            return None
 
 
 def build_quietly(settings: Settings) -> App:
     """The application for a script. Its log is the script's where there is one already; else warnings go to stderr."""
+    import structlog
+
+    from billing import log
+    from billing.app import build
+
     theirs = structlog.get_config() if structlog.is_configured() else None
     app = build(settings)
     if theirs is None:

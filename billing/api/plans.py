@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from billing.api import arguments
 from billing.api.arguments import AmountGiven
-from billing.api.opening import Operations, read_one
+from billing.api.opening import Entries, Operations, read_one
 from billing.domain.catch_up import CatchUp
 from billing.domain.dunning import DEFAULT_POLICY
 from billing.reading import lists, views
@@ -54,7 +52,7 @@ class Plans(Operations):
             view = views.plan_view(plan)
         return Plan.model_validate(view)
 
-    def list(self, *, limit: int | None = None, after: str | None = None) -> Iterator[Plan]:
+    def list(self, *, limit: int | None = None, after: str | None = None) -> Entries[Plan]:
         """All plans, by their codes."""
         return self._opened.shown(lists.list_plans(self._opened.parts), Plan, limit, after)
 

@@ -7,11 +7,11 @@ workers do.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
 from billing.api import arguments
-from billing.api.opening import GATEWAY, Opened, Operations
+from billing.api.opening import GATEWAY, Entries, Opened, Operations
 from billing.charging.tokens import RIGHT_KEY
 from billing.domain.declines import DeclineClass
 from billing.domain.lifecycle import RunState
@@ -21,7 +21,7 @@ from billing.runs import control
 from billing.runs import report as progress
 from billing.runs import run as runs
 from billing.settings import require
-from billing.shapes import AbortedRun, Approved, DryRun, Run, RunProgress, RunReport, RunSummary
+from billing.shapes import AbortedRun, Approved, DryRun, Run, RunProgress, RunReport, RunSummary, WaitsForApproval
 from billing.store.clock import refuse_a_wrong_clock, require_test_clock, set_test_clock
 
 POLL_SECONDS = 0.5
@@ -31,7 +31,7 @@ Progress = Callable[[RunProgress], None]
 
 
 class Runs(Operations):
-    def list(self, *, limit: int | None = None, after: str | None = None) -> Iterator[RunSummary]:
+    def list(self, *, limit: int | None = None, after: str | None = None) -> Entries[RunSummary]:
         """Billing runs, the latest first: those asked for, and the scheduler's, one a day."""
         return self._opened.shown(progress.list_runs(self._opened.parts), RunSummary, limit, after)
 
@@ -70,12 +70,21 @@ class Runs(Operations):
         view = _view(self._opened.parts, name) | {"withdrawn": withdrawn}
         return AbortedRun.model_validate(view)
 
-    def approve(self, *names: str) -> Approved:
+    def approve(self, *names: str, ask: Callable[[Sequence[WaitsForApproval]], bool] | None = None) -> Approved:
         """Say yes to what waits for a person; the next run charges it: missed periods of a plan whose catch-up is hold,
-        and what an aborted run left. Names are of subscriptions or runs; without one all that waits is approved. Asks
-        nobody. Raises NotFound, IllegalTransition for one that waits for nothing: then nothing is approved."""
-        waiting = control.waiting_for_approval(self._opened.parts, names)
-        return Approved.model_validate({"approved": control.approve(self._opened.parts, waiting)})
+        and what an aborted run left. Names are of subscriptions or runs; without one all that waits is approved.
+
+        `ask` is told what waits, if anything does, and nothing is approved unless it says yes; without it nobody is
+        asked. Raises NotFound, IllegalTransition for one that waits for nothing: then nothing is approved."""
+        parts = self._opened.parts
+        waiting = control.waiting_for_approval(parts, names)
+        if waiting and ask is not None and not ask([_waits(each) for each in waiting]):
+            return Approved(approved=())
+        return Approved.model_validate({"approved": control.approve(parts, waiting)})
+
+
+def _waits(waiting: control.Waiting) -> WaitsForApproval:
+    return WaitsForApproval.model_validate(waiting.view() | {"reference": waiting.reference, "reason": waiting.reason})
 
 
 def run_as_it_stands(parts: Parts, name: str | None) -> Run:

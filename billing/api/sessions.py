@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from enum import StrEnum
-
 from billing.api import arguments
-from billing.api.opening import Operations, read_one
+from billing.api.arguments import Mode, Via
+from billing.api.opening import Entries, Operations, read_one
 from billing.domain.gateway import SessionMode, SessionType
 from billing.errors import InvalidArgument
 from billing.reading import lists, views
 from billing.shapes import Session
 from billing.subscribing import catalog, payment_sessions, session_results
-
-
-class Mode(StrEnum):
-    """A page at Xendit, or a form inside your own page."""
-
-    PAYMENT_LINK = "payment_link"
-    COMPONENTS = "components"
-
-
-class Via(StrEnum):
-    """Save a payment method only, or pay the first period and save it."""
-
-    SAVE = "save"
-    PAY = "pay"
 
 
 def gateway_mode(mode: Mode) -> SessionMode:
@@ -66,7 +50,7 @@ class Sessions(Operations):
         subscription: str | None = None,
         limit: int | None = None,
         after: str | None = None,
-    ) -> Iterator[Session]:
+    ) -> Entries[Session]:
         """Payment sessions, the oldest first; of this `customer`, of this `subscription`. Raises NotFound."""
         found = lists.list_sessions(self._opened.parts, subscription=subscription, customer=customer)
         return self._opened.shown(found, Session, limit, after)

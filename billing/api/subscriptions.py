@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime
 
 from sqlalchemy.orm import Session as DatabaseSession
 
 from billing.api import arguments
-from billing.api.opening import Opened, Operations, read_one
-from billing.api.sessions import Mode, Via, gateway_mode
+from billing.api.arguments import Mode, Via
+from billing.api.opening import Entries, Opened, Operations, read_one
+from billing.api.sessions import gateway_mode
 from billing.domain.gateway import SessionMode, SessionType
 from billing.domain.lifecycle import SubscriptionStatus
 from billing.domain.names import check_reference
@@ -31,7 +32,7 @@ class Subscriptions(Operations):
         customer: str | None = None,
         limit: int | None = None,
         after: str | None = None,
-    ) -> Iterator[Subscription]:
+    ) -> Entries[Subscription]:
         """All subscriptions, the oldest first; those with this `status`, of this `customer`. Raises NotFound."""
         wanted = arguments.maybe_one_of("--status", SubscriptionStatus, status)
         found = lists.list_subscriptions(self._opened.parts, status=wanted, customer=customer)

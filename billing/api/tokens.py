@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from billing.api.opening import Operations, read_one
+from billing.api.opening import Entries, Operations, read_one
 from billing.charging import token_commands, tokens
 from billing.reading import lists
 from billing.shapes import Token
@@ -13,7 +11,7 @@ from billing.subscribing import catalog
 
 
 class Tokens(Operations):
-    def list(self, customer: str, *, limit: int | None = None, after: str | None = None) -> Iterator[Token]:
+    def list(self, customer: str, *, limit: int | None = None, after: str | None = None) -> Entries[Token]:
         """The saved payment methods of a customer, the first to be charged on top. Raises NotFound."""
         return self._opened.shown(lists.list_tokens(self._opened.parts, customer), Token, limit, after)
 

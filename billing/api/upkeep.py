@@ -10,8 +10,6 @@ from datetime import UTC, date
 from os import PathLike
 from pathlib import Path
 
-from alembic.util.exc import CommandError
-
 from billing.api.opening import Opened
 from billing.charging import look_up
 from billing.checks import doctor as checks
@@ -21,7 +19,6 @@ from billing.reading.views import Json, instant
 from billing.shapes import Adopted, Diagnosis, Imported, Migrated, Reconciliation
 from billing.store import which_database
 from billing.store.clock import real_now
-from billing.store.migrate import upgrade
 from billing.subscribing import import_files, import_rows
 
 Rows = str | PathLike[str] | Iterable[str]
@@ -29,6 +26,10 @@ Rows = str | PathLike[str] | Iterable[str]
 
 
 def migrate(opened: Opened) -> Migrated:
+    from alembic.util.exc import CommandError
+
+    from billing.store.migrate import upgrade
+
     try:
         revision = upgrade(opened.settings.database)
     except CommandError as error:

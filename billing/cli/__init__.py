@@ -208,13 +208,16 @@ def _refuse_bytes(arguments: Sequence[str]) -> None:
 
 def _complain(text: str, status: int) -> int:
     if debugging():
+        error = sys.exception()
+        if error is not None:
+            error.__suppress_context__ = False  # with the error that it tells of in one line
         traceback.print_exc()
     _say(text)
     return status
 
 
 def _say(text: str) -> None:
-    from billing.cli.output import complain  # noqa: PLC0415 - it can draw tables, which takes a while to import
+    from billing.cli.output import complain
 
     complain(text)
 
@@ -235,28 +238,11 @@ def _usage(error: TyperException) -> int:
 
 
 def _of_a_server(error: Exception) -> str | None:
-    """What the database or Redis has said, which no command expected. Never the statement or its parameters."""
-    from redis.exceptions import RedisError  # noqa: PLC0415 - as below: only where something has gone wrong
-    from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError  # noqa: PLC0415
+    """For commands that are no operation of `Billing` (demo, simulate, dev), which tells this by itself."""
+    from billing.api.opening import of_a_server
 
-    from billing.store.trouble import first_line, in_words  # noqa: PLC0415
-
-    words = in_words(error)
-    if words is not None:
-        return words
-    match error:
-        case RedisError():
-            return f"Redis does not answer ({error.__class__.__name__}); check BILLING_REDIS_URL"
-        case IntegrityError():
-            return f"somebody else changed the same thing at the same time ({first_line(error)}); run the command again"
-        case DBAPIError():
-            return f"the database refused: {first_line(error)}; check BILLING_DATABASE_URL and its user's rights"
-        case SQLAlchemyError():
-            return (
-                f"the database could not be used ({error.__class__.__name__}); check BILLING_DATABASE_URL and its load"
-            )
-        case _:
-            return None
+    told = of_a_server(error)
+    return None if told is None else str(told)
 
 
 def _our_bug(error: Exception) -> str:

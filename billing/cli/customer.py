@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from billing.cli import output
 from billing.cli.opening import opened
+from billing.cli.output import Json
 from billing.cli.token import COLUMNS as TOKEN_COLUMNS
 from billing.cli.values import After, AsJson, Limit
-from billing.reading import lists
-from billing.reading.views import Json, show_customer
-from billing.subscribing import catalog
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -44,20 +41,12 @@ def create(
 
     Example: billing customer create ana --name "Ana Putri" --email ana@example.com --country ID
     """
-    with opened() as billing, billing.parts.transaction() as session:
-        customer = catalog.create_customer(
-            session,
-            reference=reference,
-            name=name,
-            email=email,
-            country=country,
-            mobile=mobile,
-            timezone=timezone,
-            now=billing.parts.clock.now(),
-        )
-        view = show_customer(session, customer)
     text = f"Customer {reference} created. Next: billing subscribe {reference} PLAN --via save"
-    output.show(view, as_json=as_json, people=lambda: output.say(text))
+    with opened() as billing:
+        found = billing.customers.create(
+            reference, name=name, email=email, country=country, mobile=mobile, timezone=timezone
+        )
+        output.show(found, lambda _: output.say(text), as_json=as_json)
 
 
 @app.command("update")
@@ -78,22 +67,11 @@ def update(
 
     Example: billing customer update ana --email ana.putri@example.com
     """
-    if all(value is None for value in (name, email, country, mobile, timezone)):
-        raise typer.BadParameter("nothing to change: give --name, --email, --country, --mobile or --timezone")
-    with opened() as billing, billing.parts.transaction() as session:
-        customer = catalog.update_customer(
-            session,
-            catalog.find_customer(session, reference),
-            name=name,
-            email=email,
-            country=country,
-            mobile=mobile,
-            timezone=timezone,
+    with opened() as billing:
+        found = billing.customers.update(
+            reference, name=name, email=email, country=country, mobile=mobile, timezone=timezone
         )
-        view = show_customer(session, customer)
-    output.show(view, as_json=as_json, people=lambda: output.card(f"Customer {view['reference']}", view))
-    if view["xendit_customer_id"] is not None and (name, email, mobile) != (None, None, None):
-        output.note(f"at Xendit, {view['xendit_customer_id']} keeps the name, mail and mobile number it was made with")
+        output.show(found, lambda view: output.card(f"Customer {view['reference']}", view), as_json=as_json)
 
 
 @app.command("list")
@@ -101,11 +79,11 @@ def list_(limit: Limit = None, after: After = None, as_json: AsJson = False) -> 
     """List customers with their saved payment methods, by their references."""
     empty = "no such customer" if after else "no customer yet; `billing customer create --help` shows how to make one"
     with opened() as billing:
-        found = lists.list_customers(billing.parts)
-        output.show_list(found, COLUMNS, limit=limit, after=after, as_json=as_json, empty=empty, row=_row)
+        found = billing.customers.list(limit=limit, after=after)
+        output.show_list(found, COLUMNS, limit=limit, as_json=as_json, empty=empty, row=_row)
 
 
-def _row(view: Mapping[str, Any]) -> Json:
+def _row(view: Json) -> Json:
     return {**view, "token_count": len(view["tokens"])}
 
 
@@ -117,9 +95,8 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show one customer with the saved payment methods."""
-    with opened() as billing, billing.parts.reading() as session:
-        view = show_customer(session, catalog.find_customer(session, reference))
-    output.show(view, as_json=as_json, people=lambda: _people(view))
+    with opened() as billing:
+        output.show(billing.customers.show(reference), _people, as_json=as_json)
 
 
 def _people(view: Json) -> None:

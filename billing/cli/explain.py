@@ -10,12 +10,9 @@ import typer
 
 from billing.cli import output
 from billing.cli.opening import opened
+from billing.cli.output import Json
 from billing.cli.values import AsJson
 from billing.domain.schedule import stored_zone
-from billing.reading import explain as stories
-from billing.reading.timeline import read
-from billing.reading.views import Json
-from billing.subscribing import catalog
 
 COLUMNS = {"when": "when", "what": "what"}
 
@@ -28,11 +25,8 @@ def explain(
 
     Example: billing explain ana-gold
     """
-    with opened() as billing, billing.parts.reading() as session:
-        found = catalog.find_subscription(session, subscription)
-        story = read(session, found, billing.parts.clock.now(), billing.parts.rules)
-    document = stories.tell(story)
-    output.show(document, as_json=as_json, people=lambda: _people(document))
+    with opened() as billing:
+        output.show(billing.explain(subscription), _people, as_json=as_json)
 
 
 def _people(document: Json) -> None:

@@ -10,16 +10,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
-from sqlalchemy.exc import SQLAlchemyError
 
 from billing.cli import output
-from billing.reading.views import Json
+from billing.cli.output import Json
+from billing.errors import BillingError
+
+if TYPE_CHECKING:
+    from billing.shapes import Run
 
 REFRESH_SECONDS = 0.5
 QUERY_SHARE = 10  # asking may take one part in so many of the time
@@ -45,9 +49,9 @@ RESULTS = (
 
 
 @contextmanager
-def watching(read: Callable[[], Json | None]) -> Iterator[None]:
+def watching(read: Callable[[], Run | None], *, wanted: bool = True) -> Iterator[None]:
     """While the block runs, what `read` returns is shown on a terminal's stderr, twice a second. Elsewhere nothing."""
-    if not sys.stderr.isatty():
+    if not wanted or not sys.stderr.isatty():
         yield
         return
     view = _View(read)
@@ -63,7 +67,7 @@ def watching(read: Callable[[], Json | None]) -> Iterator[None]:
 class _View:
     """Asks the database no more often than it can answer, and shows the last answer while it cannot."""
 
-    def __init__(self, read: Callable[[], Json | None]) -> None:
+    def __init__(self, read: Callable[[], Run | None]) -> None:
         self._read = read
         self._last: Json | None = None
         self._rest_until = 0.0
@@ -73,8 +77,9 @@ class _View:
         with self._lock:
             before = time.monotonic()
             if before >= self._rest_until:
-                with suppress(SQLAlchemyError):  # the command itself meets the same trouble and says so
-                    self._last = self._read() or self._last
+                with suppress(BillingError):  # the command itself meets the same trouble and says so
+                    found = self._read()
+                    self._last = self._last if found is None else found.model_dump(mode="json")
                 self._rest_until = time.monotonic() + QUERY_SHARE * (time.monotonic() - before)
         return Text("counting what is due ...", style="dim") if self._last is None else draw(self._last)
 

@@ -1,4 +1,4 @@
-"""Opening the application for one command: settings, then parts; closed again whatever happens."""
+"""Opening `Billing` for one command: settings, then parts; closed again whatever happens."""
 
 from __future__ import annotations
 
@@ -6,45 +6,28 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from billing import log
-from billing.app import App, build
-from billing.cli import debugging, output
-from billing.parts import Send
-from billing.settings import Settings, load_settings
+import typer
 
-GATEWAY = "xendit_secret_key"  # what a command needs that talks to Xendit
+from billing.api import Billing
+from billing.api.opening import Say
+from billing.cli import debugging, output
+from billing.errors import InvalidArgument
 
 
 @contextmanager
-def opened(*needs: str, settings: Settings | None = None, log_level: int = logging.CRITICAL) -> Iterator[App]:
-    """The database is needed by all who call this; `needs` names what else. Raises InvalidSetting.
+def opened(*, note: Say = output.note, warn: Say = output.warn, log_level: int = logging.CRITICAL) -> Iterator[Billing]:
+    """What an operation says beside its result goes to stderr, unless `note` or `warn` take it. Raises InvalidSetting;
+    BadParameter for an argument that the operation refuses.
 
     Commands say themselves what went wrong, so their log is silent; `billing run` is read by operators and is not.
     """
-    app = build(settings or load_settings("database_url", *needs))
-    log.configure(app.settings.log_format, level=logging.DEBUG if debugging() else log_level)
-    try:
-        if GATEWAY in needs:
-            from billing.charging.key import lift_stop_of_another_key  # noqa: PLC0415 - as below
+    from billing import app, log
+    from billing.settings import load_settings
 
-            app.ready()
-            lift_stop_of_another_key(app.parts, output.warn)
-        yield app
-    finally:
-        app.close()
-
-
-@contextmanager
-def sender(app: App) -> Iterator[tuple[Send, bool]]:
-    """(send, whether workers do the work). Without Redis the work is done in this process."""
-    from billing.work import InProcess, find_sender  # noqa: PLC0415 - most commands do no work, and need not wait for it
-
-    to_workers = find_sender(app.settings)
-    if to_workers is not None:
-        yield to_workers, True
-        return
-    in_process = InProcess(app.parts, app.settings.run_threads)
-    try:
-        yield in_process, False
-    finally:
-        in_process.close()
+    built = app.build(load_settings("database_url"))
+    log.configure(built.settings.log_format, level=logging.DEBUG if debugging() else log_level)
+    with Billing(built, warn=warn, note=note, close=built.close) as billing:
+        try:
+            yield billing
+        except InvalidArgument as error:
+            raise typer.BadParameter(str(error)) from None

@@ -24,10 +24,12 @@ from rich.text import Text
 
 from billing.domain.money import Money, format_money
 from billing.domain.names import visible
+from billing.errors import BillingError
 from billing.streams import drop, holds_every_letter, readable
 
 if TYPE_CHECKING:
-    from billing.reading.pages import Listing
+    from billing.api.opening import Entries
+    from billing.shapes import Shape
 
 Json = Mapping[str, Any]
 PIPE_WIDTH = 10_000
@@ -86,33 +88,40 @@ def console(*, stderr: bool = False) -> Console:
     return _Screen(file=stream, width=width, highlight=False, markup=False, emoji=False)
 
 
-def show(document: object, *, as_json: bool, people: Callable[[], None]) -> None:
-    """The one way results leave: the JSON document, or what `people` prints."""
+class Unsound(BillingError):
+    """The command did its work, and what it found is not in order: exit status 1, after the result."""
+
+
+def show(found: Shape, people: Callable[[Json], None], *, as_json: bool) -> None:
+    """The one way results leave: the model's JSON, or what `people` prints of it. Raises Unsound for its problem."""
+    document = found.model_dump(mode="json")
     if as_json:
         print_json(document)
     else:
-        people()
+        people(document)
+    problem = getattr(found, "problem", None)
+    if problem is not None:
+        raise Unsound(problem)
 
 
 def show_list(
-    found: Listing,
+    found: Entries[Any],
     columns: Mapping[str, str],
     *,
     limit: int | None,
-    after: str | None,
     as_json: bool,
     empty: str,
     row: Callable[[Json], Json] | None = None,
 ) -> None:
-    """A list of any length, or what comes `after` an entry: as JSON all of it, or `limit`, written as it is read; for
-    people the first hundred, or `limit`, and how many more there are. `row` adds what only the table shows."""
-    found = found.behind(after)
+    """A list of any length: as JSON all of it, or `limit`, written as it is read; for people the first hundred, or
+    `limit`, and how many more there are. `row` adds what only the table shows."""
+    entries = (entry.model_dump(mode="json") for entry in found)
     if as_json:
-        stream_json(found.entries(limit), sys.stdout)
+        stream_json(entries, sys.stdout)
         return
     name = next(iter(columns.values()))
     shown, last = 0, None
-    for rows in _chunks(found.entries(limit or FIRST_ROWS), ROWS_OF_A_TABLE):
+    for rows in _chunks(islice(entries, limit or FIRST_ROWS), ROWS_OF_A_TABLE):
         table([row(entry) if row else entry for entry in rows], columns, empty=empty)
         shown, last = shown + len(rows), rows[-1][name]
     if not shown:

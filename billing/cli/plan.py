@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Annotated
 
 import typer
 
 from billing.cli import output
 from billing.cli.opening import opened
+from billing.cli.output import Json
 from billing.cli.values import After, AsJson, Limit
 from billing.domain.catch_up import CatchUp
 from billing.domain.dunning import DEFAULT_POLICY, POLICIES
-from billing.domain.schedule import Schedule, parse_cron, parse_every
 from billing.errors import InvalidMoney
-from billing.reading import lists
-from billing.reading.views import Json, plan_view
-from billing.subscribing import catalog
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -61,41 +56,24 @@ def create(
 
     Example: billing plan create gold --name "Gold" --amount 99000 --currency IDR --every month
     """
-    schedule = _schedule(every, cron)
-    with _amounts(), opened() as billing, billing.parts.transaction() as session:
-        plan = catalog.create_plan(
-            session,
-            code=code,
-            name=name,
-            amount=amount,
-            currency=currency,
-            schedule=schedule,
-            timezone=timezone,
-            trial_days=trial_days,
-            cycles=cycles,
-            catch_up=catch_up,
-            dunning=dunning,
-            now=billing.parts.clock.now(),
-        )
-        view = plan_view(plan)
-    output.show(view, as_json=as_json, people=lambda: _created(view))
-
-
-@contextmanager
-def _amounts() -> Iterator[None]:
-    """An amount that cannot be read is a wrong use, as any other option's value is."""
-    try:
-        yield
-    except InvalidMoney as error:
-        raise typer.BadParameter(str(error)) from None
-
-
-def _schedule(every: str | None, cron: str | None) -> Schedule:
-    if every is not None and cron is None:
-        return parse_every(every)
-    if cron is not None and every is None:
-        return parse_cron(cron)
-    raise typer.BadParameter("give exactly one of --every month and --cron '0 9 1 * *'")
+    with opened() as billing:
+        try:
+            plan = billing.plans.create(
+                code,
+                name=name,
+                amount=amount,
+                currency=currency,
+                every=every,
+                cron=cron,
+                timezone=timezone,
+                trial_days=trial_days,
+                cycles=cycles,
+                catch_up=catch_up,
+                dunning=dunning,
+            )
+        except InvalidMoney as error:  # a wrong use, as any other option's value that cannot be read
+            raise typer.BadParameter(str(error)) from None
+        output.show(plan, _created, as_json=as_json)
 
 
 def _created(view: Json) -> None:
@@ -108,8 +86,8 @@ def list_(limit: Limit = None, after: After = None, as_json: AsJson = False) -> 
     """List plans, by their codes."""
     empty = "no such plan" if after else "no plan yet; `billing plan create --help` shows how to make one"
     with opened() as billing:
-        found = lists.list_plans(billing.parts)
-        output.show_list(found, COLUMNS, limit=limit, after=after, as_json=as_json, empty=empty)
+        found = billing.plans.list(limit=limit, after=after)
+        output.show_list(found, COLUMNS, limit=limit, as_json=as_json, empty=empty)
 
 
 @app.command("show")
@@ -118,6 +96,6 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show one plan."""
-    with opened() as billing, billing.parts.reading() as session:
-        view = plan_view(catalog.find_plan(session, code))
-    output.show(view, as_json=as_json, people=lambda: output.card(f"Plan {view['code']}", view))
+    with opened() as billing:
+        found = billing.plans.show(code)
+        output.show(found, lambda view: output.card(f"Plan {view['code']}", view), as_json=as_json)

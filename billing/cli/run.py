@@ -8,27 +8,23 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from billing.app import App
-from billing.charging.tokens import RIGHT_KEY
+from billing.api import arguments
 from billing.cli import live, output
-from billing.cli.opening import GATEWAY, opened, sender
-from billing.cli.runs import confirmed, view_of
+from billing.cli.opening import opened
+from billing.cli.output import Json
+from billing.cli.runs import confirmed
 from billing.cli.values import INSTANT, INSTANT_HELP, AsJson, parse_instant
-from billing.domain.declines import DeclineClass
-from billing.domain.lifecycle import RunState
-from billing.domain.money import parse_amounts
-from billing.errors import Conflict, InvalidMoney, ServiceUnavailable
-from billing.reading.views import Json, instant
-from billing.runs import control
-from billing.runs import run as runs
-from billing.settings import Settings, load_settings
-from billing.store.clock import refuse_a_wrong_clock, require_test_clock, set_test_clock
+from billing.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from billing.shapes import WaitsForApproval
 
 app = typer.Typer()
 
@@ -49,14 +45,13 @@ CHANNEL_COLUMNS = {"channel": "channel_code", "charges": "charges", "amount": "a
 WAITING_COLUMNS = {"subscription": "reference", "periods": "periods", "amount": "amount", "reason": "reason"}
 
 
-def parse_expected(text: str) -> Mapping[str, int]:
+def parse_expected(text: str) -> str:
+    """Read again by `Billing.run`; refused here, where the option's name is known."""
     try:
-        amounts = parse_amounts(text)
-    except InvalidMoney as error:
+        arguments.expected(text)
+    except InvalidArgument as error:
         raise typer.BadParameter(str(error)) from None
-    if not amounts:
-        raise typer.BadParameter("write what you expect to be charged, such as 'IDR 50000000'")
-    return amounts
+    return text
 
 
 @app.callback(invoke_without_command=True)
@@ -75,7 +70,7 @@ def run(
     ] = False,
     wait: Annotated[bool, typer.Option("--wait", help="With Redis: follow the workers until all is done.")] = False,
     expect: Annotated[
-        Mapping[str, int] | None,
+        str | None,
         typer.Option(
             parser=parse_expected,
             metavar="AMOUNTS",
@@ -95,14 +90,14 @@ def run(
             raise typer.BadParameter(f"options of `billing run` do not go with `{context.invoked_subcommand}`")
         return
     if dry_run:
-        _dry_run(at, expect, as_json=as_json)
+        with opened() as billing:
+            output.show(billing.run(at=at, dry_run=True, expect=expect), _people_dry, as_json=as_json)
         return
-    settings = load_settings("database_url", GATEWAY)
-    if at is not None:
-        require_test_clock(settings.test_clock)
-    report = _run(settings, at, expect, wait=wait)
-    output.show(report, as_json=as_json, people=lambda: _people(report))
-    _refuse_if_not_done(report)
+    begun: deque[str] = deque(maxlen=1)
+    with opened(log_level=logging.WARNING) as billing:
+        with live.watching(lambda: billing.runs.show(begun[0]) if begun else None):
+            report = billing.run(at=at, wait=wait, expect=expect, progress=lambda run: begun.append(run.run_id))
+        output.show(report, _people, as_json=as_json)
 
 
 @app.command("approve")
@@ -122,133 +117,26 @@ def approve(
 
     Missed periods of a plan whose catch-up is hold (or too many of them at once), and what an aborted run left.
     """
-    with opened() as billing:
-        waiting = control.waiting_for_approval(billing.parts, names or ())
-        rows = [each.view() | {"reference": each.reference, "reason": each.reason} for each in waiting]
-        if rows and not yes and sys.stdin.isatty() and not as_json:
+
+    def ask(waiting: Sequence[WaitsForApproval]) -> bool:
+        if not yes and sys.stdin.isatty() and not as_json:
+            rows = [each.model_dump(mode="json") for each in waiting]
             output.some_of(rows, WAITING_COLUMNS, title="Waiting for approval")
-        question = f"Charge {len(rows)} of them?"
-        approved = (
-            [] if rows and not confirmed(question, yes=yes or as_json) else control.approve(billing.parts, waiting)
-        )
-    output.show({"approved": approved}, as_json=as_json, people=lambda: _people_approved(approved))
+        return confirmed(f"Charge {len(waiting)} of them?", yes=yes or as_json)
+
+    with opened() as billing:
+        output.show(billing.runs.approve(*names or (), ask=ask), _people_approved, as_json=as_json)
 
 
-def _people_approved(approved: list[Json]) -> None:
-    if not approved:
+def _people_approved(view: Json) -> None:
+    approved = len(view["approved"])
+    if approved:
+        output.say(f"{approved} approved; the next `billing run`, or the scheduler, charges them.")
+    else:
         output.note("nothing waits for approval")
-        return
-    output.say(f"{len(approved)} approved; the next `billing run`, or the scheduler, charges them.")
 
 
 # ---------------------------------------------------------------------------------------------------- a run
-
-
-def _run(settings: Settings, at: datetime | None, expect: Mapping[str, int] | None, *, wait: bool) -> Json:
-    with opened(GATEWAY, settings=settings, log_level=logging.WARNING) as billing:
-        with billing.parts.reading() as session:
-            refuse_a_wrong_clock(session)
-        as_of = _move_clock(billing, at) if at is not None else None
-        seen: list[str] = []
-
-        def note_id(totals: Json) -> None:
-            seen[:] = [totals["run_id"]]
-
-        def read() -> Json | None:
-            return view_of(billing.parts, seen[0]) if seen else None
-
-        with sender(billing) as (send, by_workers), live.watching(read):
-            if by_workers:
-                report = runs.run_on_workers(billing.parts, send, as_of, note_id, wait=wait, expect=expect)
-            else:
-                report = runs.run_here(billing.parts, send, as_of, note_id, expect=expect)
-    if report["taken_up"] and not report["stopped"]:
-        output.note(f"goes on with {report['run_id']}, which was left unfinished")
-    if report["handed_out"] and by_workers and not wait and report["state"] == RunState.RUNNING:
-        output.note(
-            f"{report['handed_out']} charge(s) handed to the workers; `billing run --wait` or"
-            " `billing runs show --follow` follows them to the end"
-        )
-    return report | {"at": instant(at)} if at is not None else report
-
-
-def _refuse_if_not_done(report: Json) -> None:
-    """The report is out. A run is no success when charges did not leave, or when nothing it was to do could be done;
-    that customers were declined is none of its faults."""
-    if report["stopped"]:
-        raise ServiceUnavailable(
-            f"charging is stopped: {report['stopped']}; put it right, then `billing charging resume`"
-        )
-    if report["state"] in (RunState.PAUSED, RunState.STOPPED, RunState.ABORTED):
-        raise Conflict(f"{report['run_id']} is {report['state']}: {report['reason']}; {report['how_to_go_on']}")
-    sent = f"{report['attempted']} charge(s) sent"
-    if waiting := list(_waiting(report)):
-        raise ServiceUnavailable(f"{'; '.join(waiting)}; {sent}; {_until(report)}")
-    if report["not_handed_out"]:
-        raise ServiceUnavailable(
-            f"{report['waiting']} charge(s) wait and none was handed out: {report['not_handed_out']};"
-            " start `dramatiq workers`, nothing is lost and the work goes on by itself"
-        )
-    undone = list(_undone(report, sent))
-    if report["in_doubt"]:
-        output.warn(
-            f"{report['in_doubt']} charge(s) in doubt: nobody knows yet whether money moved; nothing else is charged"
-            " for their invoices until Xendit has said so (`billing reconcile` asks now)"
-        )
-    if undone:
-        raise Conflict("; also: ".join(undone))
-
-
-def _waiting(report: Json) -> Iterator[str]:
-    if report["unsent"]:
-        yield f"{report['unsent']} charge(s) did not leave: {report['not_sent']}"
-    if report["put_off"]:
-        yield f"{report['put_off']} charge(s) that did not leave before still wait: {report['why_put_off']}"
-
-
-def _until(report: Json) -> str:
-    times = [at for at in (report["unsent_until"], report["put_off_until"]) if at is not None]
-    if not times:
-        return "they go out when that is over"
-    first = output.second(min(times))
-    return f"the first of them waits until {first}; a run after that sends it, or the scheduler does"
-
-
-def _undone(report: Json, sent: str) -> Iterator[str]:
-    if refused := _refused(report):
-        yield (
-            f"{refused} charge(s) were refused by Xendit for a reason on our side, and their invoices are held"
-            f" ({_codes(report)}); {sent}; `billing doctor` lists them"
-        )
-    if report["withdrawn"]:
-        yield (
-            f"{report['withdrawn']} charge(s) could not be made: {report['why_withdrawn']}; {sent}; see"
-            " `billing invoice list --status open`"
-        )
-    if report["unknown_tokens"]:
-        yield (
-            f"{report['unknown_tokens']} charge(s) wait, because Xendit does not know their payment methods:"
-            f" {RIGHT_KEY}, then `billing run` again; `billing token refresh` asks about one"
-        )
-
-
-def _refused(report: Json) -> int:
-    return sum(row["count"] for row in report["declines"] if row["decline_class"] == DeclineClass.OUR_FAULT)
-
-
-def _codes(report: Json) -> str:
-    ours = [row["failure_code"] for row in report["declines"] if row["decline_class"] == DeclineClass.OUR_FAULT]
-    return ", ".join(str(code) for code in ours if code) or "without a code"
-
-
-def _move_clock(billing: App, at: datetime) -> datetime | None:
-    """Later than now: the clock goes there, and the run follows it, so that what its own charges plan for at once is
-    done as well. Earlier: as of that time."""
-    if at <= billing.parts.clock.now():
-        return at
-    with billing.parts.transaction() as session:
-        set_test_clock(session, at)
-    return None
 
 
 def _people(report: Json) -> None:
@@ -257,12 +145,6 @@ def _people(report: Json) -> None:
 
 
 # -------------------------------------------------------------------------------------------------- dry run
-
-
-def _dry_run(at: datetime | None, expect: Mapping[str, int] | None, *, as_json: bool) -> None:
-    with opened() as billing:
-        report = runs.dry_run(billing.parts, at, expect=expect)
-    output.show(report, as_json=as_json, people=lambda: _people_dry(report))
 
 
 def _people_dry(report: Json) -> None:
@@ -285,7 +167,8 @@ def _people_dry(report: Json) -> None:
 def _short(line: Json) -> Json:
     missed = f"missed; catch-up {line['catch_up']}" if line["missed"] else None
     card = f" {line['card_last4']}" if line["card_last4"] else ""
-    return line | {
+    return {
+        **line,
         "from": str(line["period_start"])[:10],
         "with": f"{line['channel_code'] or 'no token'}{card}",
         "remark": "asks the customer" if line["note"] else missed,

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from collections import deque
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from billing.app import App
 from billing.cli import live, output
 from billing.cli.opening import opened
+from billing.cli.output import Json
 from billing.cli.values import After, AsJson, Limit
-from billing.parts import Parts
-from billing.reading.views import Json
-from billing.runs import control, report
+
+if TYPE_CHECKING:
+    from billing.shapes import Run
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -44,11 +43,11 @@ def list_(limit: Limit = None, after: After = None, as_json: AsJson = False) -> 
     columns = COLUMNS if output.console().width >= WIDE else NARROW_COLUMNS
     empty = "no such billing run" if after else "no billing run yet; `billing run` makes one"
     with opened() as billing:
-        found = report.list_runs(billing.parts)
-        output.show_list(found, columns, limit=limit, after=after, as_json=as_json, empty=empty, row=_row)
+        found = billing.runs.list(limit=limit, after=after)
+        output.show_list(found, columns, limit=limit, as_json=as_json, empty=empty, row=_row)
 
 
-def _row(line: Mapping[str, Any]) -> Json:
+def _row(line: Json) -> Json:
     return {
         **line,
         "planned": (line["plan"] or {}).get("charges"),
@@ -72,28 +71,35 @@ def show(
 
     Example: billing runs show --follow
     """
+    last: deque[Run] = deque(maxlen=1)
     with opened() as billing:
-        view = view_of(billing.parts, name)
-        if follow:
-            view = _follow(billing.parts, view)
-    output.show(view, as_json=as_json, people=lambda: live.report(view))
+        with live.watching(lambda: last[0] if last else None, wanted=follow):
+            found = billing.runs.show(name, follow=follow, watch=last.append)
+        output.show(found, live.report, as_json=as_json)
 
 
 @app.command("pause")
 def pause(name: RunName, as_json: AsJson = False) -> None:
     """Charge nothing more of a run, from this moment on, until it is resumed. What was sent goes on to its end."""
-    view = _steer(name, lambda billing: control.pause_run(billing.parts, name))
-    done = f"{name} is {view['state']}; {view['waiting']} charge(s) wait. {view['how_to_go_on']}"
-    output.show(view, as_json=as_json, people=lambda: output.say(done))
+
+    def people(view: Json) -> None:
+        output.say(f"{name} is {view['state']}; {view['waiting']} charge(s) wait. {view['how_to_go_on']}")
+
+    with opened() as billing:
+        output.show(billing.runs.pause(name), people, as_json=as_json)
 
 
 @app.command("resume")
 def resume(name: RunName, as_json: AsJson = False) -> None:
     """Let a paused or stopped run go on. The guard that stopped it is waived for this run, and for no other."""
-    view = _steer(name, lambda billing: control.resume_run(billing.parts, name))
-    waived = f" Waived for it: {', '.join(view['waived'])}." if view["waived"] else ""
-    done = f"{name} goes on with {view['waiting']} charge(s); without a scheduler `billing run` sends them.{waived}"
-    output.show(view, as_json=as_json, people=lambda: output.say(done))
+
+    def people(view: Json) -> None:
+        waived = f" Waived for it: {', '.join(view['waived'])}." if view["waived"] else ""
+        sends = "without a scheduler `billing run` sends them"
+        output.say(f"{name} goes on with {view['waiting']} charge(s); {sends}.{waived}")
+
+    with opened() as billing:
+        output.show(billing.runs.resume(name), people, as_json=as_json)
 
 
 @app.command("abort")
@@ -106,21 +112,16 @@ def abort(
 
     `billing run approve ID` charges them after all.
     """
+
+    def people(view: Json) -> None:
+        output.say(f"{name} is aborted; {view['withdrawn']} charge(s) withdrawn. {view['how_to_go_on']}")
+
     with opened() as billing:
-        before = view_of(billing.parts, name)
-        question = f"Abort {name}? {before['waiting']} charge(s) are withdrawn and their invoices held."
-        if before["state"] not in ENDED and not confirmed(question, yes=yes):
+        before = billing.runs.show(name)
+        question = f"Abort {name}? {before.waiting} charge(s) are withdrawn and their invoices held."
+        if before.state not in ENDED and not confirmed(question, yes=yes):
             return
-        withdrawn = control.abort_run(billing.parts, name)
-        view = view_of(billing.parts, name) | {"withdrawn": withdrawn}
-    done = f"{name} is aborted; {withdrawn} charge(s) withdrawn. {view['how_to_go_on']}"
-    output.show(view, as_json=as_json, people=lambda: output.say(done))
-
-
-def view_of(parts: Parts, name: str | None) -> Json:
-    now = parts.clock.now()
-    with parts.reading() as session:
-        return report.run_view(session, control.find_run(session, name), now, parts.rules)
+        output.show(billing.runs.abort(name), people, as_json=as_json)
 
 
 def confirmed(question: str, *, yes: bool) -> bool:
@@ -131,19 +132,3 @@ def confirmed(question: str, *, yes: bool) -> bool:
         return True
     output.note("nothing was changed")
     return False
-
-
-def _steer(name: str, move: Callable[[App], None]) -> Json:
-    with opened() as billing:
-        move(billing)
-        return view_of(billing.parts, name)
-
-
-def _follow(parts: Parts, view: Json) -> Json:
-    """Until it has ended; a run that is paused or stopped is waited for."""
-    name = view["run_id"]
-    with live.watching(lambda: view_of(parts, name)):
-        while view["state"] not in ENDED:
-            time.sleep(live.REFRESH_SECONDS)
-            view = view_of(parts, name)
-    return view

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from enum import StrEnum
 from typing import Annotated
 
 import typer
 
+from billing.api.arguments import Mode, Via
 from billing.cli import output
-from billing.cli.opening import GATEWAY, opened
+from billing.cli.opening import opened
+from billing.cli.output import Json
 from billing.cli.values import After, AsJson, Limit
-from billing.domain.gateway import SessionMode, SessionType
-from billing.errors import InvalidSetting
-from billing.reading import lists
-from billing.reading.views import Json, session_view
-from billing.settings import Settings
-from billing.subscribing import catalog, payment_sessions, session_results
+from billing.domain.gateway import SessionMode
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -30,16 +25,6 @@ COLUMNS = {
 }
 
 
-class Mode(StrEnum):
-    PAYMENT_LINK = "payment_link"
-    COMPONENTS = "components"
-
-
-class Via(StrEnum):
-    SAVE = "save"
-    PAY = "pay"
-
-
 SessionName = Annotated[str, typer.Argument(metavar="ID", help="Our id, or Xendit's ps-... id.", show_default=False)]
 ModeOption = Annotated[
     Mode,
@@ -50,9 +35,9 @@ ModeOption = Annotated[
 @app.command("show")
 def show(name: SessionName, as_json: AsJson = False) -> None:
     """Show a payment session as we know it; `refresh` asks Xendit."""
-    with opened() as billing, billing.parts.reading() as session:
-        view = session_view(catalog.find_session(session, name))
-    output.show(view, as_json=as_json, people=lambda: people(view, billing.settings))
+    with opened() as billing:
+        public_url = billing.settings.public_url
+        output.show(billing.sessions.show(name), lambda view: people(view, public_url), as_json=as_json)
 
 
 @app.command("list")
@@ -65,28 +50,24 @@ def list_(
 ) -> None:
     """List payment sessions, the oldest first."""
     with opened() as billing:
-        found = lists.list_sessions(billing.parts, subscription=subscription, customer=customer)
-        output.show_list(found, COLUMNS, limit=limit, after=after, as_json=as_json, empty="no payment session")
+        found = billing.sessions.list(customer=customer, subscription=subscription, limit=limit, after=after)
+        output.show_list(found, COLUMNS, limit=limit, as_json=as_json, empty="no payment session")
 
 
 @app.command("refresh")
 def refresh(name: SessionName, as_json: AsJson = False) -> None:
     """Read the session from Xendit and apply what it says, as its webhook would."""
-    with opened(GATEWAY) as billing:
-        with billing.parts.reading() as session:
-            found = catalog.find_session(session, name)
-        view = session_view(session_results.refresh_session(billing.parts, found.id))
-    output.show(view, as_json=as_json, people=lambda: people(view, billing.settings))
+    with opened() as billing:
+        public_url = billing.settings.public_url
+        output.show(billing.sessions.refresh(name), lambda view: people(view, public_url), as_json=as_json)
 
 
 @app.command("cancel")
 def cancel(name: SessionName, as_json: AsJson = False) -> None:
     """End the session at Xendit: nobody can pay through its link any more."""
-    with opened(GATEWAY) as billing:
-        with billing.parts.reading() as session:
-            found = catalog.find_session(session, name)
-        view = session_view(session_results.cancel_session(billing.parts, found.id))
-    output.show(view, as_json=as_json, people=lambda: people(view, billing.settings))
+    with opened() as billing:
+        public_url = billing.settings.public_url
+        output.show(billing.sessions.cancel(name), lambda view: people(view, public_url), as_json=as_json)
 
 
 @app.command("create")
@@ -105,54 +86,20 @@ def create(
 
     Example: billing session create ana
     """
-    with opened(GATEWAY) as billing:
-        require_origins(billing.settings, mode)
-        with billing.parts.reading() as session:
-            payer = catalog.find_customer(session, customer)
-            started = catalog.find_subscription(session, subscription) if subscription else None
-        if started is not None and started.customer_id != payer.id:
-            raise typer.BadParameter(f"subscription {subscription} belongs to another customer")
-        row = payment_sessions.open_session(
-            billing.parts, payer, mode=gateway_mode(mode), subscription=started, via=SessionType(via.upper())
-        )
-        view = session_view(row)
-    warn_of_missing_return_urls(billing.settings, mode)
-    output.show(view, as_json=as_json, people=lambda: people(view, billing.settings))
+    with opened() as billing:
+        public_url = billing.settings.public_url
+        found = billing.sessions.create(customer, mode=mode, subscription=subscription, via=via)
+        output.show(found, lambda view: people(view, public_url), as_json=as_json)
 
 
-def gateway_mode(mode: Mode) -> SessionMode:
-    return SessionMode(mode.upper())
-
-
-def require_origins(settings: Settings, mode: Mode) -> None:
-    """Xendit's form works only on pages it was told of, and those must be https."""
-    if mode == Mode.COMPONENTS and not _https((*settings.components_origins, settings.public_url)):
-        raise InvalidSetting(
-            "BILLING_COMPONENTS_ORIGINS: not set; name the https pages that hold the form, for example"
-            " BILLING_COMPONENTS_ORIGINS=https://shop.example.com"
-        )
-
-
-def _https(urls: Iterable[str]) -> bool:
-    return any(url.startswith("https://") for url in urls)
-
-
-def warn_of_missing_return_urls(settings: Settings, mode: Mode) -> None:
-    if mode == Mode.PAYMENT_LINK and settings.return_base is None:
-        output.warn(
-            "BILLING_PUBLIC_URL is not https, which Xendit insists on: the session has no return URLs,"
-            " so customers are not sent back to your site"
-        )
-
-
-def people(view: Json, settings: Settings) -> None:
+def people(view: Json, public_url: str) -> None:
     """The session, and what to do with it now."""
     output.card(f"Payment session {view['id']}", view)
     if view["status"] != "ACTIVE":
         return
     if view["mode"] == SessionMode.COMPONENTS:
         output.say("\nThe payment form for your page (good for trying it out as well):")
-        output.say(f"  {settings.public_url}/checkout/{view['id']}")
+        output.say(f"  {public_url}/checkout/{view['id']}")
         output.say("Embedding it yourself: hand components_sdk_key to Xendit's Components SDK.")
     else:
         output.say("\nSend the customer this link:")

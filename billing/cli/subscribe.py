@@ -8,16 +8,11 @@ from typing import Annotated
 
 import typer
 
-from billing.app import App
+from billing.api.arguments import Mode, Via
 from billing.cli import output, session
-from billing.cli.opening import GATEWAY, opened
-from billing.cli.session import Mode, ModeOption, Via
+from billing.cli.opening import opened
+from billing.cli.session import ModeOption
 from billing.cli.values import INSTANT, INSTANT_HELP, AsJson, parse_instant
-from billing.domain.gateway import SessionType
-from billing.domain.names import check_reference
-from billing.reading.views import Json, session_view, subscription_view
-from billing.store.models import Customer, Plan, Subscription
-from billing.subscribing import catalog, payment_sessions
 
 
 def subscribe(
@@ -61,78 +56,15 @@ def subscribe(
 
     Example: billing subscribe ana gold --via save --reference ana-gold
     """
-    if reference is not None:
-        check_reference("subscription reference", reference)
-    if via is not None and token is None:
-        _with_a_page(customer, plan, via, mode, start_at, reference, again=again, as_json=as_json)
-    elif token is not None and via is None:
-        _with_token(customer, plan, token, start_at, reference, again=again, as_json=as_json)
-    else:
-        wrong = "--via and --token exclude each other" if via else "how does it begin?"
-        raise typer.BadParameter(f"{wrong}; give --via save, --via pay, or --token with a saved payment method")
-
-
-def _with_a_page(
-    customer: str,
-    plan: str,
-    via: Via,
-    mode: Mode,
-    start_at: datetime | None,
-    reference: str | None,
-    *,
-    again: bool,
-    as_json: bool,
-) -> None:
-    with opened(GATEWAY) as billing:
-        session.require_origins(billing.settings, mode)
-        payer, wanted = _find(billing, customer, plan)
-        subscription, row = payment_sessions.subscribe(
-            billing.parts,
-            payer,
-            wanted,
-            via=SessionType(via.upper()),
-            mode=session.gateway_mode(mode),
-            start_at=start_at,
-            reference=reference,
-            again=again,
-        )
-    session.warn_of_missing_return_urls(billing.settings, mode)
-    document = _document(subscription, payer, wanted, session_view(row))
-
-    def people() -> None:
-        output.card(f"Subscription {subscription.reference}", document["subscription"])
-        session.people(document["session"], billing.settings)
-
-    output.show(document, as_json=as_json, people=people)
-
-
-def _with_token(
-    customer: str,
-    plan: str,
-    token: str,
-    start_at: datetime | None,
-    reference: str | None,
-    *,
-    again: bool,
-    as_json: bool,
-) -> None:
     with opened() as billing:
-        payer, wanted = _find(billing, customer, plan)
-        with billing.parts.reading() as database:
-            saved = catalog.find_token(database, token)
-        subscription = payment_sessions.subscribe_with_token(
-            billing.parts, payer, wanted, saved, start_at=start_at, reference=reference, again=again
+        begun = billing.subscribe(
+            customer, plan, via=via, token=token, mode=mode, start_at=start_at, reference=reference, again=again
         )
-    document = _document(subscription, payer, wanted, None)
-    title = f"Subscription {subscription.reference}"
-    output.show(document, as_json=as_json, people=lambda: output.card(title, document["subscription"]))
+        public_url = billing.settings.public_url
+        output.show(begun, lambda view: _people(view, public_url), as_json=as_json)
 
 
-def _find(billing: App, customer: str, plan: str) -> tuple[Customer, Plan]:
-    with billing.parts.sessions() as database:
-        return catalog.find_customer(database, customer), catalog.find_plan(database, plan)
-
-
-def _document(subscription: Subscription, payer: Customer, plan: Plan, opened_session: Json | None) -> Json:
-    view = subscription_view(subscription, payer.reference, plan.code, subscription.payment_token_id)
-    return {"subscription": view, "session": opened_session}
+def _people(view: output.Json, public_url: str) -> None:
+    output.card(f"Subscription {view['subscription']['reference']}", view["subscription"])
+    if view["session"] is not None:
+        session.people(view["session"], public_url)

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from sqlalchemy.orm import Session
 
-from billing.app import App
 from billing.cli import output
 from billing.cli.opening import opened
+from billing.cli.output import Json
 from billing.cli.values import After, AsJson, Limit
 from billing.domain.lifecycle import SubscriptionStatus
-from billing.reading import lists, views
-from billing.reading.views import Json
-from billing.store.models import Plan, Subscription
-from billing.subscribing import catalog, session_results
-from billing.subscriptions import moves
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -32,7 +24,6 @@ COLUMNS = {
 }
 
 SubscriptionName = Annotated[str, typer.Argument(metavar="ID", help="Reference or id.", show_default=False)]
-Move = Callable[[Session, Subscription, datetime], None]
 
 
 @app.command("list")
@@ -50,37 +41,33 @@ def list_(
     narrowed = status or customer or after
     empty = "no such subscription" if narrowed else "no subscription yet; see `billing subscribe --help`"
     with opened() as billing:
-        found = lists.list_subscriptions(billing.parts, status=status, customer=customer)
-        output.show_list(found, COLUMNS, limit=limit, after=after, as_json=as_json, empty=empty, row=_row)
+        found = billing.subscriptions.list(status=status, customer=customer, limit=limit, after=after)
+        output.show_list(found, COLUMNS, limit=limit, as_json=as_json, empty=empty, row=_row)
 
 
-def _row(view: Mapping[str, Any]) -> Json:
+def _row(view: Json) -> Json:
     return {**view, "next_billing_at": None if _ends_first(view) else view["next_billing_at"]}
 
 
 @app.command("show")
 def show(name: SubscriptionName, as_json: AsJson = False) -> None:
     """Show one subscription; `billing explain` tells its whole story."""
-    with opened() as billing, billing.parts.reading() as session:
-        view = views.show_subscription(session, catalog.find_subscription(session, name))
-    output.show(view, as_json=as_json, people=lambda: _people(view))
+    with opened() as billing:
+        output.show(billing.subscriptions.show(name), _people, as_json=as_json)
 
 
 @app.command("pause")
 def pause(name: SubscriptionName, as_json: AsJson = False) -> None:
     """Stop billing until it is resumed; planned retries end, too."""
     with opened() as billing:
-        view = _move(billing, name, moves.pause)
-    done = f"{view['reference']} is paused; nothing is charged until `billing subscription resume {view['reference']}`."
-    output.show(view, as_json=as_json, people=lambda: output.say(done))
+        output.show(billing.subscriptions.pause(name), lambda view: output.say(_paused(view)), as_json=as_json)
 
 
 @app.command("resume")
 def resume(name: SubscriptionName, as_json: AsJson = False) -> None:
     """Go on with the next period (after a pause), or release a subscription that is on hold."""
     with opened() as billing:
-        view = _move(billing, name, _resume)
-    output.show(view, as_json=as_json, people=lambda: output.say(_resumed(view)))
+        output.show(billing.subscriptions.resume(name), lambda view: output.say(_resumed(view)), as_json=as_json)
 
 
 @app.command("cancel")
@@ -90,15 +77,9 @@ def cancel(
     as_json: AsJson = False,
 ) -> None:
     """Cancel at the end of the running period, or with --now at once. A canceled subscription never comes back."""
-
-    def move(session: Session, subscription: Subscription, at: datetime) -> None:
-        moves.cancel(session, subscription, at, at_once=now, reason="by request")
-
     with opened() as billing:
-        view = _move(billing, name, move)
-        if view["status"] == SubscriptionStatus.CANCELED and billing.settings.secret_key:
-            session_results.cancel_open_sessions(billing.parts, view["id"])
-    output.show(view, as_json=as_json, people=lambda: output.say(_canceled(view)))
+        found = billing.subscriptions.cancel(name, now=now)
+        output.show(found, lambda view: output.say(_canceled(view)), as_json=as_json)
 
 
 @app.command("uncancel")
@@ -108,30 +89,10 @@ def uncancel(name: SubscriptionName, as_json: AsJson = False) -> None:
     Example: billing subscription uncancel ana-gold
     """
     with opened() as billing:
-        view = _move(billing, name, _uncancel)
-    output.show(view, as_json=as_json, people=lambda: output.say(_uncanceled(view)))
+        output.show(billing.subscriptions.uncancel(name), lambda view: output.say(_uncanceled(view)), as_json=as_json)
 
 
-def _move(billing: App, name: str, move: Move) -> Json:
-    """Find, lock, move, show: one transaction."""
-    now = billing.parts.clock.now()
-    with billing.parts.transaction() as session:
-        found = catalog.find_subscription(session, name)
-        subscription = moves.lock_subscription(session, found.id)
-        move(session, subscription, now)
-        session.flush()
-        return views.show_subscription(session, subscription)
-
-
-def _resume(session: Session, subscription: Subscription, now: datetime) -> None:
-    moves.resume(session, subscription, session.get_one(Plan, subscription.plan_id), now)
-
-
-def _uncancel(session: Session, subscription: Subscription, now: datetime) -> None:
-    moves.uncancel(session, subscription, session.get_one(Plan, subscription.plan_id), now)
-
-
-def _ends_first(view: Mapping[str, Any]) -> bool:
+def _ends_first(view: Json) -> bool:
     """The next period would begin when it has ended: nothing is billed any more."""
     return bool(view["cancel_at_period_end"] and view["ends_at"] and not view["next_billing_at"])
 
@@ -141,6 +102,11 @@ def _next_billing(view: Json) -> str:
         take_back = f"`billing subscription uncancel {view['reference']}` takes that back"
         return f" until it ends {output.instant(view['ends_at'])}, as was planned; {take_back}"
     return f"; next billing {output.instant(view['next_billing_at'])}" if view["next_billing_at"] else ""
+
+
+def _paused(view: Json) -> str:
+    name = view["reference"]
+    return f"{name} is paused; nothing is charged until `billing subscription resume {name}`."
 
 
 def _resumed(view: Json) -> str:

@@ -6,14 +6,10 @@ from typing import Annotated
 
 import typer
 
-from billing.charging import token_commands, tokens
 from billing.cli import output
-from billing.cli.opening import GATEWAY, opened
+from billing.cli.opening import opened
+from billing.cli.output import Json
 from billing.cli.values import After, AsJson, Limit
-from billing.reading import lists
-from billing.reading.views import Json
-from billing.store import queries
-from billing.subscribing import catalog
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -44,42 +40,24 @@ def list_(
     Example: billing token list --customer ana
     """
     start = f"no payment method saved; `billing session create {customer}` makes a link for one"
+    empty = "no such payment method" if after else start
     with opened() as billing:
-        found = lists.list_tokens(billing.parts, customer)
-        empty = "no such payment method" if after else start
-        output.show_list(found, COLUMNS, limit=limit, after=after, as_json=as_json, empty=empty)
+        found = billing.tokens.list(customer, limit=limit, after=after)
+        output.show_list(found, COLUMNS, limit=limit, as_json=as_json, empty=empty)
 
 
 @app.command("refresh")
 def refresh(name: TokenName, as_json: AsJson = False) -> None:
     """Read the token from Xendit and store what it says."""
-    with opened(GATEWAY) as billing:
-        with billing.parts.reading() as session:
-            token = catalog.find_token(session, name)
-        tokens.refresh_token(billing.parts, token.payment_token_id)
-        with billing.parts.reading() as session:
-            view = lists.show_token(session, token.id)
-    if view["unknown_since"] is not None:
-        output.warn(tokens.unknown_in_words(token))
-    output.show(view, as_json=as_json, people=lambda: _one(view))
+    with opened() as billing:
+        output.show(billing.tokens.refresh(name), _one, as_json=as_json)
 
 
 @app.command("cancel")
 def cancel(name: TokenName, as_json: AsJson = False) -> None:
     """Cancel the token at Xendit: it can never be charged again."""
-    with opened(GATEWAY) as billing:
-        with billing.parts.reading() as session:
-            token = catalog.find_token(session, name)
-        token_commands.cancel_token(billing.parts, token.id)
-        with billing.parts.reading() as session:
-            view = lists.show_token(session, token.id)
-            left = queries.without_token(session, token.customer_id)
-    if left:
-        output.warn(
-            f"no payment method is left for {', '.join(left)};"
-            f" `billing session create {view['customer']}` makes a link for another"
-        )
-    output.show(view, as_json=as_json, people=lambda: _one(view))
+    with opened() as billing:
+        output.show(billing.tokens.cancel(name), _one, as_json=as_json)
 
 
 @app.command("unblock")
@@ -88,24 +66,15 @@ def unblock(name: TokenName, as_json: AsJson = False) -> None:
 
     What waits for a payment method is tried with it by the next run. What Xendit itself has ended stays ended.
     """
-    with opened() as billing, billing.parts.transaction() as session:
-        token = catalog.find_token(session, name)
-        undone = tokens.unblock(session, token, billing.parts.clock.now())
-        session.flush()
-        view = lists.show_token(session, token.id)
-    output.note(f"undone: {'; '.join(undone)}")
-    output.show(view, as_json=as_json, people=lambda: _one(view))
+    with opened() as billing:
+        output.show(billing.tokens.unblock(name), _one, as_json=as_json)
 
 
 @app.command("prefer")
 def prefer(name: TokenName, as_json: AsJson = False) -> None:
     """Make it the first to be charged, for all of the customer's subscriptions."""
-    with opened() as billing, billing.parts.transaction() as session:
-        token = catalog.find_token(session, name)
-        tokens.make_first(session, token, billing.parts.clock.now())
-        session.flush()
-        view = lists.show_token(session, token.id)
-    output.show(view, as_json=as_json, people=lambda: _one(view))
+    with opened() as billing:
+        output.show(billing.tokens.prefer(name), _one, as_json=as_json)
 
 
 def _one(view: Json) -> None:

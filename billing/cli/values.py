@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-FIRST_YEAR, LAST_YEAR = 2000, 2200
+from billing.api.arguments import FIRST_YEAR, LAST_YEAR
+
 MOST_DAYS = 36_500
 _SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _DURATION = re.compile(r"(?:[0-9]{1,9}[smhdw])+", re.ASCII)

@@ -55,7 +55,7 @@ class Noted:
     noted_at: datetime
 
     def __str__(self) -> str:
-        return f"{self.database_oid} of {_cluster_in_words(self.system_identifier)}"
+        return in_words(self.system_identifier, self.database_oid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class Standing:
     noted: Noted | None
 
     def __str__(self) -> str:
-        return f"{self.database_oid} of {_cluster_in_words(self.to_note)}"
+        return in_words(self.to_note, self.database_oid)
 
     @property
     def to_note(self) -> str:
@@ -103,8 +103,9 @@ class Standing:
         return "told by the database's oid and name only: this user may not call pg_control_system()"
 
 
-def _cluster_in_words(identifier: str) -> str:
-    return f"name {identifier.removeprefix(BY_NAME)}" if identifier.startswith(BY_NAME) else f"cluster {identifier}"
+def in_words(identifier: str, oid: int) -> str:
+    cluster = f"name {identifier.removeprefix(BY_NAME)}" if identifier.startswith(BY_NAME) else f"cluster {identifier}"
+    return f"{oid} of {cluster}"
 
 
 def standing(session: Session) -> Standing:

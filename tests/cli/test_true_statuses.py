@@ -226,7 +226,7 @@ def with_workers(redis_url: str) -> Iterator[None]:
             made.declare_actor(actor)
         patch.setattr(actors.broker, "max_in_flight", lambda: 1_000)
         patch.setattr(actors.broker, "charges_at_once", lambda: 1)
-        patch.setattr("billing.cli.opening.find_sender", lambda _settings: actors.send)
+        patch.setattr("billing.work.find_sender", lambda _settings: actors.send)
         yield
 
 

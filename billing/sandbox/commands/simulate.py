@@ -56,7 +56,10 @@ def simulate(
 
         totals = live_through(chosen, subscribers=subscribers, processes=processes, progress=follow)
     document = _document(totals)
-    output.show(document, as_json=as_json, people=lambda: _people(document))
+    if as_json:
+        output.print_json(document)
+    else:
+        _people(document)
     _judge(
         totals,
         len(chosen),

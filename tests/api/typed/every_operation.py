@@ -24,6 +24,7 @@ from billing import (
     NotSent,
     ServiceUnavailable,
 )
+from billing.api.opening import Entries
 from billing.settings import Settings
 from billing.shapes import (
     AbortedRun,
@@ -61,6 +62,7 @@ REFUSALS: tuple[type[BillingError], ...] = (
 def opened(settings: Settings | None) -> None:
     with Billing.open() as billing:
         assert_type(billing, Billing)
+        assert_type(billing.settings, Settings)
     Billing.open(settings, warn=print).close()
 
 
@@ -70,13 +72,16 @@ def catalog(billing: Billing) -> None:
     assert_type(plan, Plan)
     assert_type(plan.amount, Decimal)
     assert_type(plan.created_at, datetime)
-    assert_type(billing.plans.list(), Iterator[Plan])
+    assert_type(billing.plans.list(), Entries[Plan])
+    plans: Iterator[Plan] = billing.plans.list()
+    assert_type(next(plans), Plan)
+    assert_type(billing.plans.list().count(), int)
     assert_type(billing.plans.show("gold"), Plan)
     customer = billing.customers.create("ana", name="Ana", email="ana@example.com", country="ID")
     assert_type(customer, Customer)
     assert_type(customer.tokens, tuple[Token, ...])
     assert_type(billing.customers.update("ana", email="putri@example.com"), Customer)
-    assert_type(billing.customers.list(limit=10, after="ana"), Iterator[Customer])
+    assert_type(billing.customers.list(limit=10, after="ana"), Entries[Customer])
     assert_type(billing.customers.show("ana"), Customer)
 
 
@@ -94,11 +99,11 @@ def subscribers(billing: Billing, at: datetime) -> None:
     assert_type(billing.subscriptions.cancel("ana-gold", now=True), Subscription)
     assert_type(billing.subscriptions.uncancel("ana-gold"), Subscription)
     assert_type(billing.sessions.create("ana", mode="components", subscription="ana-gold", via="pay"), Session)
-    assert_type(billing.sessions.list(customer="ana"), Iterator[Session])
+    assert_type(billing.sessions.list(customer="ana"), Entries[Session])
     assert_type(billing.sessions.show("ps-1"), Session)
     assert_type(billing.sessions.refresh("ps-1"), Session)
     assert_type(billing.sessions.cancel("ps-1"), Session)
-    assert_type(billing.tokens.list("ana"), Iterator[Token])
+    assert_type(billing.tokens.list("ana"), Entries[Token])
     assert_type(billing.tokens.refresh("pt-1"), Token)
     assert_type(billing.tokens.cancel("pt-1"), Token)
     assert_type(billing.tokens.unblock("pt-1"), Token)
@@ -116,13 +121,14 @@ def money(billing: Billing, at: datetime, sure: bool) -> None:
     assert_type(report.whole_run.collected["IDR"], Decimal)
     assert_type(billing.run(dry_run=True, at=at, expect="IDR 50000000"), DryRun)
     assert_type(billing.run(dry_run=sure), RunReport | DryRun)
-    assert_type(billing.runs.list(), Iterator[RunSummary])
+    assert_type(billing.runs.list(), Entries[RunSummary])
     assert_type(billing.runs.show(follow=True, watch=lambda run: print(run.attempted)), Run)
     assert_type(billing.runs.pause("run-1"), Run)
     assert_type(billing.runs.resume("run-1"), Run)
     assert_type(billing.runs.abort("run-1"), AbortedRun)
     assert_type(billing.runs.approve("ana-gold", "run-1"), Approved)
-    assert_type(billing.invoices.list(subscription="ana-gold", status="open"), Iterator[Invoice])
+    billing.runs.approve(ask=lambda waiting: sum(each.amount for each in waiting) < Decimal(50_000_000))
+    assert_type(billing.invoices.list(subscription="ana-gold", status="open"), Entries[Invoice])
     assert_type(billing.invoices.show("ana-gold-1"), InvoiceDetails)
     assert_type(billing.invoices.pay("ana-gold-1", token="pt-1"), InvoiceDetails)
 
@@ -131,7 +137,7 @@ def operations(billing: Billing, at: datetime) -> None:
     assert_type(billing.doctor(repair=True), Diagnosis)
     assert_type(billing.reconcile(date=date(2026, 1, 31)), Reconciliation)
     assert_type(billing.replay("evt-1"), Event)
-    assert_type(billing.events.list(state="parked"), Iterator[Event])
+    assert_type(billing.events.list(state="parked"), Entries[Event])
     assert_type(billing.charging.show(), ChargingStanding)
     assert_type(billing.charging.stop(reason="bank holiday"), Charging)
     assert_type(billing.charging.resume(), Charging)
