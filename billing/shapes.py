@@ -66,7 +66,8 @@ Sums = Mapping[str, Amount]  # by currency
 class Shape(BaseModel):
     """The base of all. `model_dump_json()` gives what `--json` prints."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # A model is built when it is first used: all of them take longer than most commands run.
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class Outcome(Shape):

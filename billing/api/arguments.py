@@ -9,6 +9,7 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import TypeVar
 
+from billing.domain.gateway import SessionMode
 from billing.domain.money import Money, parse_amounts
 from billing.domain.schedule import Schedule, parse_cron, parse_every
 from billing.errors import InvalidArgument, InvalidMoney
@@ -45,6 +46,10 @@ def one_of(option: str, choices: type[Choice], given: str) -> Choice:
 
 def maybe_one_of(option: str, choices: type[Choice], given: str | None) -> Choice | None:
     return None if given is None else one_of(option, choices, given)
+
+
+def gateway_mode(given: str) -> SessionMode:
+    return SessionMode(one_of("--mode", Mode, given).upper())
 
 
 def instant(option: str, given: datetime) -> datetime:

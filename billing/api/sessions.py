@@ -5,15 +5,11 @@ from __future__ import annotations
 from billing.api import arguments
 from billing.api.arguments import Mode, Via
 from billing.api.opening import Entries, Operations, read_one
-from billing.domain.gateway import SessionMode, SessionType
+from billing.domain.gateway import SessionType
 from billing.errors import InvalidArgument
 from billing.reading import lists, views
 from billing.shapes import Session
 from billing.subscribing import catalog, payment_sessions, session_results
-
-
-def gateway_mode(mode: Mode) -> SessionMode:
-    return SessionMode(mode.upper())
 
 
 class Sessions(Operations):
@@ -30,7 +26,7 @@ class Sessions(Operations):
 
         Raises NotFound, Conflict, GatewayError.
         """
-        chosen = gateway_mode(arguments.one_of("--mode", Mode, mode))
+        chosen = arguments.gateway_mode(mode)
         session_type = SessionType(arguments.one_of("--via", Via, via).upper())
         parts = self._opened.with_gateway()
         self._opened.require_origins(chosen)

@@ -1,4 +1,8 @@
-"""`billing.subscriptions`: the standing agreements, and their pauses and ends; `subscribe` is how one begins."""
+"""`billing.subscriptions`: the standing agreements, and their pauses and ends; `subscribe` is how one begins.
+
+What moves one (moves, payment sessions, and below them the rooms that charge) is imported by what moves one: reading is
+the most frequent, and needs none of it.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,8 @@ from datetime import datetime
 from sqlalchemy.orm import Session as DatabaseSession
 
 from billing.api import arguments
-from billing.api.arguments import Mode, Via
+from billing.api.arguments import Via
 from billing.api.opening import Entries, Opened, Operations, read_one
-from billing.api.sessions import gateway_mode
 from billing.domain.gateway import SessionMode, SessionType
 from billing.domain.lifecycle import SubscriptionStatus
 from billing.domain.names import check_reference
@@ -18,8 +21,7 @@ from billing.errors import InvalidArgument
 from billing.reading import lists, views
 from billing.shapes import Subscribed, Subscription
 from billing.store import models
-from billing.subscribing import catalog, payment_sessions, session_results
-from billing.subscriptions import moves
+from billing.subscribing import catalog
 
 Move = Callable[[DatabaseSession, models.Subscription, datetime], None]
 
@@ -48,6 +50,8 @@ class Subscriptions(Operations):
 
     def pause(self, name: str) -> Subscription:
         """Stop billing until it is resumed; planned retries end, too. Raises NotFound, IllegalTransition."""
+        from billing.subscriptions import moves
+
         return self._move(name, moves.pause)
 
     def resume(self, name: str) -> Subscription:
@@ -58,6 +62,9 @@ class Subscriptions(Operations):
     def cancel(self, name: str, *, now: bool = False) -> Subscription:
         """Cancel at the end of the running period, or with `now` at once. A canceled one never comes back. Raises
         NotFound, IllegalTransition."""
+
+        from billing.subscribing import session_results
+        from billing.subscriptions import moves
 
         def move(session: DatabaseSession, subscription: models.Subscription, at: datetime) -> None:
             moves.cancel(session, subscription, at, at_once=now, reason="by request")
@@ -73,6 +80,8 @@ class Subscriptions(Operations):
 
     def _move(self, name: str, move: Move) -> Subscription:
         """Find, lock, move, show: one transaction."""
+        from billing.subscriptions import moves
+
         now = self._opened.parts.clock.now()
         with self._opened.parts.transaction() as session:
             found = catalog.find_subscription(session, name)
@@ -84,10 +93,14 @@ class Subscriptions(Operations):
 
 
 def _resume(session: DatabaseSession, subscription: models.Subscription, now: datetime) -> None:
+    from billing.subscriptions import moves
+
     moves.resume(session, subscription, session.get_one(models.Plan, subscription.plan_id), now)
 
 
 def _uncancel(session: DatabaseSession, subscription: models.Subscription, now: datetime) -> None:
+    from billing.subscriptions import moves
+
     moves.uncancel(session, subscription, session.get_one(models.Plan, subscription.plan_id), now)
 
 
@@ -109,7 +122,7 @@ def subscribe(
     """`Billing.subscribe`: with a page, or on a saved payment method."""
     if reference is not None:
         check_reference("subscription reference", reference)
-    chosen_mode = gateway_mode(arguments.one_of("--mode", Mode, mode))
+    chosen_mode = arguments.gateway_mode(mode)
     start = arguments.maybe_instant("--start-at", start_at)
     if via is not None and token is None:
         chosen_via = SessionType(arguments.one_of("--via", Via, via).upper())
@@ -131,6 +144,8 @@ def _with_a_page(
     *,
     again: bool,
 ) -> Subscribed:
+    from billing.subscribing import payment_sessions
+
     parts = opened.with_gateway()
     opened.require_origins(mode)
     payer, wanted = _find(opened, customer, plan)
@@ -151,6 +166,8 @@ def _with_token(
     *,
     again: bool,
 ) -> Subscribed:
+    from billing.subscribing import payment_sessions
+
     payer, wanted = _find(opened, customer, plan)
     with opened.parts.reading() as session:
         saved = catalog.find_token(session, token)
