@@ -1,7 +1,7 @@
 """The command line: `billing COMMAND ...`, one file per noun. `main` is the entry point of the installed program.
 
     output.py   how results, messages and progress leave         values.py   what people type
-    opening.py  settings and parts for one command               the rest    one noun each
+    opening.py  `Billing` for one command                        the rest    one noun each, thin on top of `Billing`
 
 Exit status: 0 done; 1 refused or failed, one line on stderr says why; 2 usage or settings. Never a traceback.
 """

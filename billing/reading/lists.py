@@ -1,4 +1,4 @@
-"""Lists for people and scripts, in the shapes of reading/views.py. Read only; called by the command line.
+"""Lists for people and scripts, in the shapes of reading/views.py. Read only; called by billing/api/.
 
 Ids are made in the order of time, so that lists in the order of creation are read along the primary key.
 """
