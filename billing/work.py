@@ -12,7 +12,7 @@ from importlib.metadata import entry_points
 
 import structlog
 
-from billing.charging import charge, look_up, refunds, tokens
+from billing.charging import look_up, refunds, send, tokens
 from billing.domain.gateway import Lane
 from billing.errors import Conflict, GatewayError, NotFound, ServiceUnavailable
 from billing.inbox import apply
@@ -32,7 +32,7 @@ def work_on(parts: Parts, kind: str, *identities: str) -> None:
     lane = tick.LANE_OF_KIND.get(kind, Lane.UPKEEP)
     with in_lane(lane):
         if kind in tick.LANE_OF_KIND:
-            charge.charge(parts, identities, lane)
+            send.charge(parts, identities, lane)
             return
         for identity in identities:
             _follow(parts, kind, identity)

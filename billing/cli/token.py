@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from billing.charging import token_commands, tokens
+from billing.charging import tokens
 from billing.cli import output
 from billing.cli.opening import GATEWAY, opened
 from billing.cli.values import After, AsJson, Limit
@@ -70,7 +70,7 @@ def cancel(name: TokenName, as_json: AsJson = False) -> None:
     with opened(GATEWAY) as billing:
         with billing.parts.reading() as session:
             token = catalog.find_token(session, name)
-        token_commands.cancel_token(billing.parts, token.id)
+        tokens.cancel_token(billing.parts, token.id)
         with billing.parts.reading() as session:
             view = lists.show_token(session, token.id)
             left = queries.without_token(session, token.customer_id)

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import event, select, text, update
 from sqlalchemy.exc import OperationalError
 
-from billing.charging import charge
+from billing.charging import send
 from billing.errors import IllegalTransition, NotFound
 from billing.parts import Parts, Rules
 from billing.reading import explain
@@ -338,7 +338,7 @@ def test_what_a_scheduler_beside_it_charges_is_none_of_its_counts(world: World) 
     def scheduler_takes_one(sent: int) -> None:
         if sent == 0:
             another_process = contextvars.Context()
-            another_process.run(charge.charge, world.parts, [world.all_attempts()[-1].id])
+            another_process.run(send.charge, world.parts, [world.all_attempts()[-1].id])
 
     report = run_with(world, scheduler_takes_one)
 
