@@ -19,7 +19,7 @@ from billing.inbox import apply
 from billing.parts import Parts, Send, in_lane
 from billing.runs import tick
 from billing.settings import Settings
-from billing.store.trouble import database_errors_in_one_line
+from billing.store.trouble import in_words
 from billing.subscribing import session_results
 from billing.xendit.webhook import read_event
 
@@ -65,11 +65,12 @@ def work_on_and_log(parts: Parts, kind: str, *identities: str) -> None:
     """
     log = structlog.get_logger()
     try:
-        with database_errors_in_one_line():
-            work_on(parts, kind, *identities)
+        work_on(parts, kind, *identities)
     except ServiceUnavailable:
         raise
     except Exception as error:
+        if (words := in_words(error)) is not None:
+            raise ServiceUnavailable(words) from None
         log.exception("work.failed", kind=kind, ids=identities, error=str(error))
 
 

@@ -38,7 +38,7 @@ from billing.parts import Parts, Rules, note_unsent, note_withdrawn
 from billing.store import breaker, queries, which_database
 from billing.store.breaker import Trouble
 from billing.store.clock import real_now, uptime
-from billing.store.models import ChargeAttempt, Customer, Subscription, new_id
+from billing.store.models import ChargeAttempt, Customer, PaymentToken, Subscription, new_id
 from billing.subscriptions.invoices import close_if_ended, hold_invoice, schedule_attempt, withdraw
 from billing.subscriptions.moves import recurring_terms
 
@@ -206,7 +206,13 @@ def _in_order(found: ToBegin) -> list[TokenWithDeclines]:
     if named is not None and found.origin == BY_HAND:  # who names a token by hand means that one
         return [token for token in found.tokens if token.id == named]
     standing = [token for token in found.tokens if not token.replaced]
-    return sorted(standing, key=lambda token: (token.id != named, token.id != found.own_token, token.rank))
+    return sorted(standing, key=lambda token: preference(token, named, found.own_token))
+
+
+def preference(token: TokenWithDeclines | PaymentToken, named: str | None, own: str | None) -> tuple[bool, bool, int]:
+    """The one the attempt names, the subscription's own, the customer's in their order. In SQL, without a name:
+    `queries.token_to_charge`."""
+    return token.id != named, token.id != own, token.rank
 
 
 def _over_the_caps(token: TokenWithDeclines, *, by_hand: bool) -> bool:

@@ -100,7 +100,8 @@ def _charge_group(parts: Parts, group: Sequence[str], asked: Collection[str] = (
     """Permits are there. Returns what Xendit must be asked before those attempts may begin."""
     now = parts.clock.now()
     started = _begin_group(parts, group, now, asked)
-    parts.quota.give_back(CHARGE_ENDPOINT, len(group) - len(started.begun))
+    if len(started.begun) < len(group):
+        parts.quota.give_back(CHARGE_ENDPOINT, len(group) - len(started.begun))
     note_begun([begun.attempt_id for begun in started.begun])
     # What has begun goes out first: nothing that happens to the others may keep it.
     _send_and_settle(parts, started.begun)
@@ -226,6 +227,8 @@ def _hand_back(parts: Parts, attempt_ids: Sequence[str]) -> None:
 
 def _not_behind_a_breaker(parts: Parts, attempt_ids: Sequence[str], troubles: Mapping[str, Trouble]) -> list[str]:
     """While a channel is down, its attempts are parked before they take a permit from others."""
+    if not troubles:
+        return list(attempt_ids)
     now = parts.clock.now()
     down = {
         code: trouble for code, trouble in troubles.items() if trouble.probe_at is not None and trouble.probe_at > now
@@ -295,7 +298,11 @@ def _settle_answers(parts: Parts, answered: Sequence[Answered], refused: list[An
     which Xendit must be asked first whether they may be taken at their word."""
     broken: list[Exception] = []
     paid: set[str] = set()
-    is_news = any(_knows_us(answer) for _, answer in answered) and parts.acquaintance.make()
+    is_news = (
+        not parts.acquaintance.is_made
+        and any(_knows_us(answer) for _, answer in answered)
+        and parts.acquaintance.make()
+    )
     try:
         paid = settle_together(parts, answered)
     except SQLAlchemyError as error:

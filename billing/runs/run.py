@@ -236,8 +236,9 @@ class _Run:
         self.beat()
         self._seen = limits.check(self.parts, self.id)
         self.progress({"run_id": self.id} | totals(self._seen, _opened(self)))
-        took = uptime() - before if self._seen.by_status.total() > LARGE else 0.0
-        self._rest_until = uptime() + min(COUNTING_SHARE * took, limits.HEART_STOPS.total_seconds() / 3)
+        if self._seen.by_status.total() > LARGE:
+            after = uptime()
+            self._rest_until = after + min(COUNTING_SHARE * (after - before), limits.HEART_STOPS.total_seconds() / 3)
         return self._seen
 
     def sending(self, send: Send) -> Send:

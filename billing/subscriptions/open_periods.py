@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from billing.domain import catch_up
 from billing.domain.gateway import Lane
 from billing.domain.lifecycle import HoldKind, SubscriptionStatus
-from billing.domain.schedule import Period
+from billing.domain.schedule import Calendar, Period
 from billing.errors import BillingError
 from billing.parts import tell
 from billing.store import queries
@@ -29,7 +29,6 @@ from billing.store.trouble import raise_if_databases_trouble
 from billing.subscriptions.moves import (
     NEAR_THE_END,
     PERIOD_OVER,
-    Calendar,
     calendar_of,
     cycles_left,
     end_if_over,
@@ -102,8 +101,10 @@ def open_due_invoices(
 ) -> Opened:
     """Open what is due, at most `limit` subscriptions. Call again while `more`."""
     claimed = queries.claim_due_subscriptions(session, now, limit, newest_first=newest_first)
-    until = uptime() + LONGEST_SECONDS
     opened = Opened(more=len(claimed) == limit)
+    if not claimed:
+        return opened
+    until = uptime() + LONGEST_SECONDS
     try:
         with session.begin_nested():
             _open_all(session, claimed, now, run_id, opened, until)

@@ -67,7 +67,6 @@ LEFT_OUT = {
     "send._not_behind_a_breaker#1": "parks what waits for a channel; begin does it again",
     "apply.confirm_events#1": "marks events as applied that bring no news; the scheduler's try does it again",
     "parts.Parts.reading#1": "ends a look at the database: writes nothing",
-    "parts.Parts.transaction#1": "opens the blocks that are points themselves",
     "refunds.follow_refund#1": "clears a date that the first release left; tests/upgrade/test_what_they_leave.py",
     "session_results.follow_session#1": "a session Xendit has forgotten is asked about again (test_first_month.py)",
     "store.clock.DatabaseTestClock.__init__#1": "AUTOCOMMIT for one SELECT: writes nothing",

@@ -30,7 +30,7 @@ def opened_for_the_day(world: World, count: int) -> str:
     """So many charges, planned for the scheduler's run of today; its id."""
     copy_subscription(world, world.subscribe_save("ana", start_at=world.now, channel="OVO"), count - 1)
     with world.parts.transaction() as session:
-        day = limits.daily_run(session, world.now)
+        day, _ = tick.take_daily_run(session, world.now)
     tick.open_all_due(world.parts, world.now, run_id=day)
     return day
 

@@ -71,7 +71,7 @@ def pause_after(world: World, charges: int) -> Json:
 def open_for_the_day(world: World) -> str:
     """What is due is opened under the scheduler's run of today; nothing is handed out yet."""
     with world.parts.transaction() as session:
-        day = limits.daily_run(session, world.now)
+        day, _ = tick.take_daily_run(session, world.now)
     tick.open_all_due(world.parts, world.now, run_id=day)
     return day
 
