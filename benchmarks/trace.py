@@ -3,8 +3,8 @@
 One renewal of a card, from the tick that finds it due until its answer is settled; then one by `billing run` without
 Redis, the start and the report of the run included. Definitions of classes and what is generated for them (attribute
 access, dataclass methods) are no functions that are read, and a `with` block or a loop that goes on in a generator is
-no new call of it. What a thread of a pool begins with was handed to the pool by its own file: no change of file. `python -m benchmarks.trace` lists the files of the first, in
-the order in which they are entered.
+no new call of it. What a thread of a pool begins with was handed to the pool by its own file: no change of file.
+`python -m benchmarks.trace` lists the files of the first, in the order in which they are entered.
 """
 
 from __future__ import annotations
