@@ -147,6 +147,7 @@ def check(parts: Parts, run_id: str) -> Standing:
     with parts.reading() as session:
         run = session.get_one(BillingRun, run_id)
         found = run_queries.standing(session, run_id, now)
+        found.opened = run.opened or 0
         alarm = evaluate(session, run, found, now, parts.rules) if run.state == RunState.RUNNING else None
     if alarm is not None:
         control.stop_run(parts, run_id, alarm.guard, alarm.reason)
