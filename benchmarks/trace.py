@@ -2,8 +2,9 @@
 
 One renewal of a card, from the tick that finds it due until its answer is settled; then one by `billing run` without
 Redis, the start and the report of the run included. Definitions of classes and what is generated for them (attribute
-access, dataclass methods) are no functions that are read. `python -m benchmarks.trace` lists the files of the first, in
-the order in which they are entered.
+access, dataclass methods) are no functions that are read, and a `with` block or a loop that goes on in a generator is
+no new call of it. What a thread of a pool begins with was handed to the pool by its own file: no change of file.
+`python -m benchmarks.trace` lists the files of the first, in the order in which they are entered.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from inspect import CO_GENERATOR
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -46,7 +48,7 @@ class Trace:
 
     def note(self, frame: FrameType, event: str, _argument: Any) -> None:
         code = frame.f_code
-        if event != "call" or not _is_ours(code):
+        if event != "call" or not _is_ours(code) or _goes_on(frame):
             return
         caller = frame.f_back
         while caller is not None and not _is_ours(caller.f_code):
@@ -54,7 +56,7 @@ class Trace:
         with self._lock:
             self.functions[code] = None
             self.files[code.co_filename] = self.files.get(code.co_filename, 0) + 1
-            if caller is None or caller.f_code.co_filename != code.co_filename:
+            if caller is not None and caller.f_code.co_filename != code.co_filename:
                 self.changes += 1
 
 
@@ -64,6 +66,12 @@ def _is_ours(code: CodeType) -> bool:
         and not code.co_filename.startswith((_HERE, f"{OURS}."))
         and code.co_name not in ("<module>", "<genexpr>", "<listcomp>", "<dictcomp>", "<setcomp>", "<lambda>")
     )
+
+
+def _goes_on(frame: FrameType) -> bool:
+    """A generator that is resumed after a `yield`: the argument of its RESUME is not that of a beginning."""
+    code = frame.f_code
+    return bool(code.co_flags & CO_GENERATOR) and code.co_code[frame.f_lasti + 1] != 0
 
 
 @contextmanager

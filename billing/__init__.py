@@ -14,7 +14,7 @@ The rooms, each importing only those below it (import-linter holds them apart):
     checks/              invariants, doctor, reconcile
     reading/             what people and scripts are shown
     subscribing/         plans and customers, payment sessions, import
-    charging/            the money path: charge (begin, send), settle, after_failure, look_up, refunds
+    charging/            the money path: begin, send, settle, after_failure, look_up, refunds
     subscriptions/       the moves of a subscription, its invoices, the periods that are opened
     parts.py quota.py    what every step is handed; the shared request budget
     store/ xendit/       what is remembered; the outside world
@@ -23,8 +23,8 @@ The rooms, each importing only those below it (import-linter holds them apart):
     domain/              rules: money, schedule, lifecycle, declines, dunning, the gateway port
     settings.py errors.py
 
-The path of a charge: runs/tick.py, subscriptions/open_periods.py, charging/charge.py, xendit/client.py,
-charging/settle.py, charging/after_failure.py; docs/architecture.md has it in ten lines.
+The path of a charge: runs/tick.py, subscriptions/open_periods.py, charging/begin.py, charging/send.py,
+xendit/client.py, charging/settle.py, charging/after_failure.py; docs/architecture.md has it in ten lines.
 
 `from billing import Billing` is for scripts (docs/scripting.md); it is loaded when asked for, because the command line
 imports this package before anything else.

@@ -29,7 +29,7 @@ from billing.store.clock import make_clock
 from billing.store.engine import Sessions, make_engine, make_sessions, refuse_unusable
 from billing.store.which_database import refuse_a_copy
 from billing.xendit.client import XenditGateway
-from billing.xendit.error_mapping import Rates
+from billing.xendit.connection import Rates
 
 QUOTA_WAIT_SECONDS = 10
 
@@ -127,7 +127,7 @@ def refusing_a_copy(sessions: Sessions) -> Callable[[str], None]:
     """Before a request: what changes anything at Xendit does not leave a copy of the database, whoever asks for it."""
 
     def refuse(endpoint: str) -> None:
-        # A charge is refused before it is written down as submitted (charging/charge.py).
+        # A charge is refused before it is written down as submitted (charging/begin.py).
         if endpoint == CHARGE_ENDPOINT or endpoint.startswith("GET "):
             return
         try:

@@ -113,10 +113,11 @@ class Parts:
     callers: Executor | None = field(
         default=None, kw_only=True
     )  # threads that call Xendit for a group of charges; None: one after the other
+    # One short transaction: committed at the end of the block, rolled back on an error.
+    transaction: Callable[[], AbstractContextManager[Session]] = field(init=False, repr=False)
 
-    def transaction(self) -> AbstractContextManager[Session]:
-        """One short transaction: committed at the end of the block, rolled back on an error."""
-        return self.sessions.begin()
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "transaction", self.sessions.begin)
 
     @contextmanager
     def reading(self) -> Iterator[Session]:

@@ -12,14 +12,14 @@ from importlib.metadata import entry_points
 
 import structlog
 
-from billing.charging import charge, look_up, refunds, tokens
+from billing.charging import look_up, refunds, send, tokens
 from billing.domain.gateway import Lane
 from billing.errors import Conflict, GatewayError, NotFound, ServiceUnavailable
 from billing.inbox import apply
 from billing.parts import Parts, Send, in_lane
 from billing.runs import tick
 from billing.settings import Settings
-from billing.store.trouble import database_errors_in_one_line
+from billing.store.trouble import in_words
 from billing.subscribing import session_results
 from billing.xendit.webhook import read_event
 
@@ -32,7 +32,7 @@ def work_on(parts: Parts, kind: str, *identities: str) -> None:
     lane = tick.LANE_OF_KIND.get(kind, Lane.UPKEEP)
     with in_lane(lane):
         if kind in tick.LANE_OF_KIND:
-            charge.charge(parts, identities, lane)
+            send.charge(parts, identities, lane)
             return
         for identity in identities:
             _follow(parts, kind, identity)
@@ -65,11 +65,12 @@ def work_on_and_log(parts: Parts, kind: str, *identities: str) -> None:
     """
     log = structlog.get_logger()
     try:
-        with database_errors_in_one_line():
-            work_on(parts, kind, *identities)
+        work_on(parts, kind, *identities)
     except ServiceUnavailable:
         raise
     except Exception as error:
+        if (words := in_words(error)) is not None:
+            raise ServiceUnavailable(words) from None
         log.exception("work.failed", kind=kind, ids=identities, error=str(error))
 
 

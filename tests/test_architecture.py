@@ -111,8 +111,8 @@ def test_a_charge_is_in_no_retry_loop() -> None:
         for node in ast.walk(body)
         if isinstance(node, ast.Attribute) and node.attr == "charge" and _ends_with(node.value, "gateway")
     ]
-    assert places == [("billing/charging/charge.py", "_call")]
-    tree = ast.parse((ROOT / "billing/charging/charge.py").read_text())
+    assert places == [("billing/charging/send.py", "_call")]
+    tree = ast.parse((ROOT / "billing/charging/send.py").read_text())
     sender = dict(_functions(tree))["_call"]
     assert not [node for node in ast.walk(sender) if isinstance(node, ast.For | ast.While)]
 

@@ -14,8 +14,9 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Engine, event, text
 from sqlalchemy.orm import Session
 
+from billing.charging import begin
 from billing.domain.gateway import Lane
-from billing.store import charge_path, migrate, queries
+from billing.store import migrate, queries
 from billing.store.engine import make_engine
 from billing.store.models import Base
 
@@ -134,7 +135,7 @@ def hot() -> dict[str, tuple[str, Callable[[Session], object]]]:
         "due sessions": ("payment_sessions", lambda s: queries.claim_due_session_checks(s, NOW, NOW, 500)),
         "grace over": ("invoices", lambda s: queries.overdue_invoices(s, NOW, "", 500)),
         "ended": ("subscriptions", lambda s: queries.subscriptions_over(s, NOW, "", 500)),
-        "one attempt": ("charge_attempts", lambda s: charge_path.to_begin(s, ["att-77"], NOW)),
+        "one attempt": ("charge_attempts", lambda s: begin.to_begin(s, ["att-77"], NOW)),
         "its captures": ("charge_attempts", lambda s: queries.attempt_with_invoice(s, "att-77")),
     }
 

@@ -27,7 +27,7 @@ from sqlalchemy import Select, func, select, text, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from billing.app import refusing_a_copy
-from billing.charging import charge, key, pay_by_hand
+from billing.charging import begin, key, pay_by_hand, send
 from billing.charging import look_up as reconciling
 from billing.checks import doctor
 from billing.checks.invariants import CHECKS
@@ -575,7 +575,7 @@ class Subscriber:
     def pay_invoice(self, *, token: PaymentToken | None = None) -> None:
         """`billing invoice pay` of the newest invoice."""
         attempt_id = pay_by_hand.pay_invoice(self.world.parts, self.invoice.id, token.id if token else None)
-        charge.charge(self.world.parts, [attempt_id])
+        send.charge(self.world.parts, [attempt_id])
 
     def look_up(self) -> None:
         """`billing reconcile`, for the newest attempt only."""
@@ -586,7 +586,7 @@ class Subscriber:
     def charged_by_a_process_that_dies(self, *, before_the_call: bool = False) -> None:
         """The newest attempt is begun (and sent); then its process is gone."""
         with self.world.parts.transaction() as session:
-            started = charge.begin_attempts(session, [self.attempt.id], self.world.now, self.world.parts.rules)
+            started = begin.begin_attempts(session, [self.attempt.id], self.world.now, self.world.parts.rules)
         (begun,) = started.begun
         if not before_the_call:
             self.world.gateway.charge(begun.request)

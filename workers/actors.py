@@ -26,7 +26,7 @@ dramatiq.set_broker(broker.make_broker(broker.sender_settings()))
 # numbers go first among what it has at hand, which is nearly all, for little more than that is ever handed out.
 @dramatiq.actor(queue_name="charges", max_retries=0, priority=0)
 def charge_now(*attempt_ids: str) -> None:
-    """Charge what a customer waits for (billing/charging/charge.py)."""
+    """Charge what a customer waits for (billing/charging/begin.py)."""
     _work(tick.CHARGE_NOW, *attempt_ids)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from billing.api.opening import Entries, Operations, read_one
-from billing.charging import token_commands, tokens
+from billing.charging import tokens
 from billing.reading import lists
 from billing.shapes import Token
 from billing.store import models, queries
@@ -29,7 +29,7 @@ class Tokens(Operations):
         """Cancel the token at Xendit: it can never be charged again. Raises NotFound, Conflict, GatewayError."""
         parts = self._opened.with_gateway()
         token = self._find(name)
-        token_commands.cancel_token(parts, token.id)
+        tokens.cancel_token(parts, token.id)
         canceled = self._show(token)
         with parts.reading() as session:
             left = queries.without_token(session, token.customer_id)

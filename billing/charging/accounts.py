@@ -19,14 +19,11 @@ from enum import Enum
 import structlog
 
 from billing.charging.tokens import RIGHT_KEY, read_token
-from billing.domain.gateway import ChargeReport, ChargeStatus
 from billing.domain.lifecycle import DEAD_TOKENS
-from billing.errors import GatewayError, RequestRejected
+from billing.errors import GatewayError
 from billing.parts import Parts
 from billing.store import queries
 
-NOT_OURS = "INVALID_TOKEN"
-NOT_FOUND = 404
 HANDFUL = 5  # denials of one key, each of another payment method, before the key itself is doubted
 
 log = structlog.get_logger()
@@ -37,19 +34,6 @@ class Denied(Enum):
 
     UNKNOWN = "Xendit does not know the payment method at all"
     UNCLEAR = "Xendit refused the payment method, and does not say why; it is tried again"
-
-
-def knows_us(answer: ChargeReport | GatewayError) -> bool:
-    """Xendit has taken the charge up, so it knows the payment method, whatever came of it."""
-    return isinstance(answer, ChargeReport) and answer.payment_request_id is not None
-
-
-def denies_token(answer: ChargeReport | GatewayError) -> bool:
-    """Nothing was created at Xendit, because it has no such payment method, or has it no more."""
-    if isinstance(answer, ChargeReport):
-        refused = answer.status == ChargeStatus.FAILED and answer.payment_request_id is None
-        return refused and answer.failure_code == NOT_OURS
-    return isinstance(answer, RequestRejected) and answer.http_status == NOT_FOUND
 
 
 def _nobody_waits() -> None:

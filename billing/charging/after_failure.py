@@ -1,4 +1,5 @@
-"""What follows a failure: which token next, when, how often, and when to give up. Called by charging and reconciling.
+"""What follows a failure: which token next, when, how often, and when to give up. Called by settle.py, begin.py and
+look_up.py.
 
 The rules are data (domain/declines.py, domain/dunning.py); this file applies them to rows. Dunning counts scheduled
 steps: what a customer or an operator tries by hand never uses up the ladder (U1).
@@ -6,8 +7,6 @@ steps: what a customer or an operator tries by hand never uses up the ladder (U1
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import assert_never
 
@@ -20,7 +19,6 @@ from billing.domain import dunning
 from billing.domain.declines import DECLINES, Classified, DeclineClass
 from billing.domain.lifecycle import (
     BILLABLE,
-    DEAD_TOKENS,
     AttemptStatus,
     EndKind,
     HoldKind,
@@ -30,7 +28,6 @@ from billing.domain.lifecycle import (
 )
 from billing.parts import Rules, tell
 from billing.store import queries
-from billing.store.charge_path import ToBegin, TokenWithDeclines
 from billing.store.models import ChargeAttempt, Invoice, PaymentSession, PaymentToken, Plan, Subscription
 from billing.subscriptions.invoices import (
     close_if_ended,
@@ -43,9 +40,6 @@ from billing.subscriptions.invoices import (
 )
 from billing.subscriptions.moves import end, end_if_over, is_to_be_tried, lock_subscription, move_subscription, pause
 
-# Our network caps, well inside those of the schemes: they count declines per card, whoever caused them.
-CARD_DECLINES_A_DAY = 10
-CARD_DECLINES_IN_30_DAYS = 15
 CAP_WAIT = timedelta(days=1)
 
 # How long after an attempt went into doubt (or was sent) we ask Xendit about it.
@@ -55,79 +49,16 @@ ACTION_WINDOW = timedelta(days=1)  # what waits for the customer longer than thi
 PENDING_IN_SILENCE = timedelta(days=7)  # then the invoice is held, and a person asks Xendit
 LATER_LOOK_UPS = timedelta(days=1)  # at first; then the older, the rarer
 
-# How long a token that Xendit still calls PENDING is waited for: the longer it lasts, the rarer it is asked about.
-PENDING_LOOK_UPS = (timedelta(hours=1), timedelta(days=1))
-PENDING_FOR_GOOD = timedelta(days=7)  # then the customer is asked
-
 log = structlog.get_logger()
 
 RETRYABLE = frozenset({DeclineClass.RETRY_LATER, DeclineClass.RETRY_AFTER, DeclineClass.UNKNOWN_FIRST})
 COUNTED_ORIGINS = frozenset({"schedule", "dunning"})
 
 
-# -------------------------------------------------------------------------------------------- which token
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """The token to charge. Without one: those that Xendit has not called ACTIVE yet, in the order to ask about them;
-    whether one is capped until a later day; whether there is one that Xendit does not know."""
-
-    token: TokenWithDeclines | None = None
-    unverified: Sequence[TokenWithDeclines] = ()
-    capped: bool = False
-    unknown: bool = False
-
-
-def choose_token(found: ToBegin, *, by_hand: bool) -> Choice:
-    """The ACTIVE one that the attempt names, else the subscription's own, else the customer's in their order. Only when
-    none of them may be charged the others count, however far in front they stand.
-
-    A dead or blocked token is never chosen (U7: a hard decline ends that token, not the search), and one that the
-    customer has replaced only by a person who names it.
-    """
-    alive = [token for token in _in_order(found) if token.blocked_reason is None and token.status not in DEAD_TOKENS]
-    known = [token for token in alive if not token.unknown]
-    active = [token for token in known if token.status == TokenStatus.ACTIVE]
-    for token in active:
-        if not _over_the_caps(token, by_hand=by_hand):
-            return Choice(token=token)
-    # A status we do not know yet is no end. What requires action is the customer's turn.
-    asked_about = [token for token in known if token.status not in (TokenStatus.ACTIVE, TokenStatus.REQUIRES_ACTION)]
-    return Choice(unverified=asked_about, capped=bool(active), unknown=len(known) < len(alive))
-
-
-def wait_for_token(found: ToBegin, choice: Choice, now: datetime) -> timedelta | None:
-    """How long a charge waits for a token that Xendit has just called PENDING again; None when that has lasted too
-    long. It counts from when it is needed: an import may have told of it long before."""
-    since = max(found.invoice_opened_at, *(token.created_at for token in choice.unverified))
-    if now - since >= PENDING_FOR_GOOD:
-        return None
-    shortest, longest = PENDING_LOOK_UPS
-    return min(max((now - since) / 2, shortest), longest)
-
-
-def _in_order(found: ToBegin) -> list[TokenWithDeclines]:
-    named = found.named_token
-    if named is not None and found.origin == "operator":  # who names a token by hand means that one
-        return [token for token in found.tokens if token.id == named]
-    standing = [token for token in found.tokens if not token.replaced]
-    return sorted(standing, key=lambda token: (token.id != named, token.id != found.own_token, token.rank))
-
-
-def _over_the_caps(token: TokenWithDeclines, *, by_hand: bool) -> bool:
-    """By hand the schemes' own limits hold; automatic tries also wait a day after a decline on this invoice."""
-    return (
-        token.declines_in_a_day >= CARD_DECLINES_A_DAY
-        or token.declines_in_30_days >= CARD_DECLINES_IN_30_DAYS
-        or (not by_hand and token.declined_here_today)
-    )
-
-
-def without_token(session: Session, found: queries.Found, choice: Choice, now: datetime) -> None:
+def without_token(session: Session, found: queries.Found, now: datetime, *, capped: bool) -> None:
     """No token may be charged now: wait out the network cap, or ask the customer for a payment method."""
     attempt, invoice = found.attempt, found.invoice
-    if choice.capped:
+    if capped:
         attempt.scheduled_at = _rest_ends(session, found, now)
         attempt.lease_until = attempt.error = None
         reason = "network limit of declines per card"

@@ -1,18 +1,24 @@
 """Settle: what Xendit said of an attempt -> attempt, invoice, subscription, next try, story. In one transaction.
 
-The synchronous answer (charging/charge.py), the webhook (webhooks.py) and the look-up (reconciling.py) all end here.
-Any number of times, in any order: saying it twice changes nothing, and `succeeded` never moves.
+The synchronous answer (send.py), the webhook (inbox/apply.py) and the look-up (look_up.py) all end in
+`settle_attempt`. Any number of times, in any order: saying it twice changes nothing, and `succeeded` never moves. An
+answer that took exactly what it asked for, while nothing else has happened, is settled for a whole group by one
+statement that does the same (`settle_together`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import structlog
-from sqlalchemy import update
+from sqlalchemy import text, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from billing.charging import after_failure, refunds
+from billing.charging.begin import Begun
 from billing.domain.declines import Classified, DeclineClass, classify
 from billing.domain.gateway import ChargeReport, ChargeStatus
 from billing.domain.lifecycle import (
@@ -24,7 +30,8 @@ from billing.domain.lifecycle import (
     attempt_may_become,
 )
 from billing.domain.money import Money, format_money
-from billing.parts import Rules, tell
+from billing.errors import GatewayError
+from billing.parts import Parts, Rules, tell
 from billing.store import queries
 from billing.store.models import Capture, ChargeAttempt, PaymentSession, new_id
 from billing.subscriptions.invoices import close_if_ended, hold_invoice, move_attempt, move_invoice, withdraw_all
@@ -32,7 +39,124 @@ from billing.subscriptions.moves import end_if_over, invoice_number, prepaid_fir
 
 CLOCKS_DIFFER = timedelta(hours=1)  # at most, ours and Xendit's
 
+Answered = tuple[Begun, ChargeReport | GatewayError]
+
 log = structlog.get_logger()
+
+
+# ------------------------------------------------------------------------------ exactly what was asked for
+
+
+@dataclass(frozen=True, slots=True)
+class _Paid:
+    """What Xendit's answer said of an attempt that took exactly what it asked for."""
+
+    attempt_id: str
+    subscription_id: str
+    capture_id: str
+    payment_request_id: str | None
+    payment_id: str | None
+    captured_at: datetime
+    amount: str  # for the story
+    amount_known: bool  # the answer says what was captured, not only what was asked for
+
+
+def settle_together(parts: Parts, answered: Sequence[Answered]) -> set[str]:
+    """Most answers say that exactly what was asked for is paid: submitted -> succeeded, and the invoice paid, for
+    all of them in one statement. Returns the attempts that are settled by it; `settle_attempt` is for the others, where
+    more has to move or has happened."""
+    now = parts.clock.now()
+    paid = [each for begun, answer in answered if (each := _as_asked(begun, answer, now)) is not None]
+    if not paid:
+        return set()
+    values = {
+        "attempts": [each.attempt_id for each in paid],
+        "captures": [each.capture_id for each in paid],
+        "requests": [each.payment_request_id for each in paid],
+        "payments": [each.payment_id for each in paid],
+        "captured": [each.captured_at for each in paid],
+        "amounts": [each.amount for each in paid],
+        "known": [each.amount_known for each in paid],
+        "now": now,
+    }
+    try:
+        with parts.transaction() as session:
+            session.execute(_LOCK_ALL, {"ids": sorted({each.subscription_id for each in paid})})
+            return set(session.scalars(_PAY, values))
+    except IntegrityError:
+        return set()  # one of them is known under another attempt: each by itself
+
+
+def _as_asked(begun: Begun, answer: ChargeReport | GatewayError, now: datetime) -> _Paid | None:
+    request = begun.request
+    if not isinstance(answer, ChargeReport) or answer.status != ChargeStatus.SUCCEEDED:
+        return None
+    if answer.failure_code or answer.network_code or answer.advice_code:
+        return None
+    if answer.amount is not None and answer.amount != request.amount:
+        return None
+    return _Paid(
+        begun.attempt_id,
+        begun.subscription_id,
+        new_id("cap"),
+        answer.payment_request_id,
+        answer.payment_id,
+        answer.captured_at or now,
+        str(request.amount),
+        answer.amount_is_captured,
+    )
+
+
+_LOCK_ALL = text("SELECT id FROM subscriptions WHERE id = ANY(CAST(:ids AS text[])) ORDER BY id FOR NO KEY UPDATE")
+# Under the locks, so that what `ready` finds stays true for the rest of the statement.
+_PAY = text(
+    """
+    WITH said AS (
+        SELECT * FROM unnest(CAST(:attempts AS text[]), CAST(:captures AS text[]), CAST(:requests AS text[]),
+            CAST(:payments AS text[]), CAST(:captured AS timestamptz[]), CAST(:amounts AS text[]),
+            CAST(:known AS boolean[]))
+            AS x (attempt_id, capture_id, payment_request_id, payment_id, captured_at, amount, amount_known)
+    ), ready AS (
+        SELECT said.*, a.invoice_id, a.subscription_id, a.amount_minor, a.currency, i.number
+        FROM said
+        JOIN charge_attempts a ON a.id = said.attempt_id
+        JOIN invoices i ON i.id = a.invoice_id
+        JOIN subscriptions s ON s.id = a.subscription_id
+        WHERE a.status = 'submitted' AND a.origin <> 'session' AND NOT a.cancel_wanted
+            AND i.status = 'open' AND i.amount_minor = a.amount_minor AND i.amount_paid_minor = 0
+            AND i.first_failed_at IS NULL AND s.status = 'active' AND NOT s.calendar_over
+            AND (s.ends_at IS NULL OR s.ends_at > :now)
+            AND NOT EXISTS (SELECT FROM captures c WHERE c.invoice_id = i.id)
+    ), attempts AS (
+        UPDATE charge_attempts a SET status = 'succeeded', settled_at = :now, lease_until = NULL,
+            next_check_at = NULL, decline_class = NULL, payment_request_id = r.payment_request_id,
+            payment_id = r.payment_id
+        FROM ready r WHERE a.id = r.attempt_id
+    ), invoices AS (
+        UPDATE invoices i SET status = 'paid', closed_at = :now, amount_paid_minor = i.amount_minor,
+            grace_ends_at = NULL, hold_reason = NULL, hold_kind = NULL, hold_run_id = NULL
+        FROM ready r WHERE i.id = r.invoice_id
+    ), captured AS (
+        INSERT INTO captures (id, payment_id, payment_request_id, invoice_id, attempt_id, amount_minor, currency,
+            overpayment, amount_known, captured_at)
+        SELECT capture_id, payment_id, payment_request_id, invoice_id, attempt_id, amount_minor, currency, false,
+            amount_known, captured_at FROM ready
+    ), told AS (
+        INSERT INTO facts (subscription_id, at, kind, detail)
+        SELECT subscription_id, :now, 'invoice.paid', jsonb_build_object(
+            'invoice', number, 'attempt', attempt_id, 'amount', amount, 'source', 'answer') FROM ready
+    )
+    SELECT attempt_id FROM ready
+    """
+)
+
+
+# ------------------------------------------------------------------------------------------ whatever it says
+
+
+def settle_alone(parts: Parts, attempt_id: str, report: ChargeReport, *, source: str) -> None:
+    with parts.transaction() as session:
+        settle_attempt(session, attempt_id, report, parts.clock.now(), parts.rules, source=source)
 
 
 def settle_attempt(

@@ -538,3 +538,16 @@ def _unpaid_by(token: PaymentToken) -> ColumnElement[bool]:
         Subscription.status != SubscriptionStatus.CANCELED,
         or_(Invoice.status == InvoiceStatus.OPEN, given_up, with_it),
     )
+
+
+def cancel_token(parts: Parts, token_id: str) -> PaymentToken:
+    """Cancel it at Xendit and store what Xendit says. Raises Conflict when it is dead already, GatewayError."""
+    with parts.reading() as session:
+        token = session.get_one(PaymentToken, token_id)
+    if has_ended(token):
+        raise Conflict(f"token {token.id} is {token.status} already; nothing to cancel")
+    report = parts.gateway.cancel_token(token.payment_token_id)
+    now = parts.clock.now()
+    with parts.transaction() as session:
+        customer = session.get_one(Customer, token.customer_id)
+        return apply_token(session, customer, report, now, asked=True, key=parts.key_fingerprint)

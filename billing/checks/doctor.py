@@ -15,7 +15,7 @@ import structlog
 from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
-from billing.charging.after_failure import CARD_DECLINES_A_DAY, CARD_DECLINES_IN_30_DAYS
+from billing.charging.begin import CARD_DECLINES_A_DAY, CARD_DECLINES_IN_30_DAYS
 from billing.charging.look_up import doubt_expired_submissions
 from billing.charging.refunds import new_refund
 from billing.charging.tokens import release_when_known

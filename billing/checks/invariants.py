@@ -16,6 +16,7 @@ from enum import StrEnum
 from sqlalchemy import CheckConstraint, Constraint, Dialect, ForeignKeyConstraint, UniqueConstraint
 
 from billing.domain.lifecycle import BILLABLE, UNFINISHED
+from billing.store import queries
 from billing.store.models import Base
 
 
@@ -42,7 +43,6 @@ _BILLABLE = _listed(frozenset(BILLABLE))
 _UNFINISHED = _listed(frozenset(UNFINISHED))
 _NO_UNFINISHED = f"""NOT EXISTS (
     SELECT 1 FROM charge_attempts a WHERE a.invoice_id = i.id AND a.status IN ({_UNFINISHED}))"""
-_FREE = "(lease_until IS NULL OR lease_until < :real_now)"
 # The money itself is settled only with Xendit's records at hand.
 _MONEY = "not repaired: money is never made to fit; compare with `billing reconcile --date` and Xendit's dashboard"
 _HISTORY = "not repaired: it has happened; look at it with `billing explain`"
@@ -248,7 +248,7 @@ _RULES = (
         "due_attempts_on_time",
         7,
         "attempts due for more than ten minutes",
-        f"""SELECT id FROM charge_attempts WHERE status = 'scheduled' AND scheduled_at < :late AND {_FREE}
+        f"""SELECT id FROM charge_attempts WHERE status = 'scheduled' AND scheduled_at < :late AND {queries.FREE}
         AND parked_by IS NULL AND NOT EXISTS (SELECT 1 FROM charging_stop)
         AND NOT EXISTS (
             SELECT 1 FROM charge_attempts older WHERE older.subscription_id = charge_attempts.subscription_id
@@ -292,9 +292,9 @@ _RULES = (
         "due_follow_ups_on_time",
         7,
         "look-ups, events, refunds and ends of grace due for more than ten minutes",
-        f"""SELECT id FROM charge_attempts WHERE next_check_at < :late AND {_FREE}
-        UNION ALL SELECT id FROM webhook_events WHERE next_try_at < :late AND {_FREE}
-        UNION ALL SELECT id FROM refunds WHERE next_try_at < :late AND {_FREE}
+        f"""SELECT id FROM charge_attempts WHERE next_check_at < :late AND {queries.FREE}
+        UNION ALL SELECT id FROM webhook_events WHERE next_try_at < :late AND {queries.FREE}
+        UNION ALL SELECT id FROM refunds WHERE next_try_at < :late AND {queries.FREE}
         UNION ALL SELECT id FROM payment_sessions WHERE next_check_at < :late
         UNION ALL SELECT id FROM payment_tokens WHERE next_check_at < :late AND unknown_since IS NOT NULL
         UNION ALL SELECT i.id FROM invoices i WHERE i.status = 'open' AND i.grace_ends_at < :late

@@ -143,7 +143,8 @@ def main() -> NoReturn:
     """The installed `billing`. A `timeout`, a container or systemd that ends it does no more harm than Ctrl-C."""
     ended_by = _end_like_ctrl_c()
     status = run_command([_typed(argument) for argument in sys.argv[1:]])
-    sys.exit(128 + ended_by[0] if ended_by and status == INTERRUPTED else status)
+    # Who is told to end in the middle may find a pipe of his own closed, which says nothing about our reader.
+    sys.exit(128 + ended_by[0] if ended_by and status in (INTERRUPTED, PIPE_CLOSED) else status)
 
 
 def _end_like_ctrl_c() -> list[int]:

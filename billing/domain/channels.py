@@ -165,9 +165,9 @@ def check_amount(
         return  # Xendit gives no limits in a second currency
     minimum, maximum = _limits(channel)
     where = f"for {channel_code} in {country}"
-    if money < minimum:
+    if money.amount_minor < minimum.amount_minor:
         raise InvalidMoney(f"{format_money(money)} is too little {where}: at least {format_money(minimum)}")
-    if maximum is not None and money > maximum:
+    if maximum is not None and money.amount_minor > maximum.amount_minor:
         raise InvalidMoney(f"{format_money(money)} is too much {where}: at most {format_money(maximum)}")
 
 

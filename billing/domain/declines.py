@@ -1,6 +1,6 @@
 """Why a charge was declined and what that allows: every code Xendit can send, in one class, with its source.
 
-Called when an attempt fails (charging/charge.py) and by `billing explain`. Up to three codes describe one
+Called when an attempt fails (charging/settle.py) and by `billing explain`. Up to three codes describe one
 decline: Xendit's failure code (always), the card network's response code (cards, often later), and
 Mastercard's advice code. `classify` joins them. Rules that hold for the tables and for the joining:
 

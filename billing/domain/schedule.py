@@ -421,3 +421,20 @@ def last_tick(expression: str, at: datetime) -> datetime:
     """For the scheduler's own jobs: when a six-field expression (seconds last, in UTC) last fired, `at` included."""
     before: datetime = croniter(expression, at.replace(microsecond=0) + timedelta(seconds=1)).get_prev(datetime)
     return before
+
+
+@dataclass(frozen=True, slots=True)
+class Calendar:
+    """A subscription's periods: its schedule and its original anchor."""
+
+    schedule: Schedule
+    anchor: Anchor
+
+    def first(self) -> Period:
+        return first_period(self.schedule, self.anchor)
+
+    def at(self, index: int, start_local: datetime) -> Period:
+        return period_at(self.schedule, self.anchor, index, start_local)
+
+    def after(self, period: Period) -> Period:
+        return next_period(self.schedule, self.anchor, period)

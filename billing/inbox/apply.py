@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -28,10 +29,9 @@ from billing.domain.gateway import (
     TokenReport,
 )
 from billing.domain.lifecycle import AttemptStatus, EventState, TokenStatus
+from billing.domain.money import Money
 from billing.errors import BillingError
 from billing.parts import Parts, Rules
-from billing.store import charge_path
-from billing.store.charge_path import Confirmation
 from billing.store.models import (
     Capture,
     ChargeAttempt,
@@ -101,10 +101,50 @@ def record_event(session: Session, event: GatewayEvent, payload: Mapping[str, An
     return record_events(session, [(event, payload)], now)[0]
 
 
+@dataclass(frozen=True, slots=True)
+class Confirmation:
+    """A stored event that says: this payment has succeeded, and so much was captured (None: it does not say)."""
+
+    event_id: str
+    payment_id: str
+    amount: Money | None
+
+
+_CONFIRM = text(
+    """
+    WITH known AS (
+        SELECT said.event_id, c.id AS capture_id, c.amount_known, said.amount_minor, a.subscription_id
+        FROM unnest(CAST(:events AS text[]), CAST(:payments AS text[]), CAST(:amounts AS bigint[]),
+            CAST(:currencies AS text[])) AS said (event_id, payment_id, amount_minor, currency)
+        JOIN captures c ON c.payment_id = said.payment_id
+        JOIN charge_attempts a ON a.id = c.attempt_id
+        WHERE a.status = 'succeeded' AND (said.amount_minor IS NULL
+            OR (said.amount_minor = c.amount_minor AND said.currency = c.currency))
+    ), captured AS (
+        UPDATE captures c SET amount_known = true FROM known
+        WHERE c.id = known.capture_id AND NOT known.amount_known AND known.amount_minor IS NOT NULL
+    )
+    UPDATE webhook_events e
+    SET state = 'applied', applied_at = :now, next_try_at = NULL, lease_until = NULL, error = NULL,
+        tries = e.tries + 1, subscription_id = known.subscription_id
+    FROM known WHERE e.id = known.event_id AND e.state = 'received'
+    RETURNING e.id
+    """
+)
+
+
 def confirm_events(parts: Parts, confirmations: Sequence[Confirmation]) -> list[str]:
-    """Marks those as applied that only say what we know. Returns the ids of the others, which are to be applied."""
+    """Marks as applied what tells nothing new: the capture is known, and it is as much as the event says, which is
+    certain from then on. Returns the ids of the others, which are untouched and to be applied."""
+    values = {
+        "events": [each.event_id for each in confirmations],
+        "payments": [each.payment_id for each in confirmations],
+        "amounts": [each.amount.amount_minor if each.amount else None for each in confirmations],
+        "currencies": [each.amount.currency if each.amount else None for each in confirmations],
+        "now": parts.clock.now(),
+    }
     with parts.transaction() as session:
-        known = charge_path.confirm(session, confirmations, parts.clock.now())
+        known = set(session.scalars(_CONFIRM, values))
     return [each.event_id for each in confirmations if each.event_id not in known]
 
 

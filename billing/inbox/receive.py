@@ -18,8 +18,8 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from billing.domain.gateway import ChargeReport, ChargeStatus, GatewayEvent
 from billing.inbox import apply
+from billing.inbox.apply import Confirmation
 from billing.parts import Parts
-from billing.store.charge_path import Confirmation
 from billing.store.trouble import is_databases_trouble, repeat_conflicts
 
 MOST_AT_ONCE = 200

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy.orm import Session
 
 from billing.charging.after_failure import ACTION_WINDOW
+from billing.charging.begin import preference
 from billing.charging.look_up import PRESUME_LOST
 from billing.charging.tokens import not_charged_because
 from billing.domain import dunning
@@ -293,7 +294,7 @@ def _charged_with(story: Story, named: str | None) -> str:
 
 
 def _first_token(story: Story, named: str | None = None) -> str | None:
-    """The same order as charging/after_failure.py, without the network caps, which are looked at when it begins."""
+    """The same order as charging/begin.py, without the network caps, which are looked at when it begins."""
     own = story.subscription.payment_token_id
     usable = [
         token
@@ -303,9 +304,7 @@ def _first_token(story: Story, named: str | None = None) -> str | None:
         and token.replaced_at is None
         and token.status in (TokenStatus.ACTIVE, TokenStatus.PENDING)
     ]
-    order = sorted(
-        usable, key=lambda token: (token.status != TokenStatus.ACTIVE, token.id != named, token.id != own, token.rank)
-    )
+    order = sorted(usable, key=lambda token: (token.status != TokenStatus.ACTIVE, *preference(token, named, own)))
     return order[0].id if order else None
 
 

@@ -52,26 +52,6 @@ log = structlog.get_logger()
 # ------------------------------------------------------------------------------------- the run of the day
 
 
-def daily_run(session: Session, now: datetime) -> str:
-    """The scheduler's run of this day of billing's clock, made when something is opened or handed out. It is there
-    before anything is opened for it; its plan follows (`plan_daily_run`)."""
-    return take_daily_run(session, now)[0]
-
-
-def take_daily_run(session: Session, now: datetime) -> tuple[str, bool]:
-    """Its id, and whether it was made just now."""
-    day = now.astimezone(UTC).date()
-    run_id = f"run-{day.isoformat()}"
-    found = session.execute(
-        select(BillingRun.state, BillingRun.finished_at).where(BillingRun.id == run_id)
-    ).one_or_none()
-    if found is None:
-        return run_id, run_queries.insert_run(session, id=run_id, kind=RunKind.DAILY, at=now, started_at=real_now())
-    if found.state == RunState.RUNNING and found.finished_at is not None:  # the clock was set back
-        session.execute(update(BillingRun).where(BillingRun.id == run_id).values(finished_at=None))
-    return run_id, False
-
-
 def plan_daily_run(parts: Parts, run_id: str, now: datetime, until: float) -> None:
     """All that comes due in the day, counted until `until` (uptime): the others have their turn then, and a plan that
     is not complete is compared with nothing. Without a plan the run goes on all the same."""
@@ -167,6 +147,7 @@ def check(parts: Parts, run_id: str) -> Standing:
     with parts.reading() as session:
         run = session.get_one(BillingRun, run_id)
         found = run_queries.standing(session, run_id, now)
+        found.opened = run.opened or 0
         alarm = evaluate(session, run, found, now, parts.rules) if run.state == RunState.RUNNING else None
     if alarm is not None:
         control.stop_run(parts, run_id, alarm.guard, alarm.reason)

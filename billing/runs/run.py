@@ -235,9 +235,10 @@ class _Run:
             return self._seen
         self.beat()
         self._seen = limits.check(self.parts, self.id)
-        self.progress({"run_id": self.id} | totals(self._seen, _opened(self)))
-        took = uptime() - before if self._seen.by_status.total() > LARGE else 0.0
-        self._rest_until = uptime() + min(COUNTING_SHARE * took, limits.HEART_STOPS.total_seconds() / 3)
+        self.progress({"run_id": self.id} | totals(self._seen, self._seen.opened))
+        if self._seen.by_status.total() > LARGE:
+            after = uptime()
+            self._rest_until = after + min(COUNTING_SHARE * (after - before), limits.HEART_STOPS.total_seconds() / 3)
         return self._seen
 
     def sending(self, send: Send) -> Send:
@@ -349,11 +350,6 @@ def _with_advice(session: Session, lines: Sequence[dict[str, str]]) -> list[dict
         else line
         for line in lines
     ]
-
-
-def _opened(run: _Run) -> int:
-    with run.parts.reading() as session:
-        return session.scalar(select(BillingRun.opened).where(BillingRun.id == run.id)) or 0
 
 
 def _work_left(parts: Parts, at: datetime) -> bool:

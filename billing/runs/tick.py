@@ -11,18 +11,21 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from inspect import unwrap
 
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from billing.charging import endings, look_up
 from billing.domain.gateway import CHARGE_ENDPOINT, READ_TOKEN_ENDPOINT, Lane
+from billing.domain.lifecycle import RunKind, RunState
 from billing.errors import ServiceUnavailable
 from billing.parts import Parts, Send
 from billing.runs import limits
-from billing.store import breaker, queries, run_queries
+from billing.store import breaker, queries, run_queries, which_database
 from billing.store.clock import real_now, uptime
+from billing.store.models import BillingRun
 from billing.subscriptions import open_periods
 from billing.subscriptions.open_periods import Opened
 
@@ -57,7 +60,7 @@ class Done:
         return self.opened > 0 or self.handed_out > 0
 
 
-def tick(parts: Parts, send: Send) -> Done:
+def tick(parts: Parts, send: Send) -> Done:  # noqa: PLR0912 - one line for each kind of work
     """Everything that is due now, once. With nothing due it costs one statement.
 
     Raises CopyOfDatabase, before anything is done, and
@@ -65,12 +68,14 @@ def tick(parts: Parts, send: Send) -> Done:
     a period that is not opened for weeks would be skipped by its plan.
     """
     done = Done()
-    due = look(parts)
-    if not due:
-        return done
-    parts.refuse_a_copy()
-    until = uptime() + TICK_SECONDS
     now = parts.clock.now()
+    with parts.reading() as session:
+        due = queries.what_is_due(session, now, real_now())
+        if due.anything:
+            which_database.refuse_a_copy(session)
+    if not due.anything:
+        return done
+    until = uptime() + TICK_SECONDS
     unreachable = _unreachable(send)
     if due.expired_submissions or due.overdue_invoices:
         retire(parts, until)
@@ -78,8 +83,9 @@ def tick(parts: Parts, send: Send) -> Done:
         endings.end_subscriptions(parts, until)
     if due.subscriptions or due.attempts or due.probes:
         with parts.transaction() as session:
-            run_id, is_new = limits.take_daily_run(session, now)
-            breaker.release_probes(session, now)
+            run_id, is_new = take_daily_run(session, now)
+            if due.probes:
+                breaker.release_probes(session, now)
         if is_new:
             limits.plan_daily_run(parts, run_id, now, uptime() + PLAN_SECONDS)
         if (due.attempts or due.probes) and unreachable is None:
@@ -96,6 +102,21 @@ def tick(parts: Parts, send: Send) -> Done:
     if due.token_checks:
         done.handed_out += hand_out_unverified(parts, send)
     return done
+
+
+def take_daily_run(session: Session, now: datetime) -> tuple[str, bool]:
+    """The scheduler's run of this day of billing's clock: its id, and whether it was made just now. It is there before
+    anything is opened for it; its plan follows (`limits.plan_daily_run`)."""
+    day = now.astimezone(UTC).date()
+    run_id = f"run-{day.isoformat()}"
+    found = session.execute(
+        select(BillingRun.state, BillingRun.finished_at).where(BillingRun.id == run_id)
+    ).one_or_none()
+    if found is None:
+        return run_id, run_queries.insert_run(session, id=run_id, kind=RunKind.DAILY, at=now, started_at=real_now())
+    if found.state == RunState.RUNNING and found.finished_at is not None:  # the clock was set back
+        session.execute(update(BillingRun).where(BillingRun.id == run_id).values(finished_at=None))
+    return run_id, False
 
 
 def takes_more(send: Send, kind: str) -> bool:
@@ -132,7 +153,7 @@ def opening(parts: Parts, now: datetime, *, run_id: str | None = None, until: fl
         while more and len(under_way) < OPENERS:
             under_way.append(_begin_opening(parts, now, run_id, newest_first=begun % 2 == 1))
             begun += 1
-            more = begun < MAX_BATCHES and (uptime() < until or begun < OPENERS)
+            more = begun < MAX_BATCHES and (begun < OPENERS or uptime() < until)
         if not under_way:
             return
         batch = under_way.popleft().result()
@@ -177,12 +198,17 @@ def hand_out_charges(
     while takes_more(send, CHARGE):
         claimed: list[tuple[Lane, list[str]]] = []
         with parts.transaction() as session:
-            room, for_customers = _room(parts, session, run_id, beyond)
+            real = real_now()
+            room, for_customers = _room(parts, session, run_id, beyond, real)
             for lane, share in _shares(room, for_customers=for_customers):
                 taken = sum(len(ids) for _, ids in claimed)
                 left = share if lane == Lane.CUSTOMER else min(share, room - taken)
                 if left > 0:
-                    ids = _claim(session, parts, at, left, lane=lane, run_id=run_id, only_free=only_free)
+                    ids = queries.claim_due_attempts(
+                        session, at, real, left, lane=lane, run_id=run_id, only_free=only_free
+                    )
+                    if run_id is not None and ids and parts.rules.run_spending_cap and lane != Lane.CUSTOMER:
+                        ids = limits.hold_to_caps(session, run_id, ids, parts.rules)
                     claimed.append((lane, ids))
         beyond = 0
         send_charges(parts, send, claimed)
@@ -206,17 +232,17 @@ def send_charges(parts: Parts, send: Send, claimed: Sequence[tuple[Lane, list[st
         raise
 
 
-def _room(parts: Parts, session: Session, run_id: str | None, beyond: int) -> tuple[int, int]:
+def _room(parts: Parts, session: Session, run_id: str | None, beyond: int, real: datetime) -> tuple[int, int]:
     """How many more may be handed out, by the quota and by what workers may have in hand; and how many if customers
     wait, who are let in `beyond` what renewals have filled."""
-    waiting, sent = queries.count_in_flight(session, real_now())
+    waiting, sent = queries.count_in_flight(session, real)
     free = max(0, min(parts.rules.max_in_flight - waiting - sent, BATCH))
     outlook = parts.quota.outlook(CHARGE_ENDPOINT, AHEAD_SECONDS)
     room = free if outlook is None else max(0, min(free, outlook - waiting))
     customers = max(room, min(free, beyond))
     if run_id is None or _is_answered(parts, session, run_id):
         return room, customers
-    customers_sent = queries.count_customers_in_flight(session, real_now())
+    customers_sent = queries.count_customers_in_flight(session, real)
     return min(room, max(0, FIRST_WAVE - waiting - sent)), min(customers, max(0, FIRST_WAVE - customers_sent))
 
 
@@ -238,15 +264,6 @@ def _shares(room: int, *, for_customers: int) -> Sequence[tuple[Lane, int]]:
         (Lane.RENEWAL, room),
         (Lane.RETRY, room),
     )
-
-
-def _claim(
-    session: Session, parts: Parts, at: datetime, limit: int, *, lane: Lane, run_id: str | None, only_free: bool
-) -> list[str]:
-    ids = queries.claim_due_attempts(session, at, real_now(), limit, lane=lane, run_id=run_id, only_free=only_free)
-    if run_id is not None and ids and parts.rules.run_spending_cap and lane != Lane.CUSTOMER:
-        return limits.hold_to_caps(session, run_id, ids, parts.rules)
-    return ids
 
 
 def retire(parts: Parts, until: float = math.inf) -> None:

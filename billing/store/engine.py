@@ -192,6 +192,8 @@ def _set_up_connections(engine: Engine, ways: _Ways) -> None:
             )
         record.info["read_only"] = read_only
         record.info["each_time"] = _pin(pins, of_transaction=True) if pooled else ""
+        if pooled and not event.contains(engine, "begin", set_up_again):
+            event.listen(engine, "begin", set_up_again)
         # There are some two hundred statements in this software, and psycopg keeps a hundred prepared ones.
         connection.prepared_max = PREPARED_STATEMENTS
         if ways.threshold is not None:
@@ -201,7 +203,6 @@ def _set_up_connections(engine: Engine, ways: _Ways) -> None:
         if read_only_by_role and not read_only:
             connection.read_only = False
 
-    @event.listens_for(engine, "begin")
     def set_up_again(connection: Connection) -> None:
         opened = connection.connection
         each_time = opened.info["each_time"]
@@ -244,18 +245,15 @@ def _ping_after_idling(engine: Engine) -> None:
     """A connection that has rested may be dead (a restarted server): it is asked first, and replaced if it is.
     SQLAlchemy's own pre-ping asks every time, which costs a third of a charge's round trips."""
 
-    @event.listens_for(engine, "checkin")
-    def note_rest(_connection: DBAPIConnection | None, record: ConnectionPoolEntry) -> None:
-        record.info["rests_since"] = time.monotonic()
-
     @event.listens_for(engine, "checkout")
     def ask_rested(connection: DBAPIConnection, record: ConnectionPoolEntry, _proxy: PoolProxiedConnection) -> None:
-        rests_since = record.info.get("rests_since")
-        if rests_since is None:
+        now, used_at = time.monotonic(), record.info.get("used_at")
+        record.info["used_at"] = now
+        if used_at is None:
             return
         if record.info["read_only"]:  # it was when we connected: by now there may be another
             raise DisconnectionError
-        if time.monotonic() - rests_since < RESTED_SECONDS:
+        if now - used_at < RESTED_SECONDS:
             return
         try:
             with _outside_a_transaction(connection) as cursor:

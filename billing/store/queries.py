@@ -141,6 +141,8 @@ def attempt_with_invoice(session: Session, attempt_id: str) -> Found:
 class Due:
     """Which kinds of work are due: one cheap question before eight dearer ones, most of which find nothing."""
 
+    anything: bool
+
     subscriptions: bool
     attempts: bool
     checks: bool
@@ -153,11 +155,8 @@ class Due:
     probes: bool
     token_checks: bool
 
-    def __bool__(self) -> bool:
-        return any(getattr(self, name) for name in self.__slots__)
 
-
-_FREE = "(lease_until IS NULL OR lease_until < :real_now)"
+FREE = "(lease_until IS NULL OR lease_until < :real_now)"
 
 
 # Is the first one due? Written so that only the partial index can answer: asked whether *any* row is earlier than some
@@ -166,20 +165,17 @@ _DUE = text(f"""
 SELECT
     coalesce((SELECT next_billing_at <= :now FROM subscriptions WHERE next_billing_at IS NOT NULL
         AND status IN ({sql_list(BILLABLE)}) AND hold_reason IS NULL ORDER BY next_billing_at LIMIT 1), false),
-    coalesce((SELECT scheduled_at <= :now FROM charge_attempts WHERE status = 'scheduled' AND parked_by IS NULL
-        AND lane = 0 AND {_FREE} ORDER BY scheduled_at LIMIT 1), false)
-    OR coalesce((SELECT scheduled_at <= :now FROM charge_attempts WHERE status = 'scheduled' AND parked_by IS NULL
-        AND lane = 1 AND {_FREE} ORDER BY scheduled_at LIMIT 1), false)
-    OR coalesce((SELECT scheduled_at <= :now FROM charge_attempts WHERE status = 'scheduled' AND parked_by IS NULL
-        AND lane = 2 AND {_FREE} ORDER BY scheduled_at LIMIT 1), false),
+    coalesce((SELECT bool_or(oldest.is_due) FROM (VALUES (0), (1), (2)) AS lanes (number) CROSS JOIN LATERAL (
+        SELECT scheduled_at <= :now AS is_due FROM charge_attempts WHERE status = 'scheduled' AND parked_by IS NULL
+        AND lane = lanes.number AND {FREE} ORDER BY scheduled_at LIMIT 1) AS oldest), false),
     coalesce((SELECT next_check_at <= :now FROM charge_attempts
-        WHERE next_check_at IS NOT NULL AND {_FREE} ORDER BY next_check_at LIMIT 1), false),
+        WHERE next_check_at IS NOT NULL AND {FREE} ORDER BY next_check_at LIMIT 1), false),
     coalesce((SELECT next_check_at <= :now FROM payment_sessions
         WHERE next_check_at IS NOT NULL ORDER BY next_check_at LIMIT 1), false),
     coalesce((SELECT next_try_at <= :now FROM webhook_events
-        WHERE next_try_at IS NOT NULL AND {_FREE} ORDER BY next_try_at LIMIT 1), false),
+        WHERE next_try_at IS NOT NULL AND {FREE} ORDER BY next_try_at LIMIT 1), false),
     coalesce((SELECT next_try_at <= :now FROM refunds
-        WHERE next_try_at IS NOT NULL AND {_FREE} ORDER BY next_try_at LIMIT 1), false),
+        WHERE next_try_at IS NOT NULL AND {FREE} ORDER BY next_try_at LIMIT 1), false),
     EXISTS (SELECT FROM charge_attempts WHERE status = 'submitted' AND lease_until < :real_now),
     coalesce((SELECT grace_ends_at <= :now FROM invoices WHERE grace_ends_at IS NOT NULL
         AND status = 'open' AND hold_reason IS NULL ORDER BY grace_ends_at LIMIT 1), false),
@@ -193,7 +189,8 @@ SELECT
 
 
 def what_is_due(session: Session, now: datetime, real_now: datetime) -> Due:
-    return Due(*session.execute(_DUE, {"now": now, "real_now": real_now}).one())
+    kinds = session.execute(_DUE, {"now": now, "real_now": real_now}).one()
+    return Due(any(kinds), *kinds)
 
 
 _DUE_SUBSCRIPTIONS = (
@@ -526,7 +523,7 @@ def may_be_charged(token: type[PaymentToken]) -> ColumnElement[bool]:
 
 
 def token_to_charge() -> ColumnElement[str | None]:
-    """Of a subscription: the id of the payment method that would be charged now (charging/after_failure.py, without the
+    """Of a subscription: the id of the payment method that would be charged now (charging/begin.py, without the
     network caps). NULL when there is none."""
     return (
         select(PaymentToken.id)

@@ -62,6 +62,7 @@ class Standing:
     own_money: Counter[tuple[str, str]] = field(default_factory=Counter)
     first_succeeded: int = 0  # of its own: results of first tries
     first_declined: int = 0
+    opened: int = 0  # invoices, as the run's row says
 
     @property
     def sent(self) -> int:

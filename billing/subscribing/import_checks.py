@@ -19,6 +19,7 @@ from billing.domain.lifecycle import SubscriptionStatus, TokenStatus
 from billing.domain.money import Money
 from billing.domain.schedule import (
     Anchor,
+    Calendar,
     Cron,
     Every,
     Period,
@@ -32,7 +33,6 @@ from billing.domain.schedule import (
 from billing.errors import Conflict, InvalidInput, NotFound
 from billing.store.imports import ACustomer, APlan, ASubscription, AToken, Known
 from billing.subscribing.import_lines import Row
-from billing.subscriptions.moves import Calendar
 
 MOST_COUNTED = 1_000  # periods that have passed
 

@@ -1,7 +1,7 @@
 """Invoices and their attempts: plan a try, withdraw one, hold, close. The only place that moves them by hand.
 
 Whoever ends an attempt without a payment calls `close_if_ended` afterwards: an invoice whose subscription has been
-canceled ends with its last attempt. (What a whole group of attempts becomes at once is in store/charge_path.py.)
+canceled ends with its last attempt. (What a whole group of attempts becomes at once: charging/begin.py, settle.py.)
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def open_invoices(session: Session, subscription_id: str) -> list[Invoice]:
 
 
 def move_invoice(invoice: Invoice, status: InvoiceStatus, now: datetime) -> None:
-    """Every move of an invoice's status, but those of a whole group (charge_path.pay). Raises IllegalTransition."""
+    """Every move of an invoice's status, but those of a whole group (charging/settle.py). Raises IllegalTransition."""
     check_invoice_move(InvoiceStatus(invoice.status), status, f"invoice {invoice.number}")
     invoice.status = status
     if status == InvoiceStatus.OPEN:

@@ -7,7 +7,6 @@ Whoever moves anything under a subscription (invoice, attempt, the row itself) f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from functools import cache
 from typing import cast
@@ -30,12 +29,9 @@ from billing.domain.lifecycle import (
 )
 from billing.domain.schedule import (
     Anchor,
+    Calendar,
     Period,
-    Schedule,
-    first_period,
     frequency_days,
-    next_period,
-    period_at,
     schedule_from_text,
     stored_zone,
     to_local,
@@ -54,23 +50,6 @@ from billing.subscriptions.invoices import (
 )
 
 CONTRACT_YEARS = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Calendar:
-    """A subscription's periods: its schedule and its original anchor."""
-
-    schedule: Schedule
-    anchor: Anchor
-
-    def first(self) -> Period:
-        return first_period(self.schedule, self.anchor)
-
-    def at(self, index: int, start_local: datetime) -> Period:
-        return period_at(self.schedule, self.anchor, index, start_local)
-
-    def after(self, period: Period) -> Period:
-        return next_period(self.schedule, self.anchor, period)
 
 
 def calendar_of(subscription: Subscription, plan_schedule: str) -> Calendar:
@@ -103,7 +82,7 @@ def lock_subscriptions_of(session: Session, customer_id: str) -> list[Subscripti
 
 
 def move_subscription(subscription: Subscription, status: SubscriptionStatus, wish: str) -> None:
-    """Every move of a status, but those of a whole group (store/charge_path.py). Raises IllegalTransition."""
+    """Every move of a status, but those of a whole group (open_periods.py). Raises IllegalTransition."""
     what = f"cannot {wish} {subscription.reference}"
     check_subscription_move(SubscriptionStatus(subscription.status), status, what)
     subscription.status = status

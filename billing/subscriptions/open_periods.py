@@ -13,23 +13,22 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 import structlog
+from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from billing.domain import catch_up
 from billing.domain.gateway import Lane
 from billing.domain.lifecycle import HoldKind, SubscriptionStatus
-from billing.domain.schedule import Period
+from billing.domain.schedule import Calendar, Period
 from billing.errors import BillingError
 from billing.parts import tell
-from billing.store import charge_path, queries
-from billing.store.charge_path import Move, NewInvoice
+from billing.store import queries
 from billing.store.clock import uptime
 from billing.store.models import Plan, Subscription, new_id
 from billing.store.trouble import raise_if_databases_trouble
 from billing.subscriptions.moves import (
     NEAR_THE_END,
     PERIOD_OVER,
-    Calendar,
     calendar_of,
     cycles_left,
     end_if_over,
@@ -56,12 +55,45 @@ class Opened:
     skipped: list[tuple[str, str]] = field(default_factory=list)  # (subscription id, reason)
 
 
+@dataclass(frozen=True, slots=True)
+class _NewInvoice:
+    """An open invoice of one line, and its first attempt, due at once."""
+
+    invoice_id: str
+    attempt_id: str
+    number: str
+    subscription_id: str
+    period_key: str
+    period_index: int
+    period_start: datetime
+    period_end: datetime
+    amount_minor: int
+    currency: str
+    description: str
+    lane: Lane
+
+
+@dataclass(frozen=True, slots=True)
+class _Move:
+    """A subscription moves on to its next period."""
+
+    subscription_id: str
+    status: str
+    next_index: int
+    next_local: datetime
+    next_billing_at: datetime | None
+    ends_at: datetime | None
+    period_start: datetime
+    period_end: datetime
+    billed: int
+
+
 @dataclass(slots=True)
 class _Rows:
     """What a batch writes, in three statements whatever its size."""
 
-    invoices: list[NewInvoice] = field(default_factory=list)
-    moves: list[Move] = field(default_factory=list)
+    invoices: list[_NewInvoice] = field(default_factory=list)
+    moves: list[_Move] = field(default_factory=list)
 
 
 def open_due_invoices(
@@ -69,8 +101,10 @@ def open_due_invoices(
 ) -> Opened:
     """Open what is due, at most `limit` subscriptions. Call again while `more`."""
     claimed = queries.claim_due_subscriptions(session, now, limit, newest_first=newest_first)
-    until = uptime() + LONGEST_SECONDS
     opened = Opened(more=len(claimed) == limit)
+    if not claimed:
+        return opened
+    until = uptime() + LONGEST_SECONDS
     try:
         with session.begin_nested():
             _open_all(session, claimed, now, run_id, opened, until)
@@ -128,8 +162,8 @@ def _open_all(
             break
         _open_one(session, subscription, plan, now, run_id, rows, opened)
     session.flush()
-    charge_path.open_periods(session, rows.invoices, now, run_id)
-    charge_path.move_on(session, rows.moves)
+    _write_invoices(session, rows.invoices, now, run_id)
+    _move_on(session, rows.moves)
     opened.invoices += len(rows.invoices)
 
 
@@ -224,11 +258,13 @@ def _due_and_next(
     return due, period
 
 
-def _move(subscription: Subscription, plan: Plan, last: Period, following: Period, decision: catch_up.Decision) -> Move:
+def _move(
+    subscription: Subscription, plan: Plan, last: Period, following: Period, decision: catch_up.Decision
+) -> _Move:
     billed = len(decision.bill)
     trial_is_over = subscription.status == SubscriptionStatus.TRIALING and billed > 0
     was_last = plan.cycles is not None and subscription.billed_cycles + billed >= plan.cycles
-    return Move(
+    return _Move(
         subscription.id,
         status=SubscriptionStatus.ACTIVE if trial_is_over else subscription.status,
         next_index=following.index,
@@ -241,8 +277,8 @@ def _move(subscription: Subscription, plan: Plan, last: Period, following: Perio
     )
 
 
-def _new_invoice(subscription: Subscription, plan: Plan, period: Period) -> NewInvoice:
-    return NewInvoice(
+def _new_invoice(subscription: Subscription, plan: Plan, period: Period) -> _NewInvoice:
+    return _NewInvoice(
         new_id("inv"),
         new_id("att"),
         invoice_number(subscription, period),
@@ -267,3 +303,91 @@ def _lane(subscription: Subscription, plan: Plan, period: Period) -> Lane:
 def skipped_ids(opened: Sequence[Opened]) -> list[dict[str, str]]:
     """For the report of a run."""
     return [{"subscription_id": s, "reason": r} for batch in opened for s, r in batch.skipped]
+
+
+# ------------------------------------------------------------------------------------------- the statements
+
+_OPEN = text(
+    """
+    WITH new AS (
+        SELECT * FROM unnest(CAST(:invoices AS text[]), CAST(:attempts AS text[]), CAST(:numbers AS text[]),
+            CAST(:subscriptions AS text[]), CAST(:keys AS text[]), CAST(:indexes AS int[]),
+            CAST(:starts AS timestamptz[]), CAST(:ends AS timestamptz[]), CAST(:amounts AS bigint[]),
+            CAST(:currencies AS text[]), CAST(:descriptions AS text[]), CAST(:lanes AS smallint[]))
+            AS x (invoice_id, attempt_id, number, subscription_id, period_key, period_index, period_start, period_end,
+                amount_minor, currency, description, lane)
+    ), invoices AS (
+        INSERT INTO invoices (id, number, subscription_id, period_key, period_index, period_start, period_end,
+            amount_minor, currency, status, opened_at)
+        SELECT invoice_id, number, subscription_id, period_key, period_index, period_start, period_end, amount_minor,
+            currency, 'open', :now FROM new
+    ), lines AS (
+        INSERT INTO invoice_lines (invoice_id, description, amount_minor)
+        SELECT invoice_id, description, amount_minor FROM new
+    )
+    INSERT INTO charge_attempts (id, reference_id, invoice_id, subscription_id, number, origin, lane, status,
+        amount_minor, currency, scheduled_at, run_id, created_at)
+    SELECT attempt_id, attempt_id, invoice_id, subscription_id, 1, 'schedule', lane, 'scheduled',
+        amount_minor, currency, :now, :run_id, :now FROM new
+    """
+)
+
+
+def _write_invoices(session: Session, rows: Sequence[_NewInvoice], now: datetime, run_id: str | None) -> None:
+    """Writes what a batch of due subscriptions becomes: invoices, each with its line and its first attempt.
+
+    One statement for all of them: an order of magnitude faster than one a row. Raises IntegrityError when a period has
+    an invoice already (uq_invoices_subscription_period).
+    """
+    if not rows:
+        return
+    values = {
+        "invoices": [row.invoice_id for row in rows],
+        "attempts": [row.attempt_id for row in rows],
+        "numbers": [row.number for row in rows],
+        "subscriptions": [row.subscription_id for row in rows],
+        "keys": [row.period_key for row in rows],
+        "indexes": [row.period_index for row in rows],
+        "starts": [row.period_start for row in rows],
+        "ends": [row.period_end for row in rows],
+        "amounts": [row.amount_minor for row in rows],
+        "currencies": [row.currency for row in rows],
+        "descriptions": [row.description for row in rows],
+        "lanes": [int(row.lane) for row in rows],
+        "now": now,
+        "run_id": run_id,
+    }
+    session.execute(_OPEN, values)
+
+
+_MOVE_ON = text(
+    """
+    UPDATE subscriptions s
+    SET status = m.status, next_index = m.next_index, next_local = m.next_local, next_billing_at = m.next_billing_at,
+        ends_at = m.ends_at, current_period_start = m.period_start, current_period_end = m.period_end,
+        billed_cycles = s.billed_cycles + m.billed
+    FROM unnest(CAST(:ids AS text[]), CAST(:statuses AS text[]), CAST(:indexes AS int[]), CAST(:locals AS timestamp[]),
+        CAST(:instants AS timestamptz[]), CAST(:ends_at AS timestamptz[]), CAST(:starts AS timestamptz[]),
+        CAST(:ends AS timestamptz[]), CAST(:billed AS int[]))
+        AS m (id, status, next_index, next_local, next_billing_at, ends_at, period_start, period_end, billed)
+    WHERE s.id = m.id
+    """
+)
+
+
+def _move_on(session: Session, moves: Sequence[_Move]) -> None:
+    """The rows are locked by the claim that found them due."""
+    if not moves:
+        return
+    values = {
+        "ids": [each.subscription_id for each in moves],
+        "statuses": [each.status for each in moves],
+        "indexes": [each.next_index for each in moves],
+        "locals": [each.next_local for each in moves],
+        "instants": [each.next_billing_at for each in moves],
+        "ends_at": [each.ends_at for each in moves],
+        "starts": [each.period_start for each in moves],
+        "ends": [each.period_end for each in moves],
+        "billed": [each.billed for each in moves],
+    }
+    session.execute(_MOVE_ON, values)

@@ -1,8 +1,8 @@
 """Xendit as billing sees it: XenditGateway implements the port of billing/domain/gateway.py. Built by
 billing/app.py.
 
-One method per call. Bodies are built in requests.py, sent by connection.py, read by responses.py; what is no
-result is sorted by error_mapping.py.
+One method per call. Bodies are built and read by wire.py and sent by connection.py; what is no result is sorted by
+error_mapping.py.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from billing.domain.gateway import (
 )
 from billing.domain.money import Money
 from billing.errors import RequestRejected, Unavailable
-from billing.xendit import requests, responses
-from billing.xendit.connection import BeforeRequest, Connection, OnResponse, shortened
-from billing.xendit.error_mapping import ENDED_ALREADY, Answer, Call, lost, refusal, token_refusal
-from billing.xendit.responses import Payload, identifier, instant_text
+from billing.xendit import wire
+from billing.xendit.connection import Answer, BeforeRequest, Call, Connection, OnResponse, shortened
+from billing.xendit.error_mapping import ENDED_ALREADY, lost, refusal, token_refusal
+from billing.xendit.wire import Payload, identifier, instant_text
 
 CUSTOMERS_API_VERSION = "2020-10-31"
 PAGE_SIZE = 50
@@ -102,7 +102,7 @@ class XenditGateway:
             "api-version": CUSTOMERS_API_VERSION,
             "idempotency-key": _idempotency_key(customer.reference_id),
         }
-        answer = self._send(CREATE_CUSTOMER, body=partial(requests.customer_body, customer), headers=headers)
+        answer = self._send(CREATE_CUSTOMER, body=partial(wire.customer_body, customer), headers=headers)
         if answer.status == HTTPStatus.CONFLICT:
             return self._find_customer(customer.reference_id, duplicate=answer)
         payload = _payload(CREATE_CUSTOMER, answer)
@@ -114,7 +114,7 @@ class XenditGateway:
             params={"reference_id": reference_id},
             headers={"api-version": CUSTOMERS_API_VERSION},
         )
-        found = responses.customer_id_of(answer.payload, reference_id) if answer.is_success else None
+        found = wire.customer_id_of(answer.payload, reference_id) if answer.is_success else None
         if found is not None:
             return found
         if not answer.is_success and not answer.not_there:
@@ -129,14 +129,14 @@ class XenditGateway:
     # Payment sessions --------------------------------------------------------------------------------------
 
     def create_session(self, request: SessionRequest) -> SessionReport:
-        answer = self._send(CREATE_SESSION, body=partial(requests.session_body, request))
+        answer = self._send(CREATE_SESSION, body=partial(wire.session_body, request))
         payload = _payload(CREATE_SESSION, answer, f"customer {request.customer_id}")
-        return responses.session_report(payload) or _unreadable(CREATE_SESSION, answer)
+        return wire.session_report(payload) or _unreadable(CREATE_SESSION, answer)
 
     def get_session(self, session_id: str) -> SessionReport:
         answer = self._send(GET_SESSION, record_id=session_id)
         payload = _payload(GET_SESSION, answer, f"payment session {session_id}")
-        return responses.session_report(payload) or _unreadable(GET_SESSION, answer)
+        return wire.session_report(payload) or _unreadable(GET_SESSION, answer)
 
     def cancel_session(self, session_id: str) -> SessionReport:
         """A session that has ended already is reported as it is."""
@@ -144,14 +144,14 @@ class XenditGateway:
         if answer.status == HTTPStatus.UNPROCESSABLE_ENTITY:
             return self.get_session(session_id)
         payload = _payload(CANCEL_SESSION, answer, f"payment session {session_id}")
-        return responses.session_report(payload) or _unreadable(CANCEL_SESSION, answer)
+        return wire.session_report(payload) or _unreadable(CANCEL_SESSION, answer)
 
     # Payment tokens ----------------------------------------------------------------------------------------
 
     def get_token(self, payment_token_id: str) -> TokenReport:
         answer = self._send(GET_TOKEN, record_id=payment_token_id)
         payload = _payload(GET_TOKEN, answer, f"payment token {shortened(payment_token_id)}")
-        return responses.token_report(payload) or _unreadable(GET_TOKEN, answer)
+        return wire.token_report(payload) or _unreadable(GET_TOKEN, answer)
 
     def cancel_token(self, payment_token_id: str) -> TokenReport:
         """A token that has ended already is reported as it is."""
@@ -159,18 +159,20 @@ class XenditGateway:
         if _ended_already(answer):
             return self.get_token(payment_token_id)
         payload = _payload(CANCEL_TOKEN, answer, f"payment token {shortened(payment_token_id)}")
-        return responses.token_report(payload) or _unreadable(CANCEL_TOKEN, answer)
+        return wire.token_report(payload) or _unreadable(CANCEL_TOKEN, answer)
 
     # Charges -----------------------------------------------------------------------------------------------
 
     def prepare(self, request: ChargeRequest) -> None:
-        self._connection.prepare(CHARGE, partial(requests.charge_body, request))
+        self._connection.prepare(CHARGE, partial(wire.charge_body, request))
 
     def charge(self, request: ChargeRequest) -> ChargeReport:
-        answer = self._send(CHARGE, body=partial(requests.charge_body, request))
-        if (declined := token_refusal(answer)) is not None:
-            return responses.refused_charge(request, declined)
-        report = responses.charge_report(_payload(CHARGE, answer))
+        answer = self._send(CHARGE, body=partial(wire.charge_body, request))
+        if not answer.is_success:
+            if (declined := token_refusal(answer)) is not None:
+                return wire.refused_charge(request, declined)
+            raise refusal(CHARGE, answer, "this")
+        report = wire.charge_report(_object(CHARGE, answer))
         # An answer about another charge says nothing about ours.
         if report is None or report.reference_id not in (None, request.reference_id):
             _unreadable(CHARGE, answer)
@@ -185,7 +187,7 @@ class XenditGateway:
         if _ended_already(answer):
             return self.get_charge(payment_request_id)
         payload = _payload(CANCEL_CHARGE, answer, f"payment request {payment_request_id}")
-        return responses.charge_report(payload) or _unreadable(CANCEL_CHARGE, answer)
+        return wire.charge_report(payload) or _unreadable(CANCEL_CHARGE, answer)
 
     def get_payment(self, payment_id: str) -> ChargeReport:
         return self._charge_report(GET_PAYMENT, payment_id)
@@ -193,24 +195,24 @@ class XenditGateway:
     def _charge_report(self, call: Call, record_id: str) -> ChargeReport:
         answer = self._send(call, record_id=record_id)
         payload = _payload(call, answer, record_id)
-        return responses.charge_report(payload) or _unreadable(call, answer)
+        return wire.charge_report(payload) or _unreadable(call, answer)
 
     def refund(self, *, reference_id: str, payment_request_id: str, amount: Money, reason: str) -> RefundReport:
         body = partial(
-            requests.refund_body,
+            wire.refund_body,
             reference_id=reference_id,
             payment_request_id=payment_request_id,
             amount=amount,
             reason=reason,
         )
         answer = self._send(REFUND, body=body)
-        return responses.refund_report(_payload(REFUND, answer)) or _unreadable(REFUND, answer)
+        return wire.refund_report(_payload(REFUND, answer)) or _unreadable(REFUND, answer)
 
     def get_refund(self, refund_id: str) -> RefundReport:
         """Whether v3 still has this call is not documented; without it a refund can only be told of."""
         answer = self._send(GET_REFUND, record_id=refund_id)
         payload = _payload(GET_REFUND, answer, f"refund {refund_id}")
-        return responses.refund_report(payload) or _unreadable(GET_REFUND, answer)
+        return wire.refund_report(payload) or _unreadable(GET_REFUND, answer)
 
     # Transactions ------------------------------------------------------------------------------------------
 
@@ -264,6 +266,10 @@ def _created(start: datetime, end: datetime) -> Mapping[str, str]:
 def _payload(call: Call, answer: Answer, subject: str = "this") -> Payload:
     if not answer.is_success:
         raise refusal(call, answer, subject)
+    return _object(call, answer)
+
+
+def _object(call: Call, answer: Answer) -> Payload:
     if not isinstance(answer.payload, Mapping):
         _unreadable(call, answer)
     return answer.payload
@@ -274,7 +280,7 @@ def _rows(payload: Payload, answer: Answer) -> Iterator[TransactionRow]:
     if not isinstance(listed, list):
         _unreadable(LIST_TRANSACTIONS, answer)
     for entry in listed:
-        if isinstance(entry, Mapping) and (row := responses.transaction_row(entry)):
+        if isinstance(entry, Mapping) and (row := wire.transaction_row(entry)):
             yield row
 
 

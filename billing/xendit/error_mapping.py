@@ -8,12 +8,9 @@ is OutcomeUnknown. Only a code that Xendit documents (codes.py) is an answer of 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from http import HTTPStatus
 
-from billing.domain.gateway import LONGEST_PAUSE_SECONDS
 from billing.errors import (
     BillingError,
     GatewayError,
@@ -23,7 +20,8 @@ from billing.errors import (
     RequestRejected,
     Unavailable,
 )
-from billing.xendit.codes import is_xendits, says_not_there, says_refused
+from billing.xendit.codes import says_refused
+from billing.xendit.connection import WINDOW_SECONDS, Answer, Call, Rates
 
 # Refusals that are about this token, not about our request: a decline, settled like one.
 _TOKEN_REFUSALS = frozenset(
@@ -74,76 +72,6 @@ _ADVICE: Mapping[str, str] = {
     "REFUND_AMOUNT_EXCEEDED": "less than this is left to refund",
     "INVALID_URL": "links must start with https://: check BILLING_PUBLIC_URL",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One kind of request. `what` begins its messages, `route` names the quota it counts against."""
-
-    what: str
-    method: str
-    route: str
-    names_a_record: bool = True  # a 404 then means that record, not a wrong address
-    moves_money: bool = False
-
-    @property
-    def is_read(self) -> bool:
-        return self.method == "GET"
-
-    @property
-    def is_charge(self) -> bool:
-        return self.endpoint == "POST /v3/payment_requests"
-
-    @property
-    def endpoint(self) -> str:
-        return f"{self.method} {self.route}"
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What came back. `payload` is None when it is not JSON; it stays out of every repr and message."""
-
-    status: int
-    headers: Mapping[str, str]
-    payload: object | None = field(repr=False)
-
-    @property
-    def is_success(self) -> bool:
-        return HTTPStatus.OK <= self.status < HTTPStatus.MULTIPLE_CHOICES
-
-    @property
-    def error_code(self) -> str | None:
-        found = self.payload.get("error_code") if isinstance(self.payload, Mapping) else None
-        cleaned = found.strip() if isinstance(found, str) else ""
-        return cleaned if re.fullmatch(r"[A-Z0-9_]{1,64}", cleaned) else None
-
-    @property
-    def from_stranger(self) -> bool:
-        """Not from Xendit: a success that is no JSON object, anything else without a code that Xendit documents."""
-        if self.is_success:
-            return not isinstance(self.payload, Mapping)
-        return not is_xendits(self.error_code)
-
-    @property
-    def not_there(self) -> bool:
-        """Xendit itself says that it has no such record."""
-        return says_not_there(self.status, self.error_code)
-
-    @property
-    def request_id(self) -> str | None:
-        found = self.headers.get("request-id") or self.headers.get("x-request-id") or ""
-        return found if re.fullmatch(r"[A-Za-z0-9_.-]{1,80}", found) else None
-
-    @property
-    def invalid_members(self) -> str:
-        """Where a validation error points to, such as `/body/session_type`. Never what was there."""
-        errors = self.payload.get("errors") if isinstance(self.payload, Mapping) else None
-        paths = (
-            [entry.get("path") for entry in errors if isinstance(entry, Mapping)] if isinstance(errors, list) else []
-        )
-        return ", ".join(
-            path for path in paths[:3] if isinstance(path, str) and re.fullmatch(r"[a-z0-9_./]{1,60}", path)
-        )
 
 
 def token_refusal(answer: Answer) -> str | None:
@@ -259,49 +187,3 @@ def _rate_limited(call: Call, answer: Answer, *, default: float) -> RateLimited:
         retry_after_seconds=seconds,
         error_code=answer.error_code,
     )
-
-
-# ------------------------------------------------------------------------------------ what headers say of the quota
-
-
-WINDOW_SECONDS = 60.0  # of Xendit's quota: what is waited when no header says more
-SHORTEST_WAIT_SECONDS = 1.0
-HEADERS = ("rate-limit-limit", "rate-limit-remaining", "rate-limit-reset", "retry-after")
-_NUMBER = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?", re.ASCII)
-
-
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """`limit` and `remaining` of the window, None when they are not told.
-
-    Others write these headers: a proxy, a gateway with a wrong clock, a mistake. What is not a plain number is as good
-    as nothing, and no wait is longer than an hour.
-    """
-
-    limit: int | None
-    remaining: int | None
-    wait_seconds: float | None
-
-    @classmethod
-    def of(cls, headers: Mapping[str, str]) -> Rates:
-        named = (_number(headers.get(name)) for name in ("rate-limit-reset", "retry-after"))
-        wait = next((seconds for seconds in named if seconds is not None), None)
-        return cls(
-            limit=_whole(headers.get("rate-limit-limit")),
-            remaining=_whole(headers.get("rate-limit-remaining")),
-            wait_seconds=None if wait is None else min(max(wait, SHORTEST_WAIT_SECONDS), LONGEST_PAUSE_SECONDS),
-        )
-
-    def wait_or(self, default: float = WINDOW_SECONDS) -> float:
-        """Seconds until the gateway takes requests again."""
-        return default if self.wait_seconds is None else self.wait_seconds
-
-
-def _number(header: str | None) -> float | None:
-    """`58.37`. An instant (`1795737600`, a date), a sign, an exponent, a list or nothing is None."""
-    return float(header) if header is not None and _NUMBER.fullmatch(header.strip()) else None
-
-
-def _whole(header: str | None) -> int | None:
-    number = _number(header)
-    return int(number) if number is not None and number.is_integer() else None

@@ -27,9 +27,9 @@ from billing.domain.gateway import (
     TokenReport,
 )
 from billing.errors import WebhookRejected
-from billing.xendit import responses
+from billing.xendit import wire
 from billing.xendit.masking import mask_payload
-from billing.xendit.responses import Payload, code, identifier, member, parse_json, text
+from billing.xendit.wire import Payload, code, identifier, member, parse_json, text
 
 Report = ChargeReport | TokenReport | SessionReport | RefundReport
 
@@ -69,19 +69,19 @@ class _Known:
 
 
 def _payment(status: ChargeStatus) -> _Known:
-    return _Known(EventKind.PAYMENT, "payment_id", partial(responses.charge_report, fallback=status))
+    return _Known(EventKind.PAYMENT, "payment_id", partial(wire.charge_report, fallback=status))
 
 
 def _token(status: str) -> _Known:
-    return _Known(EventKind.TOKEN, "payment_token_id", partial(responses.token_report, fallback=status))
+    return _Known(EventKind.TOKEN, "payment_token_id", partial(wire.token_report, fallback=status))
 
 
 def _session(status: str) -> _Known:
-    return _Known(EventKind.SESSION, "payment_session_id", partial(responses.session_report, fallback=status))
+    return _Known(EventKind.SESSION, "payment_session_id", partial(wire.session_report, fallback=status))
 
 
 def _refund(status: RefundStatus) -> _Known:
-    return _Known(EventKind.REFUND, "id", partial(responses.refund_report, fallback=status))
+    return _Known(EventKind.REFUND, "id", partial(wire.refund_report, fallback=status))
 
 
 _EVENTS: Mapping[str, _Known] = {
@@ -92,7 +92,7 @@ _EVENTS: Mapping[str, _Known] = {
     "payment_request.expiry": _Known(
         EventKind.PAYMENT_REQUEST,
         "payment_request_id",
-        partial(responses.charge_report, fallback=ChargeStatus.EXPIRED),
+        partial(wire.charge_report, fallback=ChargeStatus.EXPIRED),
     ),
     "payment_token.activation": _token("ACTIVE"),
     "payment_token.failure": _token("FAILED"),
@@ -151,7 +151,7 @@ def _known_event(name: str, known: _Known, data: Payload) -> GatewayEvent | None
     return GatewayEvent(
         name=name,
         kind=known.kind,
-        dedupe_key=_key(name, primary_id, status, *responses.capture_ids(data)),
+        dedupe_key=_key(name, primary_id, status, *wire.capture_ids(data)),
         primary_id=primary_id,
         report=report,
         is_sample=report.reference_id in _SAMPLE_REFERENCES or primary_id in _SAMPLE_IDS,

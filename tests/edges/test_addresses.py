@@ -16,7 +16,7 @@ from billing.domain.money import Money
 from billing.errors import BillingError, NotFound
 from billing.store.clock import real_now
 from billing.web import TEMPLATES
-from billing.xendit import responses
+from billing.xendit import wire
 from billing.xendit.client import XenditGateway
 from tests.edges.local_server import Answer, LocalServer, local_server
 from tests.world import World
@@ -191,14 +191,12 @@ def test_the_next_page_is_asked_for_by_one_parameter(identity: str) -> None:
      "//evil.example", "/x", "x", "https://", "http:///x", " javascript:alert(1)", "java\tscript:alert(1)", "blob:https://x/y"],
 )  # fmt: skip
 def test_a_link_that_a_browser_would_run_is_no_link(link: str) -> None:
-    session = responses.session_report({"payment_session_id": "ps-1", "status": "ACTIVE", "payment_link_url": link})
+    session = wire.session_report({"payment_session_id": "ps-1", "status": "ACTIVE", "payment_link_url": link})
     assert session is not None
     assert session.payment_link_url is None
     for descriptor in ("WEB_URL", "DEEPLINK_URL"):
         actions = [{"descriptor": descriptor, "value": link}]
-        report = responses.charge_report(
-            {"payment_request_id": "pr-1", "status": "REQUIRES_ACTION", "actions": actions}
-        )
+        report = wire.charge_report({"payment_request_id": "pr-1", "status": "REQUIRES_ACTION", "actions": actions})
         assert report is not None
         if not link.startswith("http") or descriptor == "WEB_URL":
             assert report.action_url is None, descriptor
@@ -207,15 +205,13 @@ def test_a_link_that_a_browser_would_run_is_no_link(link: str) -> None:
 def test_links_of_web_pages_and_apps_are_links() -> None:
     def action(descriptor: str, value: str) -> str | None:
         actions = [{"descriptor": descriptor, "value": value}]
-        report = responses.charge_report(
-            {"payment_request_id": "pr-1", "status": "REQUIRES_ACTION", "actions": actions}
-        )
+        report = wire.charge_report({"payment_request_id": "pr-1", "status": "REQUIRES_ACTION", "actions": actions})
         return report.action_url if report else None
 
     assert action("WEB_URL", "https://link.example/x?y#z") == "https://link.example/x?y#z"
     assert action("DEEPLINK_URL", "gojek://pay/1") == "gojek://pay/1"
     assert action("WEB_URL", "gojek://pay/1") is None
-    session = responses.session_report({"payment_session_id": "ps-1", "payment_link_url": "https://checkout.example/1"})
+    session = wire.session_report({"payment_session_id": "ps-1", "payment_link_url": "https://checkout.example/1"})
     assert session is not None
     assert session.payment_link_url == "https://checkout.example/1"
 

@@ -81,7 +81,7 @@ def test_and_these_are_fine(statement: str) -> None:
 def built_statements(source: str) -> Iterator[tuple[str, int]]:
     """(function, line) of every SQL text that is not made of constants alone."""
     tree = ast.parse(source)
-    takes_sql = TAKES_SQL if _imports_text(tree) else TAKES_SQL - {"text"}  # xendit/responses.py has its own
+    takes_sql = TAKES_SQL if _imports_text(tree) else TAKES_SQL - {"text"}  # xendit/wire.py has its own
     constants = {name for node in tree.body for name in _assigned(node) if name.lstrip("_").isupper()}
     for place, node in _with_function(tree):
         if isinstance(node, ast.Call) and _called(node) in takes_sql and node.args:

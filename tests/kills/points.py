@@ -1,4 +1,4 @@
-"""Every place in the product that commits, found by reading its code: `charging.charge#2` is the second in `charge`.
+"""Every place in the product that commits, found by reading its code: `send._settle_one#2` is the second in it.
 
 A block `with ...transaction()` or `with ...begin()` commits at its end; `.commit()` and AUTOCOMMIT where they stand.
 Savepoints (`begin_nested`) do not: what follows them decides.

@@ -65,7 +65,7 @@ class Scenario:
     afterwards: Callable[[ServedWorld], object] = nothing  # an hour later
     person: frozenset[str] = frozenset()  # checks of the doctor that wait for somebody in any case
     days: float = 5  # that the world lives on
-    otherwise: Mapping[str, Otherwise] = field(default_factory=dict)  # "charge._begin_group#1-after"
+    otherwise: Mapping[str, Otherwise] = field(default_factory=dict)  # "send._begin_group#1-after"
     nobody_listens: bool = False
     quota_used_up: bool = False
 
@@ -393,16 +393,16 @@ SUBSCRIBING = (
     "payment_sessions.subscribe#1",
     "payment_sessions._store_opened#1",
 )
-PAID = ("charge._begin_group#1", "charge._pay_together#1")
-NOTED = ("charge._begin_group#1", "charge._settle#1", "charge._note_channel#2")
+PAID = ("send._begin_group#1", "settle.settle_together#1")
+NOTED = ("send._begin_group#1", "settle.settle_alone#1", "send._note_channel#2")
 VERIFIED = (
-    "charge._begin_group#1",
-    "charge._refuse#1",
+    "send._begin_group#1",
+    "begin.refuse#1",
     "tokens.keep_report#1",
-    "charge._begin_group#1@2",
-    "charge._pay_together#1",
+    "send._begin_group#1@2",
+    "settle.settle_together#1",
 )
-SETTLED = ("charge._begin_group#1", "charge._settle#1")
+SETTLED = ("send._begin_group#1", "settle.settle_alone#1")
 INBOX = tuple(
     f"{point}{hit}" for point in ("receive.Inbox._store#1", "apply.apply_stored_event#1") for hit in ("", "@2", "@3")
 )
@@ -431,9 +431,9 @@ SCENARIOS: Mapping[str, Scenario] = {
         (
             "tick._open_batch#1",
             "tick.hand_out_charges#1@2",
-            "charge._begin_group#1@2",
-            "charge._pay_together#1",
-            "charge._pay_together#1@2",
+            "send._begin_group#1@2",
+            "settle.settle_together#1",
+            "settle.settle_together#1@2",
         ),
         ends=("ana is active", *(f"period {n} is paid: collected 1x, kept 50000" for n in (1, 2, 3))),
         days=10,
@@ -448,39 +448,37 @@ SCENARIOS: Mapping[str, Scenario] = {
     "too_many_requests": Scenario(
         partial(ana_is_due, fault="429"),
         tick,
-        ("charge._begin_group#1", "quota.SharedQuota.pause#1", "charge._set_back#1"),
+        ("send._begin_group#1", "quota.SharedQuota.pause#1", "send._set_back#1"),
     ),
-    "connection_refused": Scenario(
-        ana_is_due, tick, ("charge._begin_group#1", "charge._set_back#1"), nobody_listens=True
-    ),
-    "budget_used_up": Scenario(ana_is_due, tick, ("charge._hand_back#1",), quota_used_up=True),
+    "connection_refused": Scenario(ana_is_due, tick, ("send._begin_group#1", "send._set_back#1"), nobody_listens=True),
+    "budget_used_up": Scenario(ana_is_due, tick, ("send._hand_back#1",), quota_used_up=True),
     "answer_lost": Scenario(
         partial(ana_is_due, fault="TIMEOUT_AFTER"),
         tick,
-        ("charge._begin_group#1", "charge._settle_one#1"),
+        ("send._begin_group#1", "send._settle_one#1"),
     ),
     "answer_and_webhook_lost": Scenario(
         partial(ana_is_due, outcomes=["NO_WEBHOOK:TIMEOUT_AFTER"]),
         tick,
-        ("charge._begin_group#1", "charge._settle_one#1"),
+        ("send._begin_group#1", "send._settle_one#1"),
     ),
-    "request_lost": Scenario(partial(ana_is_due, fault="TIMEOUT_BEFORE"), tick, ("charge._settle_one#1",)),
+    "request_lost": Scenario(partial(ana_is_due, fault="TIMEOUT_BEFORE"), tick, ("send._settle_one#1",)),
     "our_request_is_wrong": Scenario(
         partial(ana_is_due, fault="HTTP:400:API_VALIDATION_ERROR"),
         tick,
-        ("charge._settle_one#2",),
+        ("send._settle_one#2",),
         afterwards=held_invoices_are_paid,
     ),
     "our_account_is_refused": Scenario(
         partial(ana_is_due, fault="HTTP:401:INVALID_API_KEY"),
         tick,
-        ("charge._settle_one#2",),
+        ("send._settle_one#2",),
         afterwards=charging_is_resumed,
     ),
     "our_key_may_be_anothers": Scenario(
         partial(ana_is_due, fault="HTTP:400:INVALID_TOKEN"),
         tick,
-        ("charge._begin_group#1", "charge._set_aside#1"),
+        ("send._begin_group#1", "send._set_aside#1"),
     ),
     # Looking up
     "pending_is_looked_up": Scenario(
@@ -536,22 +534,22 @@ SCENARIOS: Mapping[str, Scenario] = {
         her_token_was_imported,
         tick,
         (
-            "charge._begin_group#1",
-            "charge._refuse#1",
+            "send._begin_group#1",
+            "begin.refuse#1",
             "tokens.keep_report#1",
-            "charge._begin_group#1@2",
-            "charge._pay_together#1",
+            "send._begin_group#1@2",
+            "settle.settle_together#1",
         ),
     ),
     "token_is_verified_ahead": Scenario(she_was_imported, tick, ("tick.hand_out_unverified#1", "tokens.keep_report#1")),
     "token_cannot_be_verified": Scenario(
-        partial(her_token_was_imported, fault="500_BEFORE"), tick, ("charge._postpone#1",)
+        partial(her_token_was_imported, fault="500_BEFORE"), tick, ("send._postpone#1",)
     ),
     "another_card": Scenario(adds_another_card, web_and_scheduler, (*INBOX[:2], *INBOX[3:5], *PAID)),
     "token_canceled": Scenario(
         ana_is_due,
         cancel_token,
-        ("token_commands.cancel_token#1",),
+        ("tokens.cancel_token#1",),
         ends=("ana is past_due", "period 1 is open: collected 0x, kept 0"),
         days=1,
     ),

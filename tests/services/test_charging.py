@@ -10,9 +10,9 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import Engine, event, text
 
-from billing.charging import charge
+from billing.charging import send
 from billing.charging import settle as settling
-from billing.charging.charge import Begun, UnverifiedToken
+from billing.charging.begin import Begun, Question, UnverifiedToken, begin_attempts, refuse
 from billing.domain.gateway import ChargeReport, ChargeStatus
 from billing.domain.lifecycle import AttemptStatus
 from billing.domain.money import Money
@@ -37,10 +37,10 @@ def ana(world: World) -> Subscriber:
     return subscriber
 
 
-def begin(world: World, subscriber: Subscriber) -> Begun | charge.Question | None:
+def begin(world: World, subscriber: Subscriber) -> Begun | Question | None:
     with world.parts.transaction() as session:
-        started = charge.begin_attempts(session, [subscriber.attempt.id], world.now, world.parts.rules)
-    asked = [charge._refuse(world.parts, refused, world.now) for refused in started.refused]
+        started = begin_attempts(session, [subscriber.attempt.id], world.now, world.parts.rules)
+    asked = [refuse(world.parts, refused, world.now) for refused in started.refused]
     found = [*started.begun, *asked]
     return found[0] if found else None
 
@@ -265,7 +265,7 @@ def test_setting_back_loses_against_a_late_truth(world: World, ana: Subscriber) 
     with world.parts.transaction() as session:
         settling.doubt_attempt(session, ana.attempt.id, world.now, "its process is gone", rules=world.parts.rules)
 
-    charge._set_back(world.parts, begun, timedelta(minutes=1), "nothing was sent")
+    send._set_back(world.parts, begun, timedelta(minutes=1), "nothing was sent")
 
     assert ana.outcomes == [AttemptStatus.IN_DOUBT]
 

@@ -15,7 +15,7 @@ from sqlalchemy import select
 from billing import metrics
 from billing.cli import live
 from billing.errors import ServiceUnavailable
-from billing.runs import control, limits, run, tick
+from billing.runs import control, run, tick
 from billing.store.models import BillingRun
 from billing.work import InProcess
 from tests.world import World
@@ -221,7 +221,7 @@ def test_the_metrics_tell_of_the_run_that_goes_on_and_of_those_that_wait(world: 
     for number in range(3):
         world.subscribe_save(f"customer{number}", start_at=world.now)
     with world.parts.transaction() as session:
-        day = limits.daily_run(session, world.now)
+        day, _ = tick.take_daily_run(session, world.now)
     tick.open_all_due(world.parts, world.now, run_id=day)
     world.send("charge", [world.all_attempts()[0].id])
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, text, update
 
-from billing.charging import after_failure, charge, look_up, pay_by_hand, refunds, settle
+from billing.charging import after_failure, begin, look_up, pay_by_hand, refunds, send, settle
 from billing.domain import schedule
 from billing.domain.gateway import ChargeReport, Lane
-from billing.domain.lifecycle import AttemptStatus, TokenStatus
+from billing.domain.lifecycle import AttemptStatus, InvoiceStatus, SubscriptionStatus, TokenStatus
 from billing.domain.money import Money
 from billing.parts import Parts
 from billing.runs import tick as dispatch
@@ -67,23 +67,34 @@ def plant(
     return remember
 
 
+def _begin_does_not_look(patch: pytest.MonkeyPatch) -> None:
+    """At the subscription, the invoice and what is due of it."""
+    to_begin = begin.to_begin
+
+    def as_it_was_planned(*given: Any) -> list[begin.ToBegin]:
+        fine = {"subscription_status": SubscriptionStatus.ACTIVE, "invoice_status": InvoiceStatus.OPEN}
+        return [replace(found, due_minor=found.amount_minor, **fine) for found in to_begin(*given)]
+
+    patch.setattr(begin, "to_begin", as_it_was_planned)
+
+
 @plant("a charge is sent again after a time-out (D7)", first=15, says="is sent again", lost_after=0.2)
 def _(patch: pytest.MonkeyPatch) -> None:
     def set_back(session: Any, attempt_id: str, now: Any, *_: Any, **__: Any) -> None:
         again = update(ChargeAttempt).where(ChargeAttempt.id == attempt_id, ChargeAttempt.status == "submitted")
         session.execute(again.values(status="scheduled", scheduled_at=now, lease_until=None, submitted_at=None))
 
-    patch.setattr(charge, "doubt_attempt", set_back)
+    patch.setattr(send, "doubt_attempt", set_back)
 
 
 @plant("a charge is begun before it is known that it can be sent", says="though it cannot be sent", no_client=0.2)
 def _(patch: pytest.MonkeyPatch) -> None:
-    begin = charge.begin_attempts
+    begin_attempts = send.begin_attempts
 
     def unprepared(*given: Any, prepare: Any, **more: Any) -> Any:  # noqa: ARG001 - that is the bug
-        return begin(*given, **more)
+        return begin_attempts(*given, **more)
 
-    patch.setattr(charge, "begin_attempts", unprepared)
+    patch.setattr(send, "begin_attempts", unprepared)
 
 
 @plant("a capture is settled twice (D4)", says="UniqueViolation", webhook_doubled=0.3)
@@ -137,16 +148,16 @@ def _(patch: pytest.MonkeyPatch) -> None:
 )
 def _(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(moves, "withdraw_all", lambda *_, **__: None)
-    patch.setattr(charge, "_why_not_chargeable", lambda _found: None)
+    _begin_does_not_look(patch)
 
 
 @plant("any token will do", first=2, says="with a token that is not ACTIVE", decline=0.5)
 def _(patch: pytest.MonkeyPatch) -> None:
-    def first(found: Any, *, by_hand: bool) -> after_failure.Choice:  # noqa: ARG001 - the signature
-        every = after_failure._in_order(found)
-        return after_failure.Choice(token=every[0]) if every else after_failure.Choice()
+    def first(found: Any, *, by_hand: bool) -> begin.Choice:  # noqa: ARG001 - the signature
+        every = begin._in_order(found)
+        return begin.Choice(token=every[0]) if every else begin.Choice()
 
-    patch.setattr(after_failure, "choose_token", first)
+    patch.setattr(begin, "choose_token", first)
 
 
 @plant("the gateway is called inside the transaction (D1)", says="a transaction is open")
@@ -154,11 +165,11 @@ def _(patch: pytest.MonkeyPatch) -> None:
     def in_one(parts: Parts, attempt_ids: Sequence[str], _lane: Lane) -> None:
         now = parts.clock.now()
         with parts.transaction() as session:
-            for begun in charge.begin_attempts(session, attempt_ids, now, parts.rules).begun:
+            for begun in begin.begin_attempts(session, attempt_ids, now, parts.rules).begun:
                 report = parts.gateway.charge(begun.request)
                 settle.settle_attempt(session, begun.attempt_id, report, now, parts.rules, source="answer")
 
-    patch.setattr(charge, "charge", in_one)
+    patch.setattr(send, "charge", in_one)
 
 
 @plant("what was collected twice is kept", first=2, drawn=AFTER_THE_RETRY, says="collected and kept", late_capture=0.4)
@@ -197,7 +208,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
 @plant("a planned retry survives the payment by another way", first=2, late_capture=0.4)
 def _(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(settle, "withdraw_all", lambda *_, **__: None)
-    patch.setattr(charge, "_why_not_chargeable", lambda _found: None)
+    _begin_does_not_look(patch)
 
 
 # ------------------------------------------------------------------------------- at the edges of a plan's life
@@ -324,13 +335,13 @@ def _(patch: pytest.MonkeyPatch) -> None:
     says="though",
 )
 def _(patch: pytest.MonkeyPatch) -> None:
-    choose_token = after_failure.choose_token
+    choose_token = begin.choose_token
 
-    def unverified_first(found: Any, *, by_hand: bool) -> after_failure.Choice:
+    def unverified_first(found: Any, *, by_hand: bool) -> begin.Choice:
         pending = [token for token in found.tokens if token.status == TokenStatus.PENDING and not token.unknown]
-        return after_failure.Choice(unverified=pending) if pending else choose_token(found, by_hand=by_hand)
+        return begin.Choice(unverified=pending) if pending else choose_token(found, by_hand=by_hand)
 
-    patch.setattr(after_failure, "choose_token", unverified_first)
+    patch.setattr(begin, "choose_token", unverified_first)
 
 
 # -------------------------------------------------------------------------------- what people do at Xendit itself

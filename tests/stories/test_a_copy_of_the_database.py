@@ -12,7 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session
 
-from billing.charging import pay_by_hand, token_commands
+from billing.charging import pay_by_hand, tokens
 from billing.charging.refunds import follow_refund
 from billing.checks import doctor
 from billing.domain.gateway import SessionMode, SessionType
@@ -124,7 +124,7 @@ def test_nothing_a_person_asks_for_leaves_a_copy(world: World) -> None:
             wish()
     for wish in (
         lambda: session_results.cancel_session(world.parts, bea.session_id),
-        lambda: token_commands.cancel_token(world.parts, ana.tokens[0].id),
+        lambda: tokens.cancel_token(world.parts, ana.tokens[0].id),
     ):
         with pytest.raises(NotSent, match="`billing adopt`"):
             wish()

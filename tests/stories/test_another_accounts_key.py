@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text, update
 
-from billing.charging import charge, key, look_up
+from billing.charging import key, look_up, send
 from billing.domain.gateway import SessionType, TokenReport
 from billing.domain.lifecycle import HoldKind
 from billing.parts import Acquaintance, Parts
@@ -244,7 +244,7 @@ def test_a_conflict_in_the_database_repeats_no_question_to_xendit(
 ) -> None:
     (ana,) = refuses_as_unknown(world, 1)
     world.break_calls("HTTP:400:INVALID_TOKEN")
-    set_aside, met = charge._set_aside, []
+    set_aside, met = send._set_aside, []
 
     def in_the_way_of_another(parts: Parts, *rest: Any) -> None:
         if len(met) < 2:
@@ -253,7 +253,7 @@ def test_a_conflict_in_the_database_repeats_no_question_to_xendit(
                 session.execute(text("DO $$ BEGIN RAISE EXCEPTION 'in the way' USING ERRCODE = '40001'; END $$"))
         set_aside(parts, *rest)
 
-    monkeypatch.setattr(charge, "_set_aside", in_the_way_of_another)
+    monkeypatch.setattr(send, "_set_aside", in_the_way_of_another)
     asked = world.calls(GET_TOKEN)
 
     run(with_key(world, "a key"))
@@ -286,7 +286,7 @@ def test_questions_that_take_long_put_no_charge_in_doubt(world: World, monkeypat
 
     monkeypatch.setattr(world.gateway, "get_token", slow)
     with ThreadPoolExecutor(8) as callers:
-        charge.charge(replace(parts, callers=callers), [attempt.id for attempt in world.all_attempts()])
+        send.charge(replace(parts, callers=callers), [attempt.id for attempt in world.all_attempts()])
 
     assert standing[0] == ["scheduled", "submitted", "submitted", "submitted"], "the others are settled first"
     assert len(standing) == 3

@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import select, update
 
 from billing import quota
-from billing.charging import charge as charging
+from billing.charging import send as charging
 from billing.domain.gateway import CHARGE_ENDPOINT
 from billing.parts import Acquaintance, Rules
 from billing.runs import control

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
+from billing.domain import schedule
 from billing.errors import IllegalTransition
 from billing.parts import Rules
 from billing.reading.views import Json
 from billing.runs import control, forecast, run, tick
 from billing.runs import report as progress
 from billing.store.models import BillingRun, Plan, Subscription
-from billing.subscriptions import moves, open_periods
+from billing.subscriptions import open_periods
 from tests.world import Subscriber, World, copy_subscription
 
 NewWorld = Callable[..., World]
@@ -177,13 +178,13 @@ def test_no_transaction_is_open_while_rows_are_looked_at(database_url: str, monk
     with World(database_url) as world:
         far_behind(world, 5, catch_up="hold")
         open_connections: list[int] = []
-        look = moves.next_period
+        look = schedule.next_period
 
         def watched(*values: Any) -> Any:
             open_connections.append(world.engine.pool.checkedout())  # type: ignore[attr-defined]
             return look(*values)
 
-        monkeypatch.setattr(moves, "next_period", watched)
+        monkeypatch.setattr(schedule, "next_period", watched)
 
         plan_of(world)
         run.dry_run(world.parts, None)
@@ -197,8 +198,8 @@ def test_counting_looks_at_no_more_periods_of_a_row_than_it_needs(
     with World(database_url) as world:
         far_behind(world, 4, catch_up="all")
         looked: list[int] = []
-        look = moves.next_period
-        monkeypatch.setattr(moves, "next_period", lambda *values: looked.append(1) or look(*values))
+        look = schedule.next_period
+        monkeypatch.setattr(schedule, "next_period", lambda *values: looked.append(1) or look(*values))
 
         plan = plan_of(world)
 

@@ -13,7 +13,7 @@ import pytest
 from billing.domain.lifecycle import AttemptStatus
 from billing.reading import explain
 from billing.runs import tick
-from billing.xendit import connection, requests
+from billing.xendit import connection, wire
 from billing.xendit.client import XenditGateway
 from tests.edges.local_server import LocalServer, local_server
 from tests.world import SECRET_KEY, Subscriber, World
@@ -61,7 +61,7 @@ def _no_request(patch: pytest.MonkeyPatch) -> None:
 
 
 def _no_body(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(requests, "charge_body", raising(TypeError("no body")))
+    patch.setattr(wire, "charge_body", raising(TypeError("no body")))
 
 
 def _no_json(patch: pytest.MonkeyPatch) -> None:

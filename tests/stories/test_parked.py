@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import event, select, text, update
 
-from billing.charging import charge
+from billing.charging import begin, send
 from billing.domain.gateway import ChargeReport, ChargeStatus
 from billing.runs import control, limits, tick
 from billing.store import queries
@@ -30,7 +30,7 @@ def opened_for_the_day(world: World, count: int) -> str:
     """So many charges, planned for the scheduler's run of today; its id."""
     copy_subscription(world, world.subscribe_save("ana", start_at=world.now, channel="OVO"), count - 1)
     with world.parts.transaction() as session:
-        day = limits.daily_run(session, world.now)
+        day, _ = tick.take_daily_run(session, world.now)
     tick.open_all_due(world.parts, world.now, run_id=day)
     return day
 
@@ -69,7 +69,7 @@ def test_a_channel_that_answers_releases_what_waits_in_portions(world: World) ->
         session.add(ChannelBreaker(channel_code="OVO", reason="down", failures=9, failed_at=world.now))
     moved = portions(world)
 
-    charge._note_channel(world.parts, "OVO", ChargeReport(ChargeStatus.SUCCEEDED))
+    send._note_channel(world.parts, "OVO", ChargeReport(ChargeStatus.SUCCEEDED))
 
     assert moved == [4, 4, 2]
     assert parked(world) == []
@@ -134,7 +134,7 @@ def test_what_is_parked_at_begin_is_locked_in_the_order_of_the_ids(world: World)
 
     event.listen(world.engine, "before_cursor_execute", note)
     with world.parts.transaction() as session:
-        charge.begin_attempts(session, list(reversed(ids)), world.now, world.parts.rules)
+        begin.begin_attempts(session, list(reversed(ids)), world.now, world.parts.rules)
 
     assert "ORDER BY charge_attempts.id" in locked[0]
     assert "UPDATE charge_attempts SET" not in locked[0], "all are taken before the first is moved"
@@ -158,7 +158,7 @@ def test_parking_at_begin_an_abort_and_a_release_never_end_in_a_deadlock(world: 
     def begin(order: list[str]) -> Callable[[], object]:
         def work() -> None:
             with world.parts.sessions() as session:
-                charge.begin_attempts(session, order, world.now, world.parts.rules)
+                begin.begin_attempts(session, order, world.now, world.parts.rules)
                 session.rollback()
             with world.parts.transaction() as session:
                 queries.park_attempts(session, order, f"run:{day}", "waits")

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import event, select, text, update
 from sqlalchemy.exc import OperationalError
 
-from billing.charging import charge
+from billing.charging import send
 from billing.errors import IllegalTransition, NotFound
 from billing.parts import Parts, Rules
 from billing.reading import explain
@@ -71,7 +71,7 @@ def pause_after(world: World, charges: int) -> Json:
 def open_for_the_day(world: World) -> str:
     """What is due is opened under the scheduler's run of today; nothing is handed out yet."""
     with world.parts.transaction() as session:
-        day = limits.daily_run(session, world.now)
+        day, _ = tick.take_daily_run(session, world.now)
     tick.open_all_due(world.parts, world.now, run_id=day)
     return day
 
@@ -338,7 +338,7 @@ def test_what_a_scheduler_beside_it_charges_is_none_of_its_counts(world: World) 
     def scheduler_takes_one(sent: int) -> None:
         if sent == 0:
             another_process = contextvars.Context()
-            another_process.run(charge.charge, world.parts, [world.all_attempts()[-1].id])
+            another_process.run(send.charge, world.parts, [world.all_attempts()[-1].id])
 
     report = run_with(world, scheduler_takes_one)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from billing.charging import after_failure, tokens
+from billing.charging import begin, tokens
 from billing.checks import doctor
 from billing.domain.lifecycle import HoldKind
 from billing.errors import Conflict
@@ -395,9 +395,9 @@ def test_a_block_between_two_looks_at_the_tokens_is_no_error(world: World, monke
     ana = world.subscribe_save()
     del world.simulator.world.tokens[ana.tokens[0].payment_token_id]
     has_been_told_of(world, ana.tokens[0])
-    chosen, unknown = after_failure.choose_token, []
+    chosen, unknown = begin.choose_token, []
 
-    def block_then(*looked: Any, **how: Any) -> after_failure.Choice:
+    def block_then(*looked: Any, **how: Any) -> begin.Choice:
         choice = chosen(*looked, **how)
         if choice.unknown:
             unknown.append(1)
@@ -406,7 +406,7 @@ def test_a_block_between_two_looks_at_the_tokens_is_no_error(world: World, monke
                 session.execute(update(PaymentToken).values(blocked_reason="STOLEN_CARD"))
         return choice
 
-    monkeypatch.setattr(after_failure, "choose_token", block_then)
+    monkeypatch.setattr(begin, "choose_token", block_then)
     monkeypatch.setattr(tokens, "_hold_those_without_another", lambda *_: None)
     world.open_due()
     world.settle_down()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from billing.charging import charge as charging
+from billing.charging import send as charging
 from billing.domain.gateway import Lane
 from billing.parts import Parts, Rules
 from billing.runs import tick
@@ -347,7 +347,7 @@ def test_what_is_settled_together_is_settled_as_one_by_one(world: World, monkeyp
     alone, together = (due_renewals(world, 1)[0], world.subscribe_save("other"))
     world.open_due()
     with monkeypatch.context() as patch:
-        patch.setattr(charging, "_pay_together", lambda *_: set())
+        patch.setattr(charging, "settle_together", lambda *_: set())
         work_on(world.parts, tick.CHARGE, alone.attempt.id)
     work_on(world.parts, tick.CHARGE, together.attempt.id)
 

@@ -37,8 +37,8 @@ from billing.domain.money import Money
 from billing.errors import BillingError, NotFound, OutcomeUnknown, RateLimited, RequestRejected, Unavailable
 from billing.sandbox.simulator import Simulator, SimulatorConfig, create_simulator_app
 from billing.xendit.client import XenditGateway
-from billing.xendit.responses import parse_json
 from billing.xendit.webhook import read_event
+from billing.xendit.wire import parse_json
 
 Renewal = Callable[..., ChargeRequest]
 

@@ -32,7 +32,7 @@ from billing.errors import (
     Unavailable,
 )
 from billing.xendit.client import XenditGateway
-from billing.xendit.requests import given_names
+from billing.xendit.wire import given_names
 from tests.xendit.strangers import SOMEBODY_ELSE
 
 CUSTOMER = "cust-c1d2e3f4-a5b6-4c7d-8e9f-0a1b2c3d4e04"

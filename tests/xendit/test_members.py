@@ -11,7 +11,7 @@ import pytest
 
 from billing.domain.money import Money
 from billing.xendit.client import XenditGateway
-from billing.xendit.responses import dump_json, instant, instant_text, money, parse_json
+from billing.xendit.wire import dump_json, instant, instant_text, money, parse_json
 
 
 def test_numbers_are_exact_both_ways() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from billing.domain.gateway import NewCustomer
-from billing.xendit.requests import customer_body
+from billing.xendit.wire import customer_body
 from tests.odd_names import EMAILS, NAMES
 from tests.simulator.desk import Desk
 

@@ -13,7 +13,7 @@ from billing.domain.gateway import Lane
 from billing.errors import GatewayError, RateLimited
 from billing.settings import load_settings
 from billing.xendit.client import XenditGateway
-from billing.xendit.error_mapping import Rates
+from billing.xendit.connection import Rates
 
 TOKEN = "GET /v3/payment_tokens/{id}"
 NONSENSE = [

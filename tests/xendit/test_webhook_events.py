@@ -18,8 +18,8 @@ from billing.domain.gateway import ChargeReport, EventKind, GatewayEvent, Refund
 from billing.domain.money import Money
 from billing.errors import WebhookRejected
 from billing.xendit.masking import mask_payload
-from billing.xendit.responses import parse_json
 from billing.xendit.webhook import check_callback_token, read_event, read_payload
+from billing.xendit.wire import parse_json
 
 SAMPLES = sorted((Path(__file__).parent / "samples").glob("*.json"))
 

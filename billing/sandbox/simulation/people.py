@@ -17,7 +17,7 @@ from typing import Any
 import simplejson
 from sqlalchemy import select
 
-from billing.charging import charge, pay_by_hand
+from billing.charging import pay_by_hand, send
 from billing.charging.tokens import make_first, refresh_token
 from billing.checks import doctor
 from billing.checks import reconcile as resolving
@@ -242,7 +242,7 @@ class People:
             ids = list(session.scalars(held.order_by(Invoice.id)))
         for invoice_id in ids:
             try:
-                charge.charge(parts, [pay_by_hand.pay_invoice(parts, invoice_id, None)], Lane.CUSTOMER)
+                send.charge(parts, [pay_by_hand.pay_invoice(parts, invoice_id, None)], Lane.CUSTOMER)
             except BillingError:
                 continue  # its subscription is paused or has ended, or nobody knows yet what became of the last try
 
@@ -278,7 +278,7 @@ class People:
             raise NotFound("no invoice yet")
         attempt_id = pay_by_hand.pay_invoice(parts, invoice.id, None)
         if self._fate.coin():
-            charge.charge(parts, [attempt_id], Lane.CUSTOMER)
+            send.charge(parts, [attempt_id], Lane.CUSTOMER)
         else:
             self._send(tick.CHARGE_NOW, [attempt_id])
 

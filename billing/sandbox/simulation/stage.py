@@ -238,8 +238,11 @@ class SteppedParts(Parts):
 
     stage: Stage
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "transaction", self._stepped)
+
     @contextmanager
-    def transaction(self) -> Iterator[Session]:
+    def _stepped(self) -> Iterator[Session]:
         stage = self.stage
         stage.check_alive()
         with stage.transaction_of_task(), self.sessions.begin() as session:
