@@ -24,8 +24,12 @@ demo: setup ## live through some months of billing against the built-in Xendit s
 	@$(BIN)/billing demo
 
 .PHONY: test
-test: $(INSTALLED_DEV) ## the whole test suite, with a PostgreSQL and a Valkey of its own
-	@$(BIN)/python -m pytest -n 2
+test: $(INSTALLED_DEV) ## what the software promises, with a PostgreSQL and a Valkey of its own
+	@$(BIN)/python -m pytest -n 2 -m "not proof"
+
+.PHONY: proof
+proof: $(INSTALLED_DEV) ## what takes long: kills at every commit, planted bugs, storms, fail-overs, upgrades
+	@$(BIN)/python -m pytest -n 2 -m proof
 
 .PHONY: check
 check: $(INSTALLED_DEV) ## lint, types, import contracts, dependencies and their known holes, migrations

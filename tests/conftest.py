@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -47,6 +48,9 @@ _running = pytest.StashKey[ExitStack]()
 _servers = pytest.StashKey[Servers]()
 
 
+HERE = Path(__file__).parent
+# Folders of what is long for its own sake: a kill at every commit, simulated years, storms, fail-overs, old releases.
+PROOFS = {"kills", "simulation", "chaos", "databases", "upgrade"}
 # Thousands of databases that live for a second each need no vacuum.
 TEST_SERVER = {"autovacuum": "off"}
 
@@ -89,6 +93,12 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[_servers] = Servers(**given["servers"])
     elif getattr(config.option, "numprocesses", None):
         config.stash[_servers] = config.stash[_running].enter_context(_start_servers())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if PROOFS & set(item.path.relative_to(HERE).parts):
+            item.add_marker(pytest.mark.proof)
 
 
 @pytest.hookimpl(optionalhook=True)
