@@ -191,9 +191,11 @@ def run_command(arguments: Sequence[str]) -> int:
         return _usage(error)
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted()
-    except (SystemExit, BrokenPipeError):  # typer makes the first of the second
+    except (SystemExit, BrokenPipeError) as ended:  # typer makes the first of the second, with status 1
         drop(sys.stdout)
-        return PIPE_CLOSED  # whoever read us has seen enough: nothing to say, and no failure
+        status = getattr(ended, "code", None)
+        # Whoever read us has seen enough: nothing to say, and no failure. Unless a signal has ended us.
+        return status if isinstance(status, int) and status > FAILED else PIPE_CLOSED
     except OSError as error:
         drop(sys.stdout)
         return _complain(f"the operating system refused: {error.strerror or error.__class__.__name__}", FAILED)

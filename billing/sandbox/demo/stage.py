@@ -19,6 +19,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
+from redis import Redis
+
 from billing import log
 from billing.app import App, build
 from billing.errors import ServiceUnavailable
@@ -29,6 +31,7 @@ from billing.settings import load_settings
 from billing.store.clock import set_test_clock
 from billing.store.migrate import upgrade
 from billing.work import find_sender
+from workers.broker import NAMESPACE
 
 HOST = "127.0.0.1"
 NO_QUOTA = "1000000"  # requests a minute
@@ -118,9 +121,16 @@ def set_up() -> Iterator[Stage]:
         try:
             wait_until(lambda: answers(simulator_port, "/_simulator/requests"), "the simulator", crew)
             wait_until(lambda: answers(web_port, "/readyz"), "web", crew)
+            # A signal that reaches dramatiq while it starts its processes would be lost on them.
+            wait_until(lambda: _workers_fetch(redis), "the workers", crew)
         except ServiceUnavailable as error:
             raise ServiceUnavailable(f"{error}{_end_of(logs)}") from None
         yield Stage(app, send, RemoteSimulator(simulator_port), crew, logs)
+
+
+def _workers_fetch(redis_url: str) -> bool:
+    with Redis.from_url(redis_url) as redis:
+        return bool(redis.exists(f"{NAMESPACE}:__heartbeats__"))
 
 
 def _settings(database: str, redis: str, web_port: int, simulator_port: int) -> dict[str, str]:
