@@ -411,6 +411,5 @@ def test_without_the_bug_the_same_misfortune_is_survived(
     planted = PLANTS[name]
     unlucky(planted)
 
-    for seed in range(planted.first, planted.first + 3):
-        lived = play_seed(engine, seed, subscribers=1)
-        assert not isinstance(lived, str), lived
+    lived = play_seed(engine, planted.first, subscribers=1)
+    assert not isinstance(lived, str), lived
