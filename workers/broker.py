@@ -3,7 +3,10 @@ costs latency and nothing else, because due work is a row with a lease."""
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -15,6 +18,7 @@ import structlog
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import AgeLimit, Middleware, Retries
+from redis.exceptions import RedisError
 
 from billing.app import App, build_process
 from billing.charging.key import lift_stop_of_another_key
@@ -28,17 +32,24 @@ Loaded = TypeVar("Loaded")
 # Of a message, in milliseconds. What it names is handed out again when its lease ends, so an older one tells nothing
 # new. Twice the lease, because the clocks of two machines differ.
 LONGEST_LIFE = int(2 * queries.CLAIM_LEASE.total_seconds() * 1_000)
+REDIS_GONE_SECONDS = 5  # of a worker that has been told to end
 DEAD_LETTERS_LIFE = 60 * 60 * 1_000  # dramatiq would keep what was dropped for a week, in memory
 
 
 class ForThisProcess(Middleware):
     """Names the message in every log line, and closes the process's connections when the worker stops."""
 
+    def __init__(self) -> None:
+        self._in_hand = 0
+        self._lock = threading.Lock()
+
     def after_process_boot(self, broker: dramatiq.Broker) -> None:
         app()
 
     def before_process_message(self, broker: dramatiq.Broker, message: dramatiq.MessageProxy) -> None:
         structlog.contextvars.bind_contextvars(message_id=message.message_id)
+        with self._lock:
+            self._in_hand += 1
 
     def after_process_message(
         self,
@@ -49,10 +60,28 @@ class ForThisProcess(Middleware):
         exception: BaseException | None = None,
     ) -> None:
         structlog.contextvars.clear_contextvars()
+        with self._lock:
+            self._in_hand -= 1
 
     def before_worker_shutdown(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
         if app.cache_info().currsize:
             app().parts.stopping.set()
+        if isinstance(broker, RedisBroker):
+            threading.Thread(target=self._end_without_redis, args=(broker,), daemon=True).start()
+
+    def _end_without_redis(self, broker: RedisBroker) -> None:
+        """Before it ends, dramatiq tells Redis what is done, and tries that for as long as Redis is away. What is done
+        is in the database, so a message that comes again does nothing: there is nothing to wait for."""
+        failed = 0
+        while failed < REDIS_GONE_SECONDS:
+            time.sleep(1)
+            try:
+                broker.client.ping()
+                failed = 0
+            except RedisError:
+                failed = 0 if self._in_hand else failed + 1
+        structlog.get_logger().warning("worker.ended_without_redis")
+        os._exit(0)
 
     def after_worker_shutdown(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
         if app.cache_info().currsize:

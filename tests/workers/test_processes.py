@@ -8,6 +8,7 @@ import pytest
 import redis
 
 from billing.domain.schedule import last_tick
+from billing.sandbox import embedded
 from tests.workers.conftest import KEY, Site
 from workers.scheduler import JOBS
 
@@ -54,6 +55,22 @@ def test_what_a_killed_worker_had_in_hand_is_never_charged_twice(site: Site) -> 
     # Of what was in hand when it was killed some never left, and half a request may have.
     assert site.collected() <= site.charges() <= 60, "nothing was sent twice"
     assert site.statuses().count("succeeded") >= 60 - 4 * 3, "in doubt is what four threads had in hand"
+
+
+def test_a_worker_whose_redis_is_gone_finishes_what_it_has_in_hand_and_ends(site: Site) -> None:
+    """It could never tell Redis what is done, and waits for that no longer than some seconds."""
+    with embedded.valkey() as redis_server:
+        site.environment["BILLING_REDIS_URL"] = redis_server.url
+        site.subscribers(1)
+        fault = b'{"endpoint": "POST /v3/payment_requests", "outcome": "SLOW:3"}'
+        site.simulator.answer("POST", "/_simulator/faults", "", {}, fault)
+        workers, scheduler = site.start_workers(), site.start_scheduler()
+        site.wait_until(lambda: site.charges() == 1)
+
+    assert workers.stop() == 0
+    scheduler.stop()
+    assert site.statuses() == ["succeeded"]
+    assert site.collected() == 1
 
 
 def test_losing_everything_in_redis_loses_nothing(site: Site) -> None:

@@ -31,7 +31,6 @@ from billing.settings import load_settings
 from billing.store.clock import set_test_clock
 from billing.store.migrate import upgrade
 from billing.work import find_sender
-from workers.broker import NAMESPACE
 
 HOST = "127.0.0.1"
 NO_QUOTA = "1000000"  # requests a minute
@@ -129,6 +128,8 @@ def set_up() -> Iterator[Stage]:
 
 
 def _workers_fetch(redis_url: str) -> bool:
+    from workers.broker import NAMESPACE  # noqa: PLC0415 - importing workers reads the settings, which are ours by now
+
     with Redis.from_url(redis_url) as redis:
         return bool(redis.exists(f"{NAMESPACE}:__heartbeats__"))
 
