@@ -226,7 +226,9 @@ def database_url(
 
 
 @pytest.fixture
-def copy_database(servers: Servers, _maintenance_connection: psycopg.Connection) -> Iterator[Callable[[str], str]]:
+def copy_database(
+    servers: Servers, _maintenance_connection: psycopg.Connection, _drop_later: Callable[[str], None]
+) -> Iterator[Callable[[str], str]]:
     """Makes a copy beside a database to which nobody is connected: the address of the copy."""
     made: list[str] = []
 
@@ -236,15 +238,17 @@ def copy_database(servers: Servers, _maintenance_connection: psycopg.Connection)
 
     yield copy
     for name in made:
-        _drop_database(_maintenance_connection, name)
+        _drop_later(name)
 
 
 @pytest.fixture
-def empty_database_url(servers: Servers, _maintenance_connection: psycopg.Connection) -> Iterator[str]:
+def empty_database_url(
+    servers: Servers, _maintenance_connection: psycopg.Connection, _drop_later: Callable[[str], None]
+) -> Iterator[str]:
     """Without any table: what `billing migrate` meets the first time."""
     name = _create_database(_maintenance_connection)
     yield _named(servers.postgres_url, name)
-    _drop_database(_maintenance_connection, name)
+    _drop_later(name)
 
 
 @pytest.fixture
